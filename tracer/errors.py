@@ -10,6 +10,8 @@ FxplainError
 ├── NonFiniteError        NaN or inf in weights, activations or gradients
 ├── DeviceError           the model lies on several devices
 ├── MethodError           no method of that name, or the method does not apply to this model
+├── UnknownNameError      no token space or stream of that name (a KeyError too)
+├── OutputError           the result cannot be written: suffix, folder, nothing to draw
 └── LoadError             a file or name that gives no model
     └── UnsafeFileError   loading it would run code that nobody allowed
 """
@@ -82,6 +84,17 @@ class DeviceError(FxplainError):
 
 class MethodError(FxplainError):
     """No method of that name, or the method does not apply to this model."""
+
+
+class UnknownNameError(FxplainError, KeyError):
+    """No token space or stream of that name; a ``KeyError`` too, so that results behave as mappings."""
+
+    # KeyError would print the message in quotes, with its line breaks escaped
+    __str__ = Exception.__str__
+
+
+class OutputError(FxplainError):
+    """The result cannot be written: unknown suffix, missing folder, nothing to draw."""
 
 
 class LoadError(FxplainError):

@@ -1,0 +1,182 @@
+"""What an explanation is: the relevance of every token to the score, and all that says what it is worth."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fxplain.attentions import Attention, Stream, TokenSpace
+from fxplain.errors import MethodError, UnknownNameError
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fxplain.render.display import Display
+
+Readout = tuple[tuple[tuple[int, float], ...], ...]
+"""The rows that were read: per sample, pairs of (token index, weight)."""
+
+
+class Relevance(Mapping[str, Tensor]):
+    """The relevance of every token, by token space: name -> tensor [batch, tokens], without unit.
+
+    Args:
+        values: space name -> [batch, tokens]; every space of ``spaces`` must be there.
+        spaces: the token spaces, which know the grids.
+
+    Raises:
+        UnknownNameError: (a ``KeyError`` too) if a space of another name is asked for.
+
+    Example:
+        >>> space = TokenSpace("pixel_values", size=4, start=0, grid=(2, 2), origin="input", source="")
+        >>> relevance = Relevance.from_rows(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), (space,))
+        >>> relevance.grid("pixel_values").shape
+        torch.Size([1, 2, 2])
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], spaces: Iterable[TokenSpace]) -> None:
+        self._spaces = {space.name: space for space in spaces}
+        self._values = {name: values[name] for name in self._spaces}
+        for name, space in self._spaces.items():
+            if tuple(self._values[name].shape[1:]) != (space.size,):
+                shape = tuple(self._values[name].shape)
+                raise ValueError(f"relevance of {name!r}: expected [batch, {space.size}], found {shape}")
+
+    @classmethod
+    def from_rows(cls, rows: Tensor, spaces: Iterable[TokenSpace]) -> Relevance:
+        """Cut rows [batch, all tokens] of the relevancy matrix into the token spaces."""
+        spaces = tuple(spaces)
+        return cls({space.name: rows[:, space.start : space.start + space.size] for space in spaces}, spaces)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._values:
+            raise _unknown("token space", name, self._values)
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name}: {tuple(values.shape)}" for name, values in self._values.items())
+        return f"Relevance({sizes})"
+
+    def grid(self, name: str) -> Tensor:
+        """The relevance of one space in its own shape: [batch, T], [batch, H, W] or [batch, T, H, W]."""
+        values = self[name]
+        return values.reshape(values.shape[0], *self._spaces[name].grid)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """One explanation of one batch: what was explained, the relevance of every token, and the evidence.
+
+    Chefer, Gur, Wolf, ICCV 2021: the relevance of a token is its column of the relevancy matrix, read in
+    the rows that the explained score was computed from.
+
+    Example:
+        >>> space = TokenSpace("input_ids", size=2, start=0, grid=(2,), origin="input", source="input_ids")
+        >>> matrix = torch.tensor([[[1.0, 0.5], [0.0, 1.0]]])
+        >>> result = Result(
+        ...     method="relevancy", score=torch.ones(1), target=((3,),), output="logits",
+        ...     relevance=Relevance.from_rows(matrix[:, 0], (space,)), relevancy=matrix,
+        ...     spaces=(space,), streams=(), readout=(((0, 1.0),),), attentions=(), verified=0.0, notes=(),
+        ... )
+        >>> result.relevance["input_ids"]
+        tensor([[1.0000, 0.5000]])
+        >>> result.matrix("input_ids", "input_ids").shape
+        torch.Size([1, 2, 2])
+    """
+
+    method: str
+    score: Tensor
+    """[batch], in the unit of the model's output: the raw value that was explained."""
+    target: Any
+    """The resolved target, per sample."""
+    output: str
+    """Name of the model's output that the score was taken from."""
+    relevance: Relevance
+    relevancy: Tensor | None
+    """[batch, N, N] at the readout, N = all tokens; None if the method keeps no matrix."""
+    spaces: tuple[TokenSpace, ...]
+    streams: tuple[Stream, ...]
+    readout: Readout
+    attentions: tuple[Attention, ...]
+    verified: float
+    """Largest relative difference between the captured graph's output and the model's own."""
+    notes: tuple[str, ...]
+    """What a reader must know: fallbacks taken, steps that are approximate."""
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return int(self.score.shape[0])
+
+    def grid(self, name: str) -> Tensor:
+        """The relevance of one token space in its own shape: [batch, T], [batch, H, W], [batch, T, H, W]."""
+        return self.relevance.grid(name)
+
+    def matrix(self, queries: str, keys: str) -> Tensor:
+        """The block of the relevancy matrix between two token spaces or streams: [batch, q, k].
+
+        Args:
+            queries: name of the space or stream whose rows are wanted.
+            keys: name of the space or stream whose columns are wanted. A space wins over a stream of the
+                same name.
+
+        Raises:
+            UnknownNameError: no space or stream of that name.
+            MethodError: the method keeps no matrix.
+        """
+        rows, columns = self._tokens(queries), self._tokens(keys)
+        if self.relevancy is None:
+            raise MethodError(
+                f"the method {self.method!r} keeps no relevancy matrix",
+                expected="a method that gives every row, such as 'relevancy'",
+                found=f"{self.method!r}, which gives the rows of the readout only",
+                hint="use result.relevance[...] for the readout, or explain with method='relevancy'",
+            )
+        device = self.relevancy.device
+        return self.relevancy[:, rows.to(device)[:, None], columns.to(device)[None, :]]
+
+    def save(self, path: str | os.PathLike[str], display: Display | None = None) -> None:
+        """Write the explanation to a file, whole or not at all; the suffix says how.
+
+        Args:
+            path: ``.html`` a report to read, ``.png`` the overlays on images, ``.json`` or ``.npz`` the
+                numbers, with all that is needed to draw the picture again.
+            display: images, token texts and names of targets to show; without it tokens are numbered.
+
+        Raises:
+            OutputError: another suffix, no such folder, nothing to draw, or the file cannot be written.
+        """
+        from fxplain.render.save import save
+
+        save(self, path, display)
+
+    def _tokens(self, name: str) -> Tensor:
+        spaces = {space.name: space for space in self.spaces}
+        streams = {stream.name: stream for stream in self.streams}
+        if name in spaces:
+            return torch.arange(spaces[name].start, spaces[name].start + spaces[name].size)
+        if name in streams:
+            return torch.tensor(streams[name].tokens, dtype=torch.int64)
+        raise _unknown("token space or stream", name, (*spaces, *streams))
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{space.name}[{space.size}]" for space in self.spaces)
+        return (
+            f"Result({self.method!r}, output={self.output!r}, batch={self.batch}, tokens: {sizes}, "
+            f"{len(self.attentions)} attentions, verified={self.verified:.1e})"
+        )
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    names = ", ".join(repr(other) for other in dict.fromkeys(known))
+    return UnknownNameError(
+        f"there is no {kind} named {name!r}", expected=f"one of {names}", found=repr(name)
+    )
