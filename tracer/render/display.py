@@ -1,0 +1,84 @@
+"""What a person wants to see beside the numbers: the pictures, the words and the names of the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+"""[H, W, 3], or [T, H, W, 3] for a video; upright, as the model saw it (cropped, not normalised)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Display:
+    """What to show for each token space; everything is optional.
+
+    Args:
+        images: token space -> one picture per sample, uint8 [H, W, 3] or, for video, [T, H, W, 3].
+        tokens: token space -> per sample the texts of its tokens, as the tokenizer spells them.
+        labels: names of the targets: index -> name, or a sequence indexed by the target.
+        title: heads the report and the picture, e.g. the model's name.
+        captions: one line per sample, e.g. the name of the file it came from.
+
+    Example:
+        >>> display = Display(tokens={"input_ids": [["[CLS]", "good", "[SEP]"]]}, labels=["bad", "good"])
+        >>> display.target_name(((1,),), 0)
+        '1 (good)'
+    """
+
+    images: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
+    tokens: Mapping[str, Sequence[Sequence[str]]] = field(default_factory=dict)
+    labels: Mapping[int, str] | Sequence[str] = ()
+    title: str = ""
+    captions: Sequence[str] = ()
+
+    def image(self, space: str, sample: int) -> Picture | None:
+        """The picture of one sample, or None; a grey one is given three channels."""
+        pictures = self.images.get(space, ())
+        if sample >= len(pictures):
+            return None
+        picture = np.asarray(pictures[sample])
+        return np.repeat(picture[..., None], 3, axis=-1) if picture.ndim == 2 else picture
+
+    def texts(self, space: str, sample: int) -> Sequence[str] | None:
+        """The token texts of one sample, or None."""
+        samples = self.tokens.get(space, ())
+        return samples[sample] if sample < len(samples) else None
+
+    def caption(self, sample: int) -> str:
+        """The line above one sample, or ''."""
+        return self.captions[sample] if sample < len(self.captions) else ""
+
+    def target_name(self, target: Any, sample: int) -> str:
+        """The target of one sample in words: its index, and its name where there is one.
+
+        The index is a tuple into the model's output; its last entry is taken for the class or word.
+        """
+        index = _of_sample(target, sample)
+        if not isinstance(index, tuple):
+            return str(index)
+        name = self._label(index[-1]) if index else None
+        text = ", ".join(str(entry) for entry in index)
+        return f"{text} ({name})" if name else text
+
+    def _label(self, index: object) -> str | None:
+        if not isinstance(index, int):
+            return None
+        if isinstance(self.labels, Mapping):
+            return self.labels.get(index)
+        return self.labels[index] if 0 <= index < len(self.labels) else None
+
+
+def _of_sample(target: Any, sample: int) -> Any:
+    """One sample's target: targets come as one tuple per sample, or as one for all."""
+    if hasattr(target, "tolist"):
+        target = target.tolist()
+    if not isinstance(target, (tuple, list)):
+        return (target,) if isinstance(target, int) else target
+    if not all(isinstance(entry, (tuple, list)) for entry in target):
+        return tuple(target)
+    return tuple(target[sample]) if sample < len(target) else ()

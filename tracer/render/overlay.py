@@ -1,0 +1,125 @@
+"""The relevance of image tokens, laid over the image they came from."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxplain.render.colours import Scale, heat
+from fxplain.render.display import Display, Picture
+from fxplain.render.shown import Shown, shown
+from fxplain.result import Result
+
+_SHORTEST_SIDE = 336
+"""Smaller pictures are enlarged, so that the overlay does not show their pixels' size but the map's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """One drawn map: the picture, the picture under the map (both uint8 [H, W, 3]) and its scale."""
+
+    space: str
+    label: str
+    """``frame 3`` for videos, a remark on the layout, or ''."""
+    picture: Picture
+    blended: Picture
+    scale: Scale
+
+
+def overlays(result: Result, display: Display, sample: int) -> list[Overlay]:
+    """All overlays of one sample: every space that ``display`` has a picture for, frame by frame."""
+    found: list[Overlay] = []
+    for name in result.relevance:
+        picture = display.image(name, sample)
+        if picture is not None:
+            found.extend(_of_space(shown(result, name, sample), picture))
+    return found
+
+
+def _of_space(space: Shown, picture: Picture) -> list[Overlay]:
+    # an own entry set aside would be the brightest spot of all: draw nothing there
+    values = np.where(space.aside, 0.0 if space.scale.signed else space.scale.low, space.values)
+    grid, remark = as_grid(values, space.space.grid, picture)
+    if grid is None:
+        return []
+    frames = picture if picture.ndim == 4 else picture[None]
+    drawn = []
+    for step, cells in enumerate(grid):
+        # grids of videos are often coarser in time than the frames: take the frame in the step's middle
+        still = enlarge(frames[int((step + 0.5) * len(frames) / len(grid))])
+        label = f"frame {step + 1} of {len(grid)}" if len(grid) > 1 else remark
+        drawn.append(Overlay(space.space.name, label, still, blend(still, cells, space.scale), space.scale))
+    return drawn
+
+
+def as_grid(
+    values: NDArray[Any], grid: tuple[int, ...], picture: Picture
+) -> tuple[NDArray[Any] | None, str]:
+    """Values [tokens] as frames [T, h, w], and a remark where the layout had to be guessed.
+
+    Tokens without rows and columns (patches flattened before they were embedded) are laid out in rows,
+    as flattening does, if exactly one such layout has the picture's proportions; else there is no grid.
+    """
+    if len(grid) == 2:
+        return values.reshape(1, *grid), ""
+    if len(grid) == 3:
+        return values.reshape(grid), ""
+    height, width = picture.shape[-3], picture.shape[-2]
+    columns = round(float(np.sqrt(len(values) * width / height)))
+    if columns < 2 or len(values) % columns:
+        return None, ""
+    rows = len(values) // columns
+    if rows < 2 or abs(np.log((columns / rows) / (width / height))) > 0.1:
+        return None, ""
+    return values.reshape(1, rows, columns), f"tokens laid out as {rows} × {columns}"
+
+
+def enlarge(picture: Picture) -> Picture:
+    """Repeat the pixels of a small picture a whole number of times."""
+    times = -(-_SHORTEST_SIDE // min(picture.shape[:2]))
+    return np.repeat(np.repeat(picture, times, axis=0), times, axis=1) if times > 1 else picture
+
+
+def upsample(cells: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """A map [h, w] at the picture's size [height, width], bilinear between the centres of its cells."""
+    from PIL import Image
+
+    small = Image.fromarray(np.asarray(cells, dtype=np.float32))
+    return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def blend(picture: Picture, cells: NDArray[Any], scale: Scale) -> Picture:
+    """The map [h, w] over the picture [H, W, 3]: the more relevant, the more opaque.
+
+    Example:
+        >>> white = np.full((4, 4, 3), 255, dtype=np.uint8)
+        >>> blend(white, np.ones((2, 2)), Scale.of(np.ones(4))).shape
+        (4, 4, 3)
+    """
+    unit = upsample(scale.unit(cells), picture.shape[0], picture.shape[1])
+    colour, opacity = heat(scale, unit)
+    # the picture loses most of its own colour, so that colour means relevance
+    pixels = picture[..., :3].astype(np.float64) / 255.0
+    grey = pixels @ np.array([0.299, 0.587, 0.114])
+    muted = 0.35 * pixels + 0.65 * grey[..., None]
+    mixed = muted + (colour - muted) * opacity[..., None]
+    return np.asarray(np.rint(np.clip(mixed, 0.0, 1.0) * 255.0), dtype=np.uint8)
+
+
+def png(picture: Picture) -> bytes:
+    """A picture as a PNG file's content."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def data_uri(picture: Picture) -> str:
+    """A picture as a ``data:`` address, for pages that load nothing."""
+    return "data:image/png;base64," + base64.b64encode(png(picture)).decode("ascii")

@@ -1,0 +1,135 @@
+"""One PNG for the whole result: every sample's picture, its overlays, colour bars and titles."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fxplain.errors import OutputError
+from fxplain.render.colours import Scale, number
+from fxplain.render.display import Display, Picture
+from fxplain.render.overlay import overlays
+from fxplain.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLUMNS = 4
+_PANEL, _BAR, _GAP, _TEXT, _HEAD = 3.3, 0.62, 0.18, 0.62, 0.62
+"""Inches: side of a panel, room for its colour bar, gap, room for its title, head of the page."""
+_DPI = 130
+
+
+@dataclass(frozen=True, eq=False)
+class _Panel:
+    picture: Picture
+    title: str
+    scale: Scale | None
+    """None for the untouched picture."""
+
+
+def picture_png(result: Result, display: Display) -> bytes:
+    """The overlays of all samples as one PNG, upright and to scale.
+
+    Raises:
+        OutputError: there is no picture to draw on.
+    """
+    rows: list[list[_Panel]] = []
+    for sample in range(result.batch):
+        panels = _panels(result, display, sample)
+        rows.extend(panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS))
+    if not rows:
+        raise OutputError(
+            "there is no picture to draw the relevance on",
+            expected="Display(images={token space: [uint8 H x W x 3, ...]}) for an image or video input",
+            found=f"pictures for {', '.join(display.images) or 'no token space'}; "
+            f"token spaces {', '.join(result.relevance)}",
+            hint="save as .html for coloured text and bars, or pass the pictures in display",
+        )
+    return _to_png(_figure(rows, _head(result, display)))
+
+
+def _head(result: Result, display: Display) -> str:
+    lines = [display.title] if display.title else []
+    lines.append(f"{result.method} · output {result.output} · model and graph differ by {result.verified:.0e}")
+    return "\n".join(lines)
+
+
+def _panels(result: Result, display: Display, sample: int) -> list[_Panel]:
+    drawn = overlays(result, display, sample)
+    panels: list[_Panel] = []
+    what = f"target {display.target_name(result.target, sample)}, score {number(float(result.score[sample]))}"
+    several = len({overlay.space for overlay in drawn}) > 1
+    for i, overlay in enumerate(drawn):
+        if i == 0 or overlay.space != drawn[i - 1].space:
+            # a video's frames lie under their own maps; a still picture is also shown untouched
+            if "frame" not in overlay.label:
+                panels.append(_Panel(overlay.picture, display.caption(sample) or f"sample {sample}", None))
+        title = "\n".join(filter(None, (what, overlay.space if several else "", overlay.label)))
+        panels.append(_Panel(overlay.blended, title, overlay.scale))
+    return panels
+
+
+def _figure(rows: list[list[_Panel]], head: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    columns = max(len(row) for row in rows)
+    cell_width, cell_height = _PANEL + _BAR + _GAP, _PANEL + _TEXT
+    width, height = columns * cell_width + _GAP, len(rows) * cell_height + _HEAD + _GAP
+    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    figure.text(_GAP / width, 1 - 0.12 / height, head, va="top", size=11, color="#222", parse_math=False)
+    for r, row in enumerate(rows):
+        bottom = height - _HEAD - (r + 1) * cell_height
+        for c, panel in enumerate(row):
+            left = _GAP + c * cell_width
+            _draw(figure, panel, left / width, bottom / height, _PANEL / width, _PANEL / height)
+    return figure
+
+
+def _draw(figure: Figure, panel: _Panel, left: float, bottom: float, width: float, height: float) -> None:
+    axes = figure.add_axes((left, bottom, width, height))
+    axes.imshow(panel.picture)
+    axes.set_axis_off()
+    axes.set_title(_short(panel.title), size=9, color="#222", loc="left", parse_math=False)
+    if panel.scale is not None:
+        # under "equal" the picture is narrower or lower than its panel: the bar follows the picture
+        axes.apply_aspect()
+        box = axes.get_position()
+        unit = width / _PANEL
+        _bar(figure.add_axes((box.x1 + 0.07 * unit, box.y0, 0.13 * unit, box.height)), panel.scale)
+
+
+def _bar(axes: Axes, scale: Scale) -> None:
+    import numpy as np
+
+    from fxplain.render.colours import heat
+
+    steps = np.linspace(-1.0 if scale.signed else 0.0, 1.0, 256)
+    colour, _ = heat(scale, steps)
+    axes.imshow(colour[:, None, :], aspect="auto", origin="lower")
+    ticks = [(0, scale.low), (127.5, (scale.low + scale.high) / 2), (255, scale.high)]
+    if scale.constant:
+        ticks = [(127.5, scale.low)]
+    axes.set_xticks([])
+    axes.yaxis.tick_right()
+    axes.set_yticks([at for at, _ in ticks], [f"{value:.2g}" for _, value in ticks], size=7, color="#222")
+    axes.tick_params(length=2, pad=2)
+
+
+def _short(text: str, most: int = 56) -> str:
+    lines = [line if len(line) <= most else line[: most - 1] + "…" for line in text.splitlines()]
+    return "\n".join(lines)
+
+
+def _to_png(figure: Figure) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # letters the font lacks are drawn as boxes: no reason to fail or to warn
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,72 @@
+"""The relevance of one token space in one sample, ready to be drawn: values, scale, rows set aside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxplain.attentions import TokenSpace
+from fxplain.render.colours import Scale, to_array
+from fxplain.result import Result
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """One space of one sample: ``values`` [tokens] and the ``scale`` to colour them by."""
+
+    space: TokenSpace
+    values: NDArray[Any]
+    aside: NDArray[np.bool_]
+    """[tokens]: the tokens whose own row was read, see :func:`shown`."""
+    scale: Scale
+
+    @property
+    def empty(self) -> bool:
+        """No token of this space matters to the score."""
+        return not np.any(self.values)
+
+    @property
+    def total(self) -> float:
+        """Sum of the relevance, without the entries set aside."""
+        return float(self.values[~self.aside].sum())
+
+
+def shown(result: Result, name: str, sample: int) -> Shown:
+    """The values of one space in one sample.
+
+    A token whose row was read holds its own identity entry there (relevancy = identity + increments), so
+    it is marked, and its value does not stretch the colours of the others. Where most of the space is
+    read (mean pooling), all tokens hold that same entry and none is set aside.
+    """
+    space = next(space for space in result.spaces if space.name == name)
+    values = to_array(result.relevance[name][sample])
+    aside = np.zeros(space.size, dtype=np.bool_)
+    read = [token - space.start for token, weight in _rows(result, sample) if weight]
+    inside = [token for token in read if 0 <= token < space.size]
+    if len(inside) * 2 <= space.size:
+        aside[inside] = True
+    return Shown(space, values, aside, Scale.of(values, aside))
+
+
+def readout_words(result: Result, sample: int, most: int = 6) -> str:
+    """The rows that were read, in words: ``input_ids[0]``, or ``0.25 input_ids[0], 0.25 input_ids[1], ...``."""
+    rows = [(token, weight) for token, weight in _rows(result, sample) if weight]
+    plain = len(rows) == 1
+    words = [_token_name(result, t) if plain else f"{w:.3g} × {_token_name(result, t)}" for t, w in rows[:most]]
+    rest = f", … ({len(rows)} in all)" if len(rows) > most else ""
+    return ", ".join(words) + rest
+
+
+def _rows(result: Result, sample: int) -> tuple[tuple[int, float], ...]:
+    return result.readout[sample] if sample < len(result.readout) else ()
+
+
+def _token_name(result: Result, token: int) -> str:
+    for space in result.spaces:
+        if space.start <= token < space.start + space.size:
+            position = np.unravel_index(token - space.start, space.grid or (space.size,))
+            return f"{space.name}[{', '.join(str(int(i)) for i in position)}]"
+    return f"token {token}"
