@@ -1,0 +1,145 @@
+"""From a live model and one call's arguments to a verified graph, by the first strategy that succeeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxplain.captured import Captured, Draft, Placeholder
+from fxplain.errors import CaptureError, DeviceError, InputError, VerificationError
+from fxplain.export import export
+from fxplain.guard import same_random_numbers, untouched, values_kept
+from fxplain.inputs import Layout, flatten
+from fxplain.outputs import flatten as flatten_output
+from fxplain.outputs import skeleton
+from fxplain.verify import call, check_finite_outputs, check_finite_weights, verify_draft
+
+__all__ = ["STRATEGIES", "Captured", "Placeholder", "capture"]
+
+Strategy = Callable[[nn.Module, list[Tensor], Layout], Draft]
+STRATEGIES: tuple[tuple[str, Strategy], ...] = (("export", export),)
+"""Tried in this order; the first whose graph reproduces the model's output wins."""
+
+
+def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
+    """Capture ``model(*args, **kwargs)`` in eval mode as a graph that reproduces the model's output.
+
+    Raises:
+        InputError: the model raised on these arguments, or the model is no ``torch.nn.Module``.
+        DeviceError: parameters and inputs lie on several devices.
+        NonFiniteError: NaN or inf in a parameter or in the output.
+        CaptureError: every strategy failed; the message has each one's reason.
+        VerificationError: graphs were made, and none reproduces the output.
+    """
+    model = _plain(model)
+    tensors, layout = flatten(model, args, kwargs)
+    check_devices(model, tensors, layout)
+    check_finite_weights(model)
+    tensors = [tensor.detach() for tensor in tensors]
+    output = call(model, tensors, layout)
+    expected = flatten_output(output)
+    if not expected:
+        raise InputError(
+            "the model returns no tensor",
+            where=type(model).__name__,
+            expected="a tensor, or a container or dataclass with tensors",
+            found=type(output).__name__,
+        )
+    check_finite_outputs(expected)
+    reasons: dict[str, str] = {}
+    mismatch: VerificationError | None = None
+    for name, strategy in STRATEGIES:
+        try:
+            with untouched(model), values_kept(model, tensors), same_random_numbers():
+                draft = strategy(model, tensors, layout)
+            return _finish(model, draft, tensors, layout, output, name, reasons)
+        except VerificationError as error:
+            mismatch, reasons[name] = error, _reason(error)
+        except Exception as error:  # any failure of a strategy is a reason to try the next one
+            reasons[name] = _reason(error)
+    if mismatch is not None:
+        raise mismatch
+    raise CaptureError(
+        "the model could not be captured as a graph",
+        where=type(model).__name__,
+        found="; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
+        hint="report the model: fxplain should capture every model that runs on this input",
+    )
+
+
+def _finish(
+    model: nn.Module,
+    draft: Draft,
+    tensors: list[Tensor],
+    layout: Layout,
+    output: Any,
+    strategy: str,
+    reasons: Mapping[str, str],
+) -> Captured:
+    expected = flatten_output(output)
+    notes = draft.notes
+    if any(module.training for module in model.modules()):
+        notes += ("the model was in training mode; captured and explained in eval mode",)
+    captured = Captured(
+        graph=draft.graph,
+        placeholders=draft.placeholders,
+        outputs=tuple(name for name, _ in expected),
+        strategy=strategy,
+        reasons=dict(reasons),
+        specialised=draft.specialised,
+        verified=0.0,
+        notes=notes,
+        model=model,
+        layout=layout,
+        structure=skeleton(output),
+        constants=draft.constants,
+    )
+    values = captured.bind_tensors(tensors)
+    worst = verify_draft(draft, list(values.values()), expected, strategy)
+    return captured.with_verified(worst)
+
+
+def _plain(model: Any) -> nn.Module:
+    """The module itself, without the wrappers that ``torch.compile`` and data parallelism put around it."""
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            "the model is not a PyTorch module", expected="a torch.nn.Module", found=type(model).__name__
+        )
+    inner = getattr(model, "_orig_mod", None)
+    if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = model.module
+    return _plain(inner) if isinstance(inner, nn.Module) else model
+
+
+def check_devices(model: nn.Module, tensors: list[Tensor], layout: Layout) -> None:
+    """Raise :class:`DeviceError` unless all weights and inputs lie on one device that holds data."""
+    names = list(model.named_parameters()) + list(model.named_buffers())
+    names += [(f"input {spec.path}", tensor) for spec, tensor in zip(layout.tensors, tensors, strict=True)]
+    places: dict[torch.device, str] = {}
+    for name, tensor in names:
+        if tensor.is_meta:
+            raise DeviceError(
+                "the model has no weights yet",
+                where=name,
+                expected="tensors that hold data",
+                found="a tensor on the meta device",
+                hint="load the weights, or move the model with to_empty and initialise it",
+            )
+        if tensor.dim():  # single numbers on the CPU work with tensors anywhere
+            places.setdefault(tensor.device, name)
+    if len(places) > 1:
+        raise DeviceError(
+            "the model and its inputs lie on several devices",
+            expected="one device for all parameters, buffers and inputs",
+            found=", ".join(f"{name} on {device}" for device, name in places.items()),
+            hint="move them together: model.to(device) and the inputs too",
+        )
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else ""
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

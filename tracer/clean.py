@@ -1,0 +1,174 @@
+"""From an exported program's graph to one that runs under autograd, changes nothing and is easy to read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
+from torch.fx import Graph, GraphModule, Node
+
+# Checks that a replay on other values must not trip over; they compute nothing.
+_ASSERTIONS = {
+    "_assert_tensor_metadata",
+    "_assert_async",
+    "_assert_scalar",
+    "_functional_assert_async",
+    "_functional_assert_scalar",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+}
+_REPLAYED = re.compile(r'File "<eval_with_key>[^"]*", line \d+, in \w+\s*\n\s*(\w+) = ')
+
+
+def functional(program: ExportedProgram) -> ExportedProgram:
+    """The program without in-place operations and without regions, every operation otherwise as it was.
+
+    Decomposing with an empty table functionalises (a write into a view becomes a scatter, a write into a
+    buffer an extra output), applies autocast as explicit casts and keeps linear, softmax, attention and
+    all other composite operations whole.  It costs a second trace, so it runs only where it is needed.
+    """
+    inline_grad_regions(program.graph_module)
+    if not any(_needs_decomposition(node) for node in program.graph.nodes):
+        return program
+    inner = {
+        node.name: dict(node.meta)
+        for module in program.graph_module.modules()
+        if isinstance(module, GraphModule) and module is not program.graph_module
+        for node in module.graph.nodes
+    }
+    program = program.run_decompositions({})
+    for node in program.graph.nodes:
+        _restore_origin(node, inner)
+    return program
+
+
+def _needs_decomposition(node: Node) -> bool:
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return _name(node) in ("wrap_with_autocast", "wrap_with_set_grad_enabled")
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable and not _fresh_detach(node)
+
+
+def _fresh_detach(node: Node) -> bool:
+    """``torch.tensor(...)`` in forward leaves ``detach_`` of a fresh copy, which is no change to anything."""
+    source = node.args[0] if node.args else None
+    return (
+        node.target is torch.ops.aten.detach_.default
+        and isinstance(source, Node)
+        and source.target is torch.ops.aten.lift_fresh_copy.default
+    )
+
+
+def _restore_origin(node: Node, inner: dict[str, dict[str, Any]]) -> None:
+    """Nodes of an inlined region were replayed from generated code; give them back where they came from."""
+    replayed = _REPLAYED.findall(node.meta.get("stack_trace") or "")
+    if replayed and (meta := inner.get(replayed[-1])):
+        node.meta.update({key: meta[key] for key in ("stack_trace", "nn_module_stack") if key in meta})
+
+
+def inline_grad_regions(root: GraphModule) -> None:
+    """Put the body of each ``with torch.no_grad()`` (or ``enable_grad``) region in the region's place.
+
+    The explanation's gradients flow through such a region: it tells training what to skip, not what the
+    prediction depends on.
+    """
+    for module in list(root.modules()):
+        if not isinstance(module, GraphModule):
+            continue
+        while regions := [n for n in module.graph.nodes if _name(n) == "wrap_with_set_grad_enabled"]:
+            _inline(module, regions[0])
+        module.recompile()
+
+
+def _inline(module: GraphModule, region: Node) -> None:
+    body_node = region.args[1]
+    assert isinstance(body_node, Node)
+    body = module.get_submodule(str(body_node.target))
+    assert isinstance(body, GraphModule)
+    inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
+    values: dict[Node, Node] = dict(zip(inputs, region.args[2:], strict=True))  # type: ignore[arg-type]
+    results: Any = ()
+    with module.graph.inserting_before(region):
+        for node in body.graph.nodes:
+            if node.op == "output":
+                results = torch.fx.node.map_arg(node.args[0], lambda n: values[n])
+            elif node.op == "get_attr":
+                setattr(module, f"{body_node.target}_{node.target}", getattr(body, str(node.target)))
+                values[node] = module.graph.get_attr(f"{body_node.target}_{node.target}")
+            elif node.op != "placeholder":
+                values[node] = module.graph.node_copy(node, lambda n: values[n])
+    for user in list(region.users):
+        user.replace_all_uses_with(results[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(region)
+    if not body_node.users:
+        module.graph.erase_node(body_node)
+
+
+def tidy(program: ExportedProgram, rename: Callable[[str], str]) -> GraphModule:
+    """The program's graph with its user outputs alone, no assertions, and module paths through ``rename``."""
+    graph = Graph()
+    copied: dict[Node, Node] = {}
+    results = graph.graph_copy(program.graph, copied)
+    specs = program.graph_signature.output_specs
+    wanted = [
+        value
+        for value, spec in zip(results, specs, strict=True)  # type: ignore[arg-type, call-overload]
+        if spec.kind is OutputKind.USER_OUTPUT
+    ]
+    graph.output(tuple(wanted))
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_module" or (node.op == "call_function" and _name(node) in _ASSERTIONS):
+            graph.erase_node(node)
+        elif node.op == "call_function" and _fresh_detach(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.op == "call_function":
+            _differentiable(graph, node)
+    rename_modules(graph, rename)
+    graph.eliminate_dead_code()
+    graph.lint()
+    return GraphModule(program.graph_module, graph)
+
+
+def _differentiable(graph: Graph, node: Node) -> None:
+    """Put an operation that runs under autograd in the place of one that does not."""
+    aten = torch.ops.aten
+    if node.target in (aten.view.default, aten._unsafe_view.default):
+        node.target = aten.reshape.default  # strides may differ when kernels that keep gradients are chosen
+    elif node.target is aten.lift_fresh_copy.default:
+        node.target = aten.clone.default
+    elif node.target is aten.zero.default:
+        node.target = aten.zeros_like.default
+    elif node.target is aten.copy.default:
+        into, source = node.args[0], node.args[1]
+        assert isinstance(into, Node)
+        assert isinstance(source, Node)
+        with graph.inserting_before(node):
+            cast = graph.call_function(aten.to.dtype, (source, into.meta["val"].dtype))
+            wide = graph.call_function(aten.expand.default, (cast, list(into.meta["val"].shape)))
+        for new, value in ((cast, source.meta["val"].to(node.meta["val"].dtype)), (wide, node.meta["val"])):
+            new.meta.update({**node.meta, "val": value})
+        node.replace_all_uses_with(wide)
+        graph.erase_node(node)
+
+
+def rename_modules(graph: Graph, rename: Callable[[str], str]) -> None:
+    for node in graph.nodes:
+        if stack := node.meta.get("nn_module_stack"):
+            node.meta["nn_module_stack"] = {
+                key: (rename(path.partition("@")[0]), kind) for key, (path, kind) in stack.items()
+            }
+
+
+def _name(node: Node) -> str:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.name.partition("::")[2]
+    return str(getattr(target, "__name__", target))

@@ -1,0 +1,65 @@
+"""The first strategy of capture: ``torch.export``, the symbolic tracer, on a wrapper with flat tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from fxplain.captured import Draft, Placeholder, PlaceholderKind
+from fxplain.clean import functional, tidy
+from fxplain.inputs import Layout
+from fxplain.outputs import flatten
+
+_KINDS: dict[InputKind, PlaceholderKind] = {
+    InputKind.USER_INPUT: "input",
+    InputKind.PARAMETER: "parameter",
+    InputKind.BUFFER: "buffer",
+    InputKind.CONSTANT_TENSOR: "constant",
+}
+
+
+class Flat(nn.Module):
+    """The model with flat tensors in and out: no caches, mappings or constants cross its border."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.model = model
+        self.layout = layout
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        args, kwargs = self.layout.fill(tensors)
+        return tuple(tensor for _, tensor in flatten(self.model(*args, **kwargs)))
+
+
+def export(model: nn.Module, tensors: list[Tensor], layout: Layout) -> Draft:
+    """The model's graph by ``torch.export.export(..., strict=False)``; raises whatever that raises."""
+    program = torch.export.export(Flat(model, layout), tuple(tensors), strict=False)
+    return drafted(functional(program), layout, prefix="model")
+
+
+def drafted(program: ExportedProgram, layout: Layout, prefix: str) -> Draft:
+    """The program's graph as a draft; ``prefix`` is the path of the user's model inside the program."""
+
+    def rename(path: str) -> str:
+        return "" if path == prefix else path.removeprefix(f"{prefix}.")
+
+    inputs = iter(layout.tensors)
+    placeholders: list[Placeholder] = []
+    constants: dict[str, Tensor] = {}
+    for spec in program.graph_signature.input_specs:
+        kind = _KINDS[spec.kind]
+        path = next(inputs).path if kind == "input" else rename(str(spec.target))
+        placeholders.append(Placeholder(spec.arg.name, kind, path))
+        if kind == "constant":
+            constants[spec.arg.name] = _constant(program, str(spec.target))
+    return Draft(tidy(program, rename), tuple(placeholders), constants)
+
+
+def _constant(program: ExportedProgram, name: str) -> Tensor:
+    value: Any = program.constants[name]
+    assert isinstance(value, Tensor)
+    return value

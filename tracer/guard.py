@@ -1,0 +1,179 @@
+"""Leave the model and the process as they were found, also when the model raises."""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_CONTAINERS = (dict, list, set)
+
+
+@contextmanager
+def untouched(model: nn.Module | None) -> Iterator[None]:
+    """A region in which the model is in eval mode and no gradient is kept, and after which all is as before.
+
+    Restored, in every module: attributes, which tensors are its parameters and buffers, hooks, training
+    flags, ``requires_grad`` and ``.grad``; in the process: random states (Python, NumPy, torch on the CPU
+    and on devices in use), default dtype, grad and inference mode, the fast path of multi-head attention,
+    warning filters. For the *values* of tensors that the model writes into see :func:`values_kept`.
+    """
+    with ExitStack() as stack:
+        stack.callback(_process_state())
+        if model is not None:
+            stack.callback(_model_state(model))
+            for module in model.modules():
+                module.training = False  # not .eval(): a model may override it
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+@contextmanager
+def values_kept(model: nn.Module, inputs: Sequence[Tensor] = ()) -> Iterator[None]:
+    """A region after which parameters, buffers and ``inputs`` hold the values they had, whatever ran in it."""
+    with _Journal([*inputs, *model.parameters(), *model.buffers()]):
+        yield
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """A region after which all random states are as before it, so that a second run draws the same numbers."""
+    restore = _random_state()
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _random_state() -> Callable[[], None]:
+    python, cpu = random.getstate(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    numpy = sys.modules.get("numpy")
+    array = numpy.random.get_state() if numpy is not None else None
+
+    def restore() -> None:
+        random.setstate(python)
+        torch.set_rng_state(cpu)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+        if numpy is not None:
+            numpy.random.set_state(array)
+
+    return restore
+
+
+def _process_state() -> Callable[[], None]:
+    numbers, dtype = _random_state(), torch.get_default_dtype()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fast path is one opaque kernel per layer
+
+    def restore() -> None:
+        numbers()
+        torch.set_default_dtype(dtype)
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+    return restore
+
+
+def _model_state(model: nn.Module) -> Callable[[], None]:
+    """Remember each module's attributes one container deep, and each parameter's flags."""
+    saved: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]] = []
+    for module in model.modules():
+        own = dict(module.__dict__)
+        saved.append((module, own, [(v, v.copy()) for v in own.values() if isinstance(v, _CONTAINERS)]))
+    flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+
+    def restore() -> None:
+        for module, own, containers in saved:
+            module.__dict__.clear()
+            module.__dict__.update(own)
+            for container, content in containers:
+                _refill(container, content)
+        for parameter, requires_grad, grad in flags:
+            if parameter.requires_grad is not requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+
+    return restore
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)
+
+
+class _Journal(TorchDispatchMode):
+    """Keeps a copy of an owned tensor just before the first operation that writes into it; restores at exit.
+
+    Costs nothing for the many tensors that no operation writes into.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    supports_higher_order_operators = True
+
+    def __init__(self, owned: list[Tensor]) -> None:
+        super().__init__()
+        self._owners: dict[int, list[Tensor]] = {}
+        self._copies: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for tensor in owned:
+            if key := _storage(tensor):
+                self._owners.setdefault(key, []).append(tensor)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        for tensor in written(func, args, kwargs):
+            key = _storage(tensor)
+            if key in self._owners and key not in self._copies:
+                with torch.no_grad():
+                    self._copies[key] = [(t, t.detach().clone()) for t in self._owners[key]]
+        return func(*args, **kwargs)
+
+    def __exit__(self, *details: Any) -> None:
+        super().__exit__(*details)
+        for pairs in self._copies.values():
+            for tensor, copy in pairs:
+                tensor.data.copy_(copy)
+
+
+def written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among an operator's arguments that its schema says it writes into."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    found: list[Any] = []
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            found += value if isinstance(value, (list, tuple)) else [value]
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    """The address of the tensor's memory; 0 where it has none (meta, fake and wrapped tensors)."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
