@@ -155,8 +155,8 @@ BOXES = 5
 
 def lxmert(attn: str) -> Case:
     config = hf.LxmertConfig(
-        vocab_size=99, hidden_size=32, num_attention_heads=4, intermediate_size=48, max_position_embeddings=32,
-        num_qa_labels=4, l_layers=2, r_layers=2, x_layers=2, visual_feat_dim=10, visual_pos_dim=4,
+        vocab_size=99, hidden_size=32, num_attention_heads=4, intermediate_size=48, num_qa_labels=4,
+        max_position_embeddings=32, l_layers=2, r_layers=2, x_layers=2, visual_feat_dim=10, visual_pos_dim=4,
         attn_implementation=attn,
     )  # fmt: skip
     seen = torch.ones(2, BOXES)
@@ -172,15 +172,12 @@ def lxmert(attn: str) -> Case:
     sites = list(selves("input_ids", 4, LENGTH, "encoder.layer.{}.attention", 2))
     sites += selves("visual_feats", 4, BOXES, "encoder.r_layers.{}.attention", 2)
     for where in ("encoder.x_layers.0", "encoder.x_layers.1"):
+        last = where.endswith("1")  # where nothing reads the image any more
         # one module for both directions, both from the state before the layer
         sites.append(Site("co", text, image, 4, LENGTH, BOXES, f"{where}.visual_attention"))
-        sites.append(
-            Site("co", image, text, 4, BOXES, LENGTH, f"{where}.visual_attention", optional="1" in where)
-        )
+        sites.append(Site("co", image, text, 4, BOXES, LENGTH, f"{where}.visual_attention", optional=last))
         sites += selves("input_ids", 4, LENGTH, f"{where}.lang_self_att", 1)
-        sites.append(
-            Site("self", image, image, 4, BOXES, BOXES, f"{where}.visn_self_att", optional="1" in where)
-        )
+        sites.append(Site("self", image, image, 4, BOXES, BOXES, f"{where}.visn_self_att", optional=last))
 
     def maps(model: nn.Module, inputs: Inputs) -> list[tuple[int, Tensor]]:
         with torch.no_grad():

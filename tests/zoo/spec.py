@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 Inputs = dict[str, Any]
 Maps = Callable[[nn.Module, Inputs], "list[tuple[int, Tensor]]"]
-"""Runs the model with its own means of reporting; pairs (index of the site, map [batch, head, query, key])."""
+"""Runs the model with its own means of reporting: pairs (index of site, map [batch, head, query, key])."""
 
 EVERY = None
 """In a readout: every token of the space."""
@@ -24,7 +24,7 @@ EVERY = None
 
 @dataclass(frozen=True)
 class Site:
-    """One expected attention call: streams as tuples of space names, tokens per map, part of the module's path."""
+    """One expected attention call: streams as tuples of space names, tokens per map, part of the path."""
 
     kind: str
     queries: tuple[str, ...]
@@ -100,17 +100,17 @@ def rows(*positions: tuple[str, tuple[int, ...] | None], batch: int = 2) -> tupl
 def make(build: Callable[[], nn.Module], seed: int = 0, spread: float = 3.0) -> nn.Module:
     """Builds a model with seeded weights, in eval mode and without touching the global generator.
 
-    Fresh transformers weights are tiny (std 0.02), which makes attention all but uniform and gradients all but
-    zero; matrices are spread so that mistakes are seen.
+    Fresh transformers weights are tiny (std 0.02), which makes attention all but uniform and gradients all
+    but zero; matrices are spread so that mistakes are seen.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build().eval()
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.dim() > 1 and parameter.std() < 0.1:
+                if parameter.dim() > 1 and parameter.numel() > 1 and parameter.std() < 0.1:
                     parameter.copy_(torch.randn_like(parameter) * 0.05 * spread)
-                elif parameter.dim() == 1 and parameter.std() == 0 and parameter.numel() > 1:
+                elif parameter.dim() == 1 and parameter.numel() > 1 and parameter.std() == 0:
                     parameter.add_(torch.randn_like(parameter) * 0.05)
     return model
 

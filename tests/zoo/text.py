@@ -218,8 +218,8 @@ def seq2seq(model: nn.Module, encoder: str, own: str, cross: str) -> Case:
 
 def t5(attn: str) -> Case:
     config = hf.T5Config(
-        vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, relative_attention_num_buckets=8,
-        dropout_rate=0.0, decoder_start_token_id=0, attn_implementation=attn,
+        vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        relative_attention_num_buckets=8, dropout_rate=0.0, decoder_start_token_id=0, attn_implementation=attn,
     )  # fmt: skip
     return seq2seq(
         make(lambda: hf.T5ForConditionalGeneration(config)),
@@ -262,8 +262,8 @@ def whisper(attn: str) -> Case:
     from zoo.spec import floats
 
     config = hf.WhisperConfig(
-        **BART, vocab_size=99, num_mel_bins=6, max_source_positions=8, max_target_positions=16, pad_token_id=0,
-        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, attn_implementation=attn,
+        **BART, vocab_size=99, num_mel_bins=6, max_source_positions=8, max_target_positions=16,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, attn_implementation=attn,
     )  # fmt: skip
     inputs = {"input_features": floats(2, 6, 16), "decoder_input_ids": ids(length=GOAL, seed=3)}
     expected = Expected(

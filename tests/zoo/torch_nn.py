@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.spec import EVERY, Builder, Case, Expected, Inputs, Site, floats, make, rows, selves
+from zoo.spec import Builder, Case, Expected, Inputs, Site, floats, make, rows, selves
 
 WIDTH, HEADS, LENGTH, MEMORY = 32, 4, 5, 7
 LAYER = {"d_model": WIDTH, "nhead": HEADS, "dim_feedforward": 48, "dropout": 0.0}

@@ -65,19 +65,18 @@ def dinov2(attn: str) -> Case:
 
 def swin(attn: str) -> Case:
     config = hf.SwinConfig(
-        image_size=32, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4, num_labels=5,
-        attn_implementation=attn,
+        image_size=32, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4,
+        num_labels=5, attn_implementation=attn,
     )  # fmt: skip
     model = make(lambda: hf.SwinForImageClassification(config))
     return image_case(model, swin_sites(), rows(("pixel_values", EVERY)), maps=None, marks=("pooled",))
 
 
-def swin_sites(
-    space: str = "pixel_values", modules: str = "layers.{}.blocks.{}.attention"
-) -> tuple[Site, ...]:
-    """Stage one: 8 x 8 tokens in windows of 4 x 4, plain then shifted; stage two: 4 x 4 tokens, one window."""
+def swin_sites() -> tuple[Site, ...]:
+    """Stage one: 8 x 8 tokens in windows of 4 x 4, plain then shifted; stage two: 4 x 4 tokens."""
+    space = ("pixel_values",)
     return tuple(
-        Site("self", (space,), (space,), heads, size, size, modules.format(stage, block))
+        Site("self", space, space, heads, size, size, f"layers.{stage}.blocks.{block}.attention")
         for stage, (heads, size) in enumerate([(2, 64), (4, 16)])
         for block in range(2)
     )
@@ -257,8 +256,8 @@ def tv_maxvit() -> Case:
 
     def build() -> nn.Module:
         return MaxVit(
-            input_size=(32, 32), stem_channels=8, partition_size=2, block_channels=[16, 32], block_layers=[1, 1],
-            head_dim=8, stochastic_depth_prob=0.0, num_classes=5,
+            input_size=(32, 32), stem_channels=8, partition_size=2, block_channels=[16, 32],
+            block_layers=[1, 1], head_dim=8, stochastic_depth_prob=0.0, num_classes=5,
         )  # fmt: skip
 
     # per block one attention in windows and one over the grid, on 8 x 8 and then 4 x 4 tokens
