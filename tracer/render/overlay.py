@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from fxplain.render.colours import Scale, heat
 from fxplain.render.display import Display, Picture
 from fxplain.render.shown import Shown, shown
 from fxplain.result import Result
+from numpy.typing import NDArray
 
 _SHORTEST_SIDE = 336
 """Smaller pictures are enlarged, so that the overlay does not show their pixels' size but the map's."""
@@ -25,7 +24,9 @@ class Overlay:
 
     space: str
     label: str
-    """``frame 3`` for videos, a remark on the layout, or ''."""
+    """Which frame of a video, a remark on the layout, or ''."""
+    frame: bool
+    """Whether it is one of several frames."""
     picture: Picture
     blended: Picture
     scale: Scale
@@ -52,14 +53,25 @@ def _of_space(space: Shown, picture: Picture) -> list[Overlay]:
     for step, cells in enumerate(grid):
         # grids of videos are often coarser in time than the frames: take the frame in the step's middle
         still = enlarge(frames[int((step + 0.5) * len(frames) / len(grid))])
-        label = f"frame {step + 1} of {len(grid)}" if len(grid) > 1 else remark
-        drawn.append(Overlay(space.space.name, label, still, blend(still, cells, space.scale), space.scale))
+        several = len(grid) > 1
+        label = f"frame {step + 1} of {len(grid)}" if several else remark
+        blended = blend(still, cells, space.scale)
+        drawn.append(Overlay(space.space.name, label, several, still, blended, space.scale))
     return drawn
 
 
-def as_grid(
-    values: NDArray[Any], grid: tuple[int, ...], picture: Picture
-) -> tuple[NDArray[Any] | None, str]:
+def plain_map(space: Shown) -> list[Picture]:
+    """A space with rows and columns but no picture: its map alone, one square per token, frame by frame."""
+    grid = space.values.reshape(-1, *space.space.grid[-2:])
+    return [enlarge(_paint(space.scale, cells), 112) for cells in grid]
+
+
+def _paint(scale: Scale, cells: NDArray[Any]) -> Picture:
+    colour, _ = heat(scale, scale.unit(cells))
+    return np.asarray(np.rint(colour * 255.0), dtype=np.uint8)
+
+
+def as_grid(values: NDArray[Any], grid: tuple[int, ...], picture: Picture) -> tuple[NDArray[Any] | None, str]:
     """Values [tokens] as frames [T, h, w], and a remark where the layout had to be guessed.
 
     Tokens without rows and columns (patches flattened before they were embedded) are laid out in rows,
@@ -76,12 +88,12 @@ def as_grid(
     rows = len(values) // columns
     if rows < 2 or abs(np.log((columns / rows) / (width / height))) > 0.1:
         return None, ""
-    return values.reshape(1, rows, columns), f"tokens laid out as {rows} × {columns}"
+    return values.reshape(1, rows, columns), f"tokens laid out as {rows} x {columns}"
 
 
-def enlarge(picture: Picture) -> Picture:
-    """Repeat the pixels of a small picture a whole number of times."""
-    times = -(-_SHORTEST_SIDE // min(picture.shape[:2]))
+def enlarge(picture: Picture, side: int = _SHORTEST_SIDE) -> Picture:
+    """Repeat the pixels of a small picture a whole number of times, until its sides reach ``side``."""
+    times = -(-side // min(picture.shape[:2]))
     return np.repeat(np.repeat(picture, times, axis=0), times, axis=1) if times > 1 else picture
 
 

@@ -7,8 +7,9 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 from fxplain.errors import OutputError
-from fxplain.render.colours import Scale, number
+from fxplain.render.colours import Scale, heat, number
 from fxplain.render.display import Display, Picture
 from fxplain.render.overlay import overlays
 from fxplain.result import Result
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 4
-_PANEL, _BAR, _GAP, _TEXT, _HEAD = 3.3, 0.62, 0.18, 0.62, 0.62
-"""Inches: side of a panel, room for its colour bar, gap, room for its title, head of the page."""
+_PANEL, _BAR, _GAP, _LINE, _HEAD = 3.3, 0.62, 0.18, 0.17, 0.6
+"""Inches: side of a panel, room for its colour bar, gap, a line of its title, head of the page."""
 _DPI = 130
 
 
@@ -53,8 +54,10 @@ def picture_png(result: Result, display: Display) -> bytes:
 
 
 def _head(result: Result, display: Display) -> str:
-    lines = [display.title] if display.title else []
-    lines.append(f"{result.method} · output {result.output} · model and graph differ by {result.verified:.0e}")
+    lines = [_short(display.title, 80)] if display.title else []
+    lines.append(
+        f"{result.method} · output {result.output} · graph and model differ by {result.verified:.0e}"
+    )
     return "\n".join(lines)
 
 
@@ -63,11 +66,12 @@ def _panels(result: Result, display: Display, sample: int) -> list[_Panel]:
     panels: list[_Panel] = []
     what = f"target {display.target_name(result.target, sample)}, score {number(float(result.score[sample]))}"
     several = len({overlay.space for overlay in drawn}) > 1
-    for i, overlay in enumerate(drawn):
-        if i == 0 or overlay.space != drawn[i - 1].space:
-            # a video's frames lie under their own maps; a still picture is also shown untouched
-            if "frame" not in overlay.label:
-                panels.append(_Panel(overlay.picture, display.caption(sample) or f"sample {sample}", None))
+    seen: set[str] = set()
+    for overlay in drawn:
+        # a video's frames lie under their own maps; a still picture is also shown untouched
+        if overlay.space not in seen and not overlay.frame:
+            panels.append(_Panel(overlay.picture, display.caption(sample) or f"sample {sample}", None))
+        seen.add(overlay.space)
         title = "\n".join(filter(None, (what, overlay.space if several else "", overlay.label)))
         panels.append(_Panel(overlay.blended, title, overlay.scale))
     return panels
@@ -76,16 +80,17 @@ def _panels(result: Result, display: Display, sample: int) -> list[_Panel]:
 def _figure(rows: list[list[_Panel]], head: str) -> Figure:
     from matplotlib.figure import Figure
 
-    columns = max(len(row) for row in rows)
-    cell_width, cell_height = _PANEL + _BAR + _GAP, _PANEL + _TEXT
-    width, height = columns * cell_width + _GAP, len(rows) * cell_height + _HEAD + _GAP
+    cell = _PANEL + _BAR + _GAP
+    width = max(len(row) for row in rows) * cell + _GAP
+    titles = [_GAP + _LINE * max(panel.title.count("\n") + 1 for panel in row) for row in rows]
+    height = _HEAD + sum(titles) + len(rows) * _PANEL + _GAP
     figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
     figure.text(_GAP / width, 1 - 0.12 / height, head, va="top", size=11, color="#222", parse_math=False)
-    for r, row in enumerate(rows):
-        bottom = height - _HEAD - (r + 1) * cell_height
+    top = height - _HEAD
+    for row, room in zip(rows, titles, strict=True):
+        top -= room + _PANEL
         for c, panel in enumerate(row):
-            left = _GAP + c * cell_width
-            _draw(figure, panel, left / width, bottom / height, _PANEL / width, _PANEL / height)
+            _draw(figure, panel, (_GAP + c * cell) / width, top / height, _PANEL / width, _PANEL / height)
     return figure
 
 
@@ -93,9 +98,10 @@ def _draw(figure: Figure, panel: _Panel, left: float, bottom: float, width: floa
     axes = figure.add_axes((left, bottom, width, height))
     axes.imshow(panel.picture)
     axes.set_axis_off()
-    axes.set_title(_short(panel.title), size=9, color="#222", loc="left", parse_math=False)
+    axes.set_anchor("NW")
+    axes.set_title(_short(panel.title, 56), size=9, color="#222", loc="left", parse_math=False)
     if panel.scale is not None:
-        # under "equal" the picture is narrower or lower than its panel: the bar follows the picture
+        # the picture is narrower or lower than its panel: the bar follows the picture
         axes.apply_aspect()
         box = axes.get_position()
         unit = width / _PANEL
@@ -103,10 +109,6 @@ def _draw(figure: Figure, panel: _Panel, left: float, bottom: float, width: floa
 
 
 def _bar(axes: Axes, scale: Scale) -> None:
-    import numpy as np
-
-    from fxplain.render.colours import heat
-
     steps = np.linspace(-1.0 if scale.signed else 0.0, 1.0, 256)
     colour, _ = heat(scale, steps)
     axes.imshow(colour[:, None, :], aspect="auto", origin="lower")
@@ -119,7 +121,7 @@ def _bar(axes: Axes, scale: Scale) -> None:
     axes.tick_params(length=2, pad=2)
 
 
-def _short(text: str, most: int = 56) -> str:
+def _short(text: str, most: int) -> str:
     lines = [line if len(line) <= most else line[: most - 1] + "…" for line in text.splitlines()]
     return "\n".join(lines)
 
@@ -131,5 +133,5 @@ def _to_png(figure: Figure) -> bytes:
     with warnings.catch_warnings():
         # letters the font lacks are drawn as boxes: no reason to fail or to warn
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        FigureCanvasAgg(figure).print_png(buffer)
+        FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
     return buffer.getvalue()

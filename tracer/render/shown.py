@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-
 from fxplain.attentions import TokenSpace
 from fxplain.render.colours import Scale, to_array
 from fxplain.result import Result
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +24,8 @@ class Shown:
 
     @property
     def empty(self) -> bool:
-        """No token of this space matters to the score."""
-        return not np.any(self.values)
+        """No token of this space matters to the score, own entries apart."""
+        return not np.any(self.values[~self.aside])
 
     @property
     def total(self) -> float:
@@ -38,24 +37,25 @@ def shown(result: Result, name: str, sample: int) -> Shown:
     """The values of one space in one sample.
 
     A token whose row was read holds its own identity entry there (relevancy = identity + increments), so
-    it is marked, and its value does not stretch the colours of the others. Where most of the space is
-    read (mean pooling), all tokens hold that same entry and none is set aside.
+    it is marked, and its value does not stretch the colours of the others. Where most of all tokens are
+    read (mean pooling), they all hold that same entry and none is set aside.
     """
     space = next(space for space in result.spaces if space.name == name)
     values = to_array(result.relevance[name][sample])
     aside = np.zeros(space.size, dtype=np.bool_)
     read = [token - space.start for token, weight in _rows(result, sample) if weight]
     inside = [token for token in read if 0 <= token < space.size]
-    if len(inside) * 2 <= space.size:
+    if len(read) * 2 <= sum(other.size for other in result.spaces):
         aside[inside] = True
     return Shown(space, values, aside, Scale.of(values, aside))
 
 
 def readout_words(result: Result, sample: int, most: int = 6) -> str:
-    """The rows that were read, in words: ``input_ids[0]``, or ``0.25 input_ids[0], 0.25 input_ids[1], ...``."""
+    """The rows that were read, in words: ``input_ids[0]``, or ``0.5 of input_ids[0], 0.5 of ...``."""
     rows = [(token, weight) for token, weight in _rows(result, sample) if weight]
-    plain = len(rows) == 1
-    words = [_token_name(result, t) if plain else f"{w:.3g} × {_token_name(result, t)}" for t, w in rows[:most]]
+    words = [_token_name(result, token) for token, _ in rows[:most]]
+    if len(rows) > 1:
+        words = [f"{weight:.3g} of {word}" for word, (_, weight) in zip(words, rows, strict=False)]
     rest = f", … ({len(rows)} in all)" if len(rows) > most else ""
     return ", ".join(words) + rest
 

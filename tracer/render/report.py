@@ -1,0 +1,106 @@
+"""One page that a person reads: what was explained, how far to trust it, and where the relevance lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fxplain.render.colours import css_gradient, kind_name
+from fxplain.render.display import Display
+from fxplain.render.overlay import Overlay, data_uri, overlays
+from fxplain.render.pages import page
+from fxplain.render.shown import readout_words, shown
+from fxplain.render.strips import Strip, strips
+from fxplain.render.text_page import ColouredText, coloured_texts
+from fxplain.result import Result
+
+
+@dataclass(frozen=True)
+class Image:
+    """An overlay as the page shows it."""
+
+    space: str
+    label: str
+    original: str | None
+    """``data:`` address of the untouched picture; None for the frames of a video."""
+    blended: str
+    low: float
+    high: float
+    gradient: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of a sample's relevance lies in one space."""
+
+    space: str
+    size: int
+    total: float
+    percent: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """All that the page shows of one sample."""
+
+    caption: str
+    target: str
+    score: float
+    readout: str
+    images: tuple[Image, ...]
+    texts: tuple[ColouredText, ...]
+    strips: tuple[Strip, ...]
+    shares: tuple[Share, ...]
+    silent: tuple[str, ...]
+    """Spaces without any relevance."""
+
+
+def report(result: Result, display: Display) -> str:
+    """The whole result as one HTML page that loads nothing from anywhere."""
+    samples = [_sample(result, display, i) for i in range(result.batch)]
+    return page(
+        "report.html.j2",
+        title=display.title or "fxplain",
+        result=result,
+        samples=samples,
+        kinds={kind: kind_name(kind) for kind in dict.fromkeys(a.kind for a in result.attentions)},
+        kind_name=kind_name,
+    )
+
+
+def _sample(result: Result, display: Display, i: int) -> Sample:
+    pictures = overlays(result, display, i)
+    texts = coloured_texts(result, display, i)
+    drawn = {picture.space for picture in pictures} | {text.space for text in texts}
+    return Sample(
+        caption=display.caption(i) or (f"sample {i}" if result.batch > 1 else ""),
+        target=display.target_name(result.target, i),
+        score=float(result.score[i]),
+        readout=readout_words(result, i),
+        images=tuple(_image(picture) for picture in pictures),
+        texts=tuple(texts),
+        strips=tuple(strips(result, i, drawn)),
+        shares=_shares(result, i),
+        silent=tuple(name for name in result.relevance if shown(result, name, i).empty),
+    )
+
+
+def _image(overlay: Overlay) -> Image:
+    return Image(
+        space=overlay.space,
+        label=overlay.label,
+        original=None if overlay.frame else data_uri(overlay.picture),
+        blended=data_uri(overlay.blended),
+        low=overlay.scale.low,
+        high=overlay.scale.high,
+        gradient=css_gradient(overlay.scale),
+    )
+
+
+def _shares(result: Result, sample: int) -> tuple[Share, ...]:
+    """The spaces that hold relevance, by how much; nothing to compare if there is only one."""
+    spaces = [shown(result, name, sample) for name in result.relevance]
+    totals = [(space.space, space.total) for space in spaces if not space.empty]
+    whole = sum(abs(total) for _, total in totals)
+    if len(totals) < 2 or whole == 0.0:
+        return ()
+    return tuple(Share(s.name, s.size, total, f"{abs(total) / whole * 100:.1f}") for s, total in totals)

@@ -1,0 +1,192 @@
+"""A result on disk: the suffix picks the form, and a file is written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fxplain.attentions import Attention
+from fxplain.errors import OutputError
+from fxplain.render.colours import to_array
+from fxplain.render.display import Display
+from fxplain.result import Result
+from torch import Tensor
+
+Writer = Callable[[Result, Display], bytes]
+
+
+def save(result: Result, path: str | os.PathLike[str], display: Display | None = None) -> None:
+    """Write a result; see :meth:`fxplain.result.Result.save`.
+
+    Raises:
+        OutputError: unknown suffix, no such folder, nothing to draw, or the disk refuses.
+    """
+    path = Path(path)
+    writer = WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise OutputError(
+            f"a result cannot be saved as {path.name!r}",
+            expected=f"a name that ends in {', '.join(WRITERS)}",
+            found=path.suffix or "no suffix",
+        )
+    check_folder(path)
+    write_whole(path, writer(result, display or Display()))
+
+
+def check_folder(path: Path) -> None:
+    """Refuse early, before anything is drawn, where no file can be written.
+
+    Raises:
+        OutputError: the folder does not exist, or a folder lies in the file's place.
+    """
+    if not path.parent.is_dir():
+        raise OutputError(
+            f"the folder for {path.name!r} does not exist",
+            expected="an existing folder",
+            found=str(path.parent),
+            hint="make the folder first",
+        )
+    if path.is_dir():
+        raise OutputError(f"{str(path)!r} is a folder", expected="a file's name", found="a folder")
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
+    """Write a file whole or not at all: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        OutputError: the folder does not exist or the disk refuses; the old file, if any, is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_whole(Path(folder) / "out.txt", "whole")
+        ...     (Path(folder) / "out.txt").read_text()
+        'whole'
+    """
+    path = Path(path)
+    check_folder(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    try:
+        _replace(path, data)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"the file {str(path)!r} could not be written", found=reason) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    # the same folder, since only within one file system a rename is atomic; links are followed
+    path = path.resolve()
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(_mode(path))
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _mode(path: Path) -> int:
+    """The mode that plain ``open`` would give: the old file's, or what the umask allows."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def _html(result: Result, display: Display) -> bytes:
+    from fxplain.render.report import report
+
+    return report(result, display).encode("utf-8")
+
+
+def _png(result: Result, display: Display) -> bytes:
+    from fxplain.render.picture import picture_png
+
+    return picture_png(result, display)
+
+
+def _json(result: Result, display: Display) -> bytes:
+    facts = result_facts(result, display)
+    for space in facts["spaces"]:
+        space["relevance"] = plain(result.relevance[space["name"]])
+    return (json.dumps(facts, allow_nan=False, ensure_ascii=True, indent=1) + "\n").encode("ascii")
+
+
+def _npz(result: Result, display: Display) -> bytes:
+    arrays: dict[str, Any] = {
+        "facts": np.array(json.dumps(result_facts(result, display), allow_nan=False, ensure_ascii=True)),
+        "score": to_array(result.score),
+    }
+    for name, values in result.relevance.items():
+        arrays[f"relevance/{_member(name)}"] = to_array(values)
+    for name, pictures in display.images.items():
+        for i, picture in enumerate(pictures):
+            arrays[f"image/{_member(name)}/{i}"] = np.asarray(picture, dtype=np.uint8)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def _member(name: str) -> str:
+    """A space's name as part of a zip member's name: no path in it."""
+    return name.replace("/", "_").replace("\\", "_")
+
+
+WRITERS: Mapping[str, Writer] = {".html": _html, ".png": _png, ".json": _json, ".npz": _npz}
+"""Suffix -> writer of the whole file's content; a suffix that is not here is an error."""
+
+
+def result_facts(result: Result, display: Display) -> dict[str, Any]:
+    """All but the relevance itself, as plain JSON values."""
+    return {
+        "format": "fxplain result 1",
+        "title": display.title,
+        "method": result.method,
+        "output": result.output,
+        "target": plain(result.target),
+        "target_names": [display.target_name(result.target, i) for i in range(result.batch)],
+        "score": plain(result.score),
+        "verified": plain(result.verified),
+        "notes": list(result.notes),
+        "captions": [display.caption(i) for i in range(result.batch)],
+        "readout": plain(result.readout),
+        "spaces": [plain(asdict(space)) for space in result.spaces],
+        "streams": [plain(asdict(stream)) for stream in result.streams],
+        "attentions": [_attention(a) for a in result.attentions],
+        "tokens": {name: plain(texts) for name, texts in display.tokens.items()},
+    }
+
+
+def _attention(attention: Attention) -> dict[str, Any]:
+    # streams are written once, under "streams"
+    facts: dict[str, Any] = plain(asdict(attention))
+    return facts | {"queries": attention.queries.name, "keys": attention.keys.name}
+
+
+def plain(value: Any) -> Any:
+    """Any value as JSON knows it; NaN and infinities become null, what has no JSON form its text."""
+    if isinstance(value, Tensor):
+        return plain(to_array(value).tolist())
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
