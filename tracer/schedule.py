@@ -1,0 +1,221 @@
+"""The scheduler: runs one table of rules over the attentions of a model, in the order of its dataflow.
+
+It knows which step reads which rows after which other steps, and no formula; the rules know formulas and no
+step. The relevancy of a token at a node of the graph is the identity plus the increments of the steps that
+are the node's ancestors, so every step says which steps its queries and its keys have behind them. Parallel
+attentions of a layer then both read the old state, sequential ones do not, with no special case.
+
+An interpretation (relevancy, rollout, raw attention) is one frozen :class:`Rules`; nothing has a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fxplain.rules import raw_attention, relevancy, rollout
+from fxplain.rules.rows import Reading, Rule, carry
+from fxplain.state import Increment, State, folded, ordered
+
+StepKind = Literal["self", "cross", "carry"]
+KINDS: frozenset[StepKind] = frozenset({"self", "cross", "carry"})
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One attention, or linear mixing of tokens, in execution order. Tokens may come in any order and repeat.
+
+    ``carry`` is mixing: rows of new tokens become weighted means of the rows of old ones.
+    """
+
+    index: int
+    """Position in the list of steps."""
+    queries: Tensor
+    """int64 ``[nq]``: token indices, the rows of its map."""
+    keys: Tensor
+    """int64 ``[nk]``: token indices, the columns of its map."""
+    kind: StepKind
+    query_reads: frozenset[int]
+    """Steps whose increments the queries' rows hold at this step's own inputs."""
+    key_reads: frozenset[int]
+    """Likewise for the keys' rows."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """One interpretation of the attentions: a rule for every kind of step, and what the steps see.
+
+    Steps of the kinds in ``isolated`` read a relevancy that only steps of the kinds in ``seen`` have written
+    (attention rollout multiplies self attentions alone, however many cross attentions lie between them).
+    """
+
+    name: str
+    self_increment: Rule
+    cross_increment: Rule
+    carry_increment: Rule
+    isolated: frozenset[StepKind]
+    seen: frozenset[StepKind]
+
+    def rule(self, kind: StepKind) -> Rule:
+        """The rule for one kind of step."""
+        rules = {"self": self.self_increment, "cross": self.cross_increment, "carry": self.carry_increment}
+        return rules[kind]
+
+
+def relevancy_rules(flags: relevancy.Flags = relevancy.METHOD) -> Rules:
+    """Eqs. 6 to 11 of Chefer et al., ICCV 2021, with the ablation flags of its authors."""
+    return Rules(
+        name="relevancy",
+        self_increment=partial(relevancy.self_increment, flags=flags),
+        cross_increment=partial(relevancy.cross_increment, flags=flags),
+        carry_increment=carry,
+        isolated=frozenset(),
+        seen=KINDS,
+    )
+
+
+def rollout_rules(normalise: bool = True) -> Rules:
+    """Attention rollout; cross attentions by eq. 12. ``normalise=False`` is eq. 16 as printed."""
+    return Rules(
+        name="rollout",
+        self_increment=partial(rollout.self_increment, normalise=normalise),
+        cross_increment=rollout.cross_increment,
+        carry_increment=carry,
+        isolated=frozenset({"self"}),
+        seen=frozenset({"self", "carry"}),
+    )
+
+
+RELEVANCY = relevancy_rules()
+ROLLOUT = rollout_rules()
+RAW_ATTENTION = Rules(
+    name="raw_attention",
+    self_increment=raw_attention.place,
+    cross_increment=raw_attention.place,
+    carry_increment=carry,
+    isolated=frozenset({"self", "cross"}),
+    seen=frozenset({"carry"}),
+)
+
+
+class Relevancy:
+    """The relevancy matrix R of a model's tokens after any set of its steps, a block of rows at a time.
+
+    Made by :func:`schedule`. ``tokens`` is the number of tokens, ``batch`` that of samples.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.tokens = state.tokens
+        self.batch = state.batch
+
+    def excess(self, tokens: Tensor, reads: frozenset[int]) -> Tensor:
+        """Rows of ``R - I``: the increments alone, which keep their digits beside no 1 of the diagonal.
+
+        Args and result as in :meth:`rows`.
+        """
+        with torch.no_grad():
+            block, inverse = ordered(tokens)
+            excess = self._state.excess(block, reads)
+            return excess.clone() if inverse is None else excess.index_select(1, inverse.to(excess.device))
+
+    def rows(self, tokens: Tensor, reads: frozenset[int]) -> Tensor:
+        """Rows of R: the identity plus the increments of the steps in ``reads`` that touch them.
+
+        Args:
+            tokens: ``[n]``, int64, the tokens whose rows are wanted, in any order, repeats allowed.
+            reads: the steps that lie behind the node where R is read.
+
+        Returns:
+            ``[batch, n, tokens]``.
+        """
+        rows = self.excess(tokens, reads)
+        rows[:, torch.arange(tokens.numel()), tokens.to(rows.device)] += 1
+        return rows
+
+
+def schedule(steps: Sequence[Step], weights: Sequence[Tensor], tokens: int, rules: Rules) -> Relevancy:
+    """Runs the rules over the steps, first to last.
+
+    Args:
+        steps: attentions and mixings in execution order.
+        weights: for every step ``[batch, nq, nk]``: its map without heads (Ā of eq. 5 for relevancy, the
+            head mean for rollout and raw attention), or the non-negative weights of a mixing.
+        tokens: how many tokens there are in all.
+        rules: the interpretation.
+
+    Returns:
+        R after any set of steps; float32, or float64 where a map is.
+
+    Raises:
+        ValueError: a map does not fit its step, or a step reads one that has not run.
+
+    Example:
+        >>> text = torch.tensor([0, 1])
+        >>> step = Step(0, text, text, "self", frozenset(), frozenset())
+        >>> weights = torch.tensor([[[0.25, 0.5], [0.0, 1.0]]])
+        >>> schedule([step], [weights], 2, RELEVANCY).rows(torch.tensor([0]), frozenset({0}))
+        tensor([[[1.2500, 0.5000]]])
+    """
+    _check(steps, weights, tokens)
+    dtype = torch.float32
+    for map_ in weights:
+        dtype = torch.promote_types(dtype, map_.dtype)
+    with torch.no_grad():
+        return Relevancy(_run(steps, [map_.to(dtype) for map_ in weights], tokens, rules))
+
+
+def _run(steps: Sequence[Step], weights: Sequence[Tensor], tokens: int, rules: Rules) -> State:
+    """The whole state, and beside it the one that isolated steps read, unless the two are the same."""
+    state, seen = State(steps, weights, tokens), None
+    kinds = {step.kind for step in steps}
+    if kinds & rules.isolated and not kinds <= rules.seen:
+        seen = State([step for step in steps if step.kind in rules.seen], weights, tokens)
+    for step, map_ in zip(steps, weights, strict=True):
+        rule = rules.rule(step.kind)
+        if seen is not None and step.kind in rules.seen:
+            _take(seen, seen, step, map_, rule)
+        isolated = seen is not None and step.kind in rules.isolated
+        _take(state, seen if seen is not None and isolated else state, step, map_, rule)
+    return state
+
+
+def _take(state: State, source: State, step: Step, weights: Tensor, rule: Rule) -> None:
+    """Reads one step's rows from ``source``, applies its rule, and gives the update to ``state``."""
+    if weights.numel() == 0:
+        return
+    queries, keys, weights = folded(step.queries, step.keys, weights)
+    reading = Reading(
+        weights=weights,
+        queries=queries.to(weights.device),
+        keys=keys.to(weights.device),
+        query_excess=source.excess(queries, step.query_reads),
+        key_excess=source.excess(keys, step.key_reads),
+        reached=source.reached(keys, step.key_reads).to(weights.device),
+    )
+    update = rule(reading)
+    columns = state.reached(queries, step.query_reads) | state.reached(keys, step.key_reads)
+    state.add(Increment(step.index, queries, update, columns))
+
+
+def _check(steps: Sequence[Step], weights: Sequence[Tensor], tokens: int) -> None:
+    if len(steps) != len(weights):
+        raise ValueError(f"{len(steps)} steps came with {len(weights)} maps")
+    for position, (step, map_) in enumerate(zip(steps, weights, strict=True)):
+        where = f"step {position} ({step.kind})"
+        if step.index != position:
+            raise ValueError(f"{where} has index {step.index}")
+        late = [read for read in step.query_reads | step.key_reads if not 0 <= read < position]
+        if late:
+            raise ValueError(f"{where} reads steps that have not run: {sorted(late)}")
+        expected = (weights[0].shape[0], step.queries.numel(), step.keys.numel())
+        if tuple(map_.shape) != expected:
+            raise ValueError(f"{where} needs a map of shape {expected}, found {tuple(map_.shape)}")
+        for name, indices in (("query", step.queries), ("key", step.keys)):
+            if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < tokens:
+                raise ValueError(f"{where} has a {name} token outside 0 to {tokens - 1}")
