@@ -1,0 +1,18 @@
+"""Transfer functions: how every kind of operation carries token labels (importing it fills the table)."""
+
+from fxplain.ops import births, contraction, convolution, creation, fused, layout, reduction
+from fxplain.ops.table import TABLE, Call, Operand, transfer
+
+__all__ = [
+    "TABLE",
+    "Call",
+    "Operand",
+    "births",
+    "contraction",
+    "convolution",
+    "creation",
+    "fused",
+    "layout",
+    "reduction",
+    "transfer",
+]

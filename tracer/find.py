@@ -1,0 +1,207 @@
+"""The labelling run: execute the graph once with a second value beside each tensor, its token labels."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain import ops
+from fxplain.captured import Captured, Placeholder
+from fxplain.labels import DORMANT, NOTHING, STRONG, Slot, Value, compact, encode
+from fxplain.ledger import Ledger
+from fxplain.ops.table import op_name, pointwise
+
+BATCH_AXES: tuple[int | None, ...] = (0, 1, None)
+"""Where the batch may lie, in the order tried; a guess is refuted when attention crosses its samples."""
+
+WEIGHT_ARGUMENTS = frozenset({"weight", "bias", "running_mean", "running_var", "mat2", "scale", "other_weight"})
+PASSING = frozenset({"aten::t", "aten::transpose", "aten::permute", "aten::to", "aten::_to_copy", "aten::detach"})
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What one labelling run saw."""
+
+    ledger: Ledger
+    outputs: tuple[Value, ...]
+    real_outputs: tuple[Tensor, ...]
+    batch: int
+    batch_axis: int | None
+
+
+def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
+    """Label the graph on these tensors, with the first batch axis that nothing refutes.
+
+    Args:
+        captured: the graph and its placeholders.
+        bound: a tensor for each placeholder node, as :meth:`Captured.bind` gives them.
+    """
+    findings = None
+    for axis in BATCH_AXES:
+        batch = batch_size(captured, bound, axis)
+        if batch is None:
+            continue
+        findings = Labelling(captured, bound, axis, batch).run()
+        if not findings.ledger.crossing:
+            return findings
+    assert findings is not None
+    return findings
+
+
+def batch_size(captured: Captured, bound: Mapping[str, Tensor], axis: int | None) -> int | None:
+    """The most common size of that axis among the inputs, the first input's where there is a tie."""
+    if axis is None:
+        return 1
+    sizes = [
+        bound[p.node].shape[axis] for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim > axis
+    ]
+    return max(sizes, key=sizes.count) if sizes else None
+
+
+class Labelling:
+    """One pass over the graph: real tensors and labels side by side."""
+
+    def __init__(self, captured: Captured, bound: Mapping[str, Tensor], axis: int | None, batch: int) -> None:
+        self.graph = captured.graph
+        self.placeholders = {p.node: p for p in captured.placeholders}
+        self.bound = bound
+        self.axis, self.batch = axis, batch
+        self.ledger = Ledger()
+        self.values: dict[fx.Node, Value] = {}
+        self.real: dict[fx.Node, Any] = {}
+
+    def run(self) -> Findings:
+        last_use = {arg: node for node in self.graph.graph.nodes for arg in node.all_input_nodes}
+        output: fx.Node | None = None
+        with torch.no_grad():
+            for node in self.graph.graph.nodes:
+                if node.op == "output":
+                    output = node
+                    break
+                self._step(node)
+                for used in node.all_input_nodes:
+                    if last_use[used] is node:
+                        self.real.pop(used, None)
+        assert output is not None
+        nodes = [n for n in output.args[0] if isinstance(n, fx.Node)]  # type: ignore[union-attr]
+        return Findings(
+            ledger=self.ledger,
+            outputs=tuple(self.values.get(n, NOTHING) for n in nodes),
+            real_outputs=tuple(self.real[n] for n in nodes),
+            batch=self.batch,
+            batch_axis=self.axis,
+        )
+
+    def _step(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            self.real[node] = self.bound[node.name]
+            self.values[node] = self._placeholder(node, self.placeholders[node.name])
+            return
+        if node.op == "get_attr":
+            self.real[node] = getattr(self.graph, str(node.target))
+            return
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.real[n])  # type: ignore[misc]
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+        self.real[node] = result
+        if isinstance(result, Tensor):
+            self.ledger.shapes[node.name] = tuple(result.shape)
+        self.values[node] = self._label(node, args, kwargs, result)
+
+    def _label(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+        if node.target is operator.getitem:
+            parts = self.values.get(node.args[0])  # type: ignore[arg-type]
+            value = parts[node.args[1]] if isinstance(parts, tuple) else NOTHING
+            return replace(value, origin=node.name)
+        if not isinstance(result, Tensor | list | tuple):
+            return NOTHING
+        call = ops.Call(node, args, kwargs, result, self.values, self.ledger)
+        value = self._transfer(call)
+        if isinstance(value, tuple):
+            return value
+        if isinstance(result, Tensor) and result.dtype == torch.bool:
+            return replace(value, slots=(), origin=node.name)
+        return value if value.origin is not None else replace(value, origin=node.name)
+
+    def _transfer(self, call: ops.Call) -> Any:
+        function = ops.TABLE.get(call.op) or ops.TABLE.get(call.op.removesuffix("_"))
+        if function is None and is_pointwise(call.node):
+            function = pointwise
+        if function is None:
+            return self._lose(call)
+        value = function(call)
+        if call.op.endswith("_") and isinstance(value, Value) and isinstance(call.node.args[0], fx.Node):
+            self.values[call.node.args[0]] = replace(value, origin=call.node.name)
+        return value
+
+    def _lose(self, call: ops.Call) -> Value:
+        operands = [o for o in call.operands() if o.value.labelled and o.tensor.is_floating_point()]
+        value = call.carry(*call.operands()) if call.operands() else NOTHING
+        if not operands:
+            return value
+        self.ledger.losses[call.node.name] = call.node
+        return replace(value, lost=value.lost | {call.node.name}, softmaxes=frozenset())
+
+    def _placeholder(self, node: fx.Node, placeholder: Placeholder) -> Value:
+        tensor = self.bound[node.name]
+        is_input = placeholder.kind == "input"
+        value = Value(root=placeholder.path, from_input=is_input, origin=node.name)
+        if not is_input and not serves_as_data(node):
+            return value
+        if not is_input and not tensor.is_floating_point() and tensor.dtype == torch.bool:
+            return value
+        return replace(value, slots=(self._elements(tensor, placeholder),))
+
+    def _elements(self, tensor: Tensor, placeholder: Placeholder) -> Slot:
+        """Dormant labels: the number of each element, within its sample where the tensor has the batch axis."""
+        is_input = placeholder.kind == "input"
+        axis = self.axis if is_input and self.axis is not None and tensor.ndim > self.axis else None
+        if axis is not None and tensor.shape[axis] != self.batch:
+            axis = None
+        shape = [1 if place == axis else size for place, size in enumerate(tensor.shape)]
+        count = 1
+        for size in shape:
+            count *= size
+        start = self.ledger.elements.reserve(placeholder.path, is_input, count)
+        codes = torch.arange(count).view(shape) + start
+        samples: Tensor | int = -1
+        if axis is not None:
+            samples = torch.arange(self.batch).view([-1 if p == axis else 1 for p in range(tensor.ndim)])
+        elif self.batch == 1 and is_input:
+            samples = 0
+        return Slot(compact(encode(samples, codes)), DORMANT)
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """True if ATen itself says that the operation works element by element."""
+    tags = getattr(node.target, "tags", ())
+    if torch.Tag.pointwise in tags:
+        return True
+    name = op_name(node).removesuffix("_").removeprefix("aten::")
+    functional = getattr(torch.ops.aten, name, None)
+    overload = getattr(functional, str(getattr(node.target, "_overloadname", "")), None)
+    return torch.Tag.pointwise in getattr(overload, "tags", ())
+
+
+def serves_as_data(node: fx.Node) -> bool:
+    """False for a parameter that is only ever the weight, bias or statistic of some layer."""
+    for user in node.users:
+        if op_name(user) in PASSING:
+            if serves_as_data(user):
+                return True
+            continue
+        schema = getattr(user.target, "_schema", None)
+        if schema is None:
+            return True
+        names = [a.name for a, value in zip(schema.arguments, user.args, strict=False) if value is node]
+        names += [name for name, value in user.kwargs.items() if value is node]
+        if not names or any(name not in WEIGHT_ARGUMENTS for name in names):
+            return True
+    return False
+
+
+__all__ = ["STRONG", "Findings", "find"]

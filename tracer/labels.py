@@ -1,0 +1,249 @@
+"""Token labels: which token each element of a tensor belongs to.
+
+A label is one int64: ``(sample + 1) << SHIFT | (code + 1)``; a zero part means "none". While a tensor is
+still an input's or a parameter's own data, its labels are *dormant*: the code numbers the elements of the
+inputs and parameters, so that two routes from the same elements agree on the tokens they later become. An
+embedding, linear or convolution wakes them (:mod:`fxplain.ops.births`); from then on codes are token indices.
+
+Label arrays are *compact*: they have the tensor's number of axes, with size 1 where they do not vary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHIFT = 40
+CODE_MASK = (1 << SHIFT) - 1
+
+DORMANT, WEAK, STRONG = 0, 1, 2
+"""How firmly a slot names tokens: element codes only; tokens born of parameters; tokens born of inputs."""
+
+
+def encode(samples: Tensor | int, codes: Tensor) -> Tensor:
+    """Labels from sample indices and codes; -1 stands for none in either.
+
+    >>> labels = encode(torch.tensor([[0], [1]]), torch.tensor([[4, 7]]))
+    >>> samples_of(labels)[:, 0].tolist(), codes_of(labels)[0].tolist()
+    ([0, 1], [4, 7])
+    """
+    return ((torch.as_tensor(samples) + 1) << SHIFT) + (codes + 1)
+
+
+def codes_of(labels: Tensor) -> Tensor:
+    """The codes (token indices, or element codes while dormant); -1 where there is none."""
+    return (labels & CODE_MASK) - 1
+
+
+def samples_of(labels: Tensor) -> Tensor:
+    """The sample indices; -1 where a token is shared by all samples or unlabelled."""
+    return (labels >> SHIFT) - 1
+
+
+def compact(labels: Tensor) -> Tensor:
+    """Narrow to size 1 every axis along which the labels are constant."""
+    for axis, size in enumerate(labels.shape):
+        if size > 1 and (labels.stride(axis) == 0 or _constant(labels, axis)):
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
+def _constant(labels: Tensor, axis: int) -> bool:
+    first = labels.narrow(axis, 0, 1)
+    # most axes that vary already differ at the second place: look there before comparing everything
+    if not torch.equal(labels.narrow(axis, 1, 1), first):
+        return False
+    return bool((labels == first).all())
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One labelling of a tensor; a score matrix carries two, one for its rows and one for its columns."""
+
+    labels: Tensor
+    strength: int
+    reads: frozenset[int] = frozenset()
+    """Sites whose increments the rows of these tokens hold here (their outputs flowed into them)."""
+
+    @property
+    def axes(self) -> frozenset[int]:
+        """The axes along which the labels vary, for whatever reason."""
+        return frozenset(axis for axis, size in enumerate(self.labels.shape) if size > 1)
+
+    @property
+    def token_axes(self) -> frozenset[int]:
+        """The axes along which the *tokens* vary; not those along which only the sample does."""
+        codes = compact(codes_of(self.labels))
+        return frozenset(axis for axis, size in enumerate(codes.shape) if size > 1)
+
+    def varies(self, axis: int) -> bool:
+        return self.labels.shape[axis] > 1
+
+    def expanded(self, shape: Sequence[int]) -> Tensor:
+        return self.labels.expand(tuple(shape))
+
+    def run(self, layout: Callable[[Tensor], Tensor], shape: Sequence[int]) -> Slot:
+        """The slot after a layout operation, run on the labels themselves."""
+        return replace(self, labels=compact(run_on_labels(layout, self.expanded(shape))))
+
+
+def run_on_labels(operation: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
+    """Run a layout operation on labels; those it offers for floats only get float64, exact below 2**53."""
+    try:
+        return operation(labels)
+    except (RuntimeError, NotImplementedError):
+        return operation(labels.double()).round().long()
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of one tensor of the graph."""
+
+    slots: tuple[Slot, ...] = ()
+    root: str | None = None
+    """The input, else the parameter, that the tensor mainly comes from."""
+    from_input: bool = False
+    softmaxes: frozenset[str] = frozenset()
+    """Softmax-like nodes whose weights this tensor still carries."""
+    origin: str | None = None
+    """The node that first held these very numbers in this shape (copies and casts pass it on)."""
+    lost: frozenset[str] = frozenset()
+    """Nodes upstream at which labels were lost."""
+    weighted: tuple[str, str] | None = None
+    """Set on an elementwise product of attention weights and values: the nodes of the two."""
+
+    @property
+    def active(self) -> tuple[Slot, ...]:
+        """The slots that name tokens."""
+        return tuple(slot for slot in self.slots if slot.strength > DORMANT)
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.active)
+
+    @property
+    def dormant(self) -> Slot | None:
+        return next((slot for slot in self.slots if slot.strength == DORMANT), None)
+
+
+NOTHING = Value()
+
+
+def align(slot: Slot, ndim: int) -> Slot:
+    """Add leading axes, as broadcasting does."""
+    missing = ndim - slot.labels.ndim
+    return replace(slot, labels=slot.labels[(None,) * missing]) if missing > 0 else slot
+
+
+def merge(operands: Iterable[Sequence[Slot]]) -> tuple[Slot, ...]:
+    """The slots of a pointwise operation's result, from those of its operands in order, aligned.
+
+    Slots that vary along the same axes are one: a slot of inputs beats one of parameters, else the first
+    wins. A slot that varies along fewer axes gives way to the finer. Slots on other axes stand side by side.
+    """
+    kept: list[Slot] = []
+    for slots in operands:
+        before, taken = kept, list(kept)
+        for slot in slots:
+            taken = _admit(taken, slot, [old for old in taken if any(old is b for b in before)])
+        kept = taken
+    if any(slot.strength > DORMANT for slot in kept):
+        kept = [slot for slot in kept if slot.strength > DORMANT]
+    return tuple(kept)
+
+
+def _admit(kept: list[Slot], new: Slot, earlier: list[Slot]) -> list[Slot]:
+    axes = new.token_axes
+    rivals = [old for old in earlier if _comparable(old.token_axes, axes)]
+    if not rivals:
+        return [*kept, new]
+    reads = frozenset().union(new.reads, *(old.reads for old in rivals))
+    if _new_wins(rivals, new, axes):
+        others = [old for old in kept if not any(old is rival for rival in rivals)]
+        return [*others, replace(_fill(new, rivals), reads=reads)]
+    if len(rivals) == 1:
+        winner = replace(_fill(rivals[0], [new]), reads=reads)
+        return [winner if old is rivals[0] else old for old in kept]
+    return kept
+
+
+def _comparable(one: frozenset[int], other: frozenset[int]) -> bool:
+    return one <= other or other <= one
+
+
+def _new_wins(rivals: list[Slot], new: Slot, axes: frozenset[int]) -> bool:
+    strongest = max(old.strength for old in rivals)
+    covered = frozenset().union(*(old.token_axes for old in rivals))
+    if DORMANT in (strongest, new.strength) and strongest != new.strength:
+        return new.strength > strongest
+    if axes == covered and len(rivals) == 1:
+        return new.strength > strongest
+    if new.strength < strongest:
+        # a table of parameters names the tokens only where the input has one token a sample
+        return not covered and bool(axes)
+    if axes <= covered:
+        # finer labels stay, unless they are a parameter's and the new ones are an input's tokens
+        return new.strength > strongest and bool(axes)
+    return True
+
+
+def _fill(winner: Slot, losers: Sequence[Slot]) -> Slot:
+    """Complete missing labels and samples of the winner from slots that vary along the same axes."""
+    labels = winner.labels
+    for loser in losers:
+        if loser.strength != winner.strength or not (loser.axes <= winner.axes or loser.axes == winner.axes):
+            continue
+        if bool((labels == 0).any()) and loser.token_axes == winner.token_axes:
+            labels = torch.where(labels == 0, loser.labels, labels)
+    return replace(winner, labels=fill_samples(labels, [loser.labels for loser in losers]))
+
+
+def fill_samples(labels: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """Give labels without a sample the sample that broadcasting sources name at the same elements."""
+    for source in sources:
+        if not bool((samples_of(labels) < 0).any()):
+            break
+        known = compact(source >> SHIFT)
+        if sum(size > 1 for size in known.shape) <= 1:  # the sample varies along one axis, or not at all
+            missing = (labels >> SHIFT == 0) & (labels != 0)
+            labels = torch.where(missing, (known << SHIFT) | labels, labels)
+    return labels
+
+
+def reads_of(slots: Iterable[Slot]) -> frozenset[int]:
+    return frozenset().union(*(slot.reads for slot in slots))
+
+
+def joined(values: Sequence[Value]) -> dict[str, Any]:
+    """The provenance (everything but slots) that a result inherits from its operands, the first one leading."""
+    rooted = [v for v in values if v.root is not None]
+    main = next((v for v in rooted if v.from_input), rooted[0] if rooted else NOTHING)
+    return {
+        "root": main.root,
+        "from_input": any(v.from_input for v in values),
+        "softmaxes": frozenset().union(*(v.softmaxes for v in values)),
+        "lost": frozenset().union(*(v.lost for v in values)),
+    }
+
+
+@dataclass
+class Elements:
+    """Numbers the elements of all inputs and parameters, for dormant labels."""
+
+    roots: list[tuple[str, bool, int, int]] = field(default_factory=list)
+    """(name, is an input, first code, one past the last)."""
+
+    def reserve(self, name: str, is_input: bool, count: int) -> int:
+        start = self.roots[-1][3] if self.roots else 0
+        self.roots.append((name, is_input, start, start + count))
+        return start
+
+    def root_of(self, code: int) -> tuple[str, bool]:
+        for name, is_input, start, stop in self.roots:
+            if start <= code < stop:
+                return name, is_input
+        raise LookupError(code)

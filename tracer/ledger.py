@@ -1,0 +1,146 @@
+"""What the labelling run writes down: token spaces as they are born, sites, softmax-like calls, losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.labels import (
+    STRONG,
+    WEAK,
+    Elements,
+    Slot,
+    codes_of,
+    compact,
+    encode,
+    samples_of,
+)
+
+
+@dataclass(frozen=True)
+class Born:
+    """A token space as it is born, before names are given and unused ones are dropped."""
+
+    start: int
+    size: int
+    grid: tuple[int, ...]
+    origin: Literal["input", "parameter", "mixing"]
+    source: str
+    node: fx.Node
+
+
+@dataclass(frozen=True)
+class Site:
+    """A call that moves information between tokens: an attention, or a linear mixing.
+
+    How its token-to-token map is had is said by ``form``: ``weights`` (the map is the value of node
+    ``operands[0]``, the values' node is ``operands[1]``), ``fused`` (operands are query, key and value of one
+    kernel), ``pooled`` (every element of operand 0 goes into one new token), ``taps`` (a convolution).
+    ``rows`` and ``cols`` are labels that broadcast against the map, or against operand 0 where pooled.
+    """
+
+    index: int
+    node: fx.Node
+    role: Literal["attention", "mixing"]
+    form: Literal["weights", "fused", "pooled", "taps"]
+    operands: tuple[fx.Node, ...]
+    shape: tuple[int, ...]
+    rows: Slot
+    cols: Slot
+    softmaxes: frozenset[str] = frozenset()
+    axes: str = ""
+    """Letters of the contraction, ``map,values->output``, where the form is ``weights``."""
+    residual: bool = False
+    """A mixing whose rows are the old tokens (it is added back onto them), not new ones."""
+
+
+@dataclass
+class Ledger:
+    """Mutable notes of one labelling run."""
+
+    elements: Elements = field(default_factory=Elements)
+    spaces: list[Born] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    softmaxes: dict[str, tuple[fx.Node, str]] = field(default_factory=dict)
+    """Softmax-like node -> (node, what the normalised axis holds: ``tokens`` or ``features``)."""
+    losses: dict[str, fx.Node] = field(default_factory=dict)
+    """Nodes that labelled data reached and that have no transfer function."""
+    summaries: list[fx.Node] = field(default_factory=list)
+    """Products that sum all tokens into features (linear and kernel attention): no token-to-token map."""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    crossing: bool = False
+    """Attention was seen between different samples: the assumed batch axis is not one."""
+    data_dependent: bool = False
+    """Labels depend on values of the inputs, not only on their shapes."""
+    _tokens: dict[tuple[str, int], int] = field(default_factory=dict)
+    _mixed: dict[tuple[object, ...], Slot] = field(default_factory=dict)
+
+    def new_tokens(self, count: int, **facts: object) -> int:
+        start = self.spaces[-1].start + self.spaces[-1].size if self.spaces else 0
+        self.spaces.append(Born(start=start, size=count, **facts))  # type: ignore[arg-type]
+        return start
+
+    def wake(self, slot: Slot, node: fx.Node, tag: str = "") -> Slot:
+        """Turn element codes into tokens: equal codes (under one tag) are the same token everywhere."""
+        codes = codes_of(slot.labels)
+        present = torch.unique(codes[codes >= 0])
+        strength = WEAK
+        tokens = torch.full_like(present, -1)
+        for name, is_input, start, stop in self.elements.roots:
+            inside = (present >= start) & (present < stop)
+            if bool(inside.any()):
+                tokens[inside] = self._tokens_of(present[inside], slot, node, tag, name, is_input)
+                strength = STRONG if is_input else strength
+        places = torch.searchsorted(present, codes.clamp_min(0)).clamp_max(max(len(present) - 1, 0))
+        woken = torch.where(codes >= 0, tokens[places], -1) if len(present) else codes
+        return Slot(compact(encode(samples_of(slot.labels), woken)), strength, slot.reads)
+
+    def _tokens_of(
+        self, codes: Tensor, slot: Slot, node: fx.Node, tag: str, source: str, is_input: bool
+    ) -> Tensor:
+        keys = [(tag, int(code)) for code in codes.tolist()]
+        fresh = [key for key in keys if key not in self._tokens]
+        if fresh:
+            start = self.new_tokens(
+                len(fresh),
+                grid=grid_of(slot, len(fresh)),
+                origin="input" if is_input else "parameter",
+                source=source,
+                node=node,
+            )
+            self._tokens.update({key: start + place for place, key in enumerate(fresh)})
+        return torch.tensor([self._tokens[key] for key in keys], dtype=torch.int64)
+
+    def rebirth(
+        self, labels: Slot, node: fx.Node, source: str, origin: Literal["input", "mixing"], memo: object
+    ) -> Slot:
+        """New tokens, one for each place of ``labels`` (whose codes number the places within a sample)."""
+        key = (memo, tuple(labels.labels.shape))
+        if key not in self._mixed:
+            codes = codes_of(labels.labels)
+            count = int(codes.max()) + 1 if codes.numel() else 0
+            start = self.new_tokens(
+                count, grid=grid_of(labels, count), origin=origin, source=source, node=node
+            )
+            self._mixed[key] = replace(
+                labels, labels=encode(samples_of(labels.labels), torch.where(codes >= 0, codes + start, -1))
+            )
+        return replace(self._mixed[key], reads=labels.reads)
+
+    def add_site(self, **facts: object) -> Site:
+        site = Site(index=len(self.sites), **facts)  # type: ignore[arg-type]
+        self.sites.append(site)
+        return site
+
+
+def grid_of(slot: Slot, count: int) -> tuple[int, ...]:
+    """The shape of the axes that number the tokens, if they make up exactly ``count`` places."""
+    shape = compact(codes_of(slot.labels)).shape
+    grid = tuple(size for size in shape if size > 1)
+    product = 1
+    for size in grid:
+        product *= size
+    return grid if grid and product == count else (count,)

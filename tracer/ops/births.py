@@ -1,0 +1,104 @@
+"""Where tokens are born: embeddings of ids, and linear maps or convolutions of data without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fxplain.labels import DORMANT, NOTHING, Slot, Value, align, encode, samples_of
+from fxplain.ops.table import Call, Operand, transfer
+
+
+def woken(call: Call, operand: Operand, features: Iterable[int]) -> Operand:
+    """The operand with token labels: its own, or one token for each place but along the feature axes."""
+    if operand.value.labelled or not operand.tensor.is_floating_point():
+        return operand
+    dormant = operand.value.dormant or _fresh(call, operand)
+    labels = dormant.labels
+    for axis in features:
+        labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
+    assert operand.node is not None
+    slot = call.ledger.wake(replace(dormant, labels=labels), operand.node)
+    return operand.with_slots([slot])
+
+
+def _fresh(call: Call, operand: Operand) -> Slot:
+    """Number the places of a tensor whose elements nothing upstream has numbered."""
+    name = operand.value.root or (operand.node.name if operand.node else call.node.name)
+    start = call.ledger.elements.reserve(name, operand.value.from_input, operand.tensor.numel())
+    codes = torch.arange(operand.tensor.numel()).view(operand.shape) + start
+    return Slot(encode(-1, codes), DORMANT)
+
+
+@transfer("aten::embedding")
+def embedding(call: Call) -> Value:
+    """One token for each id; ids that come from one node are one set of tokens."""
+    index = call.operand("indices")
+    table = call.operand("weight")
+    assert index is not None and table is not None
+    dormant = index.value.dormant
+    if dormant is None:
+        dormant = _fresh(call, index)
+    tag = index.value.origin or (index.node.name if index.node else call.node.name)
+    slot = call.ledger.wake(dormant, call.node, tag=tag)
+    return call.carry(index, table, slots=[replace(slot, labels=slot.labels.unsqueeze(-1))])
+
+
+def places(old: Slot, axes: Iterable[int], shape: tuple[int, ...]) -> Slot:
+    """Codes that number the places along some axes within a sample; the samples are those of ``old``.
+
+    An axis along which the sample changes (the batch, or windows folded into it) counts the places that each
+    sample has along it.
+    """
+    samples = samples_of(old.labels)
+    ndim = len(shape)
+    codes = torch.zeros((1,) * ndim, dtype=torch.int64)
+    batch = torch.full((1,) * ndim, -1, dtype=torch.int64)
+    for axis in axes:
+        line = _line(samples, axis) if axis < samples.ndim else None
+        own = line is not None and len(line) == shape[axis] and bool((line != line[0]).any())
+        number = _rank(line) if own and line is not None else torch.arange(shape[axis])
+        view = [1] * ndim
+        view[axis] = shape[axis]
+        codes = codes * (int(number.max()) + 1) + number.view(view)
+        if own and line is not None:
+            batch = line.view(view)
+    if bool((batch < 0).all()):
+        batch = samples.reshape(-1)[:1].view((1,) * ndim) if samples.numel() else batch
+    return Slot(encode(batch, codes), old.strength, old.reads)
+
+
+def _line(samples: Tensor, axis: int) -> Tensor:
+    for other in range(samples.ndim):
+        if other != axis:
+            samples = samples.narrow(other, 0, 1)
+    return samples.reshape(-1)
+
+
+def _rank(line: Tensor) -> Tensor:
+    seen: dict[int, int] = {}
+    ranks = []
+    for sample in line.tolist():
+        ranks.append(seen.get(sample, 0))
+        seen[sample] = ranks[-1] + 1
+    return torch.tensor(ranks)
+
+
+def grid_birth(call: Call, operand: Operand, channel: int) -> Value:
+    """Tokens on a grid: one for each place of a convolution's or pooling's output (all axes but channels)."""
+    shape = tuple(call.result.shape)
+    source = operand.value.slots[0] if operand.value.slots else Slot(torch.zeros((1,) * len(shape), dtype=torch.int64), DORMANT)
+    source = align(source, len(shape))
+    axes = [axis for axis in range(len(shape)) if axis != channel]
+    slot = replace(places(source, axes, shape), strength=2 if operand.value.from_input else 1)
+    root = operand.value.root or call.node.name
+    origin = operand.value.origin or (operand.node.name if operand.node else call.node.name)
+    born = call.ledger.rebirth(slot, call.node, root, "input", (origin, call.op if operand.value.labelled else ""))
+    return call.carry(operand, slots=[born])
+
+
+def plain(call: Call) -> Value:
+    return NOTHING

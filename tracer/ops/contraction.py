@@ -1,0 +1,351 @@
+"""Sums of products: linear maps, matrix products, einsum. Here attentions are found.
+
+Every operation is written with a letter for each axis of its operands and result. A slot survives if its
+labels do not vary along a summed letter. Two labelled operands whose labels *both* vary along one are weights
+and values: an attention, or another token mixing with weights that depend on the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from string import ascii_letters
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxplain.labels import STRONG, Slot, Value, codes_of, compact, fill_samples
+from fxplain.ops.births import woken
+from fxplain.ops.mixing import check_samples, new_tokens, pooled, record
+from fxplain.ops.table import Call, Operand, pointwise, transfer
+
+
+def letters_for(count: int, skip: str = "") -> str:
+    return "".join([letter for letter in ascii_letters if letter not in skip][:count])
+
+
+@dataclass(frozen=True)
+class Side:
+    """One operand of a contraction with the letters of its axes, and its slots sorted by what the sum does."""
+
+    operand: Operand
+    letters: str
+    summed: str
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self.operand.value.active
+
+    def over(self, slot: Slot) -> str:
+        """The summed letters along which a slot varies."""
+        return "".join(letter for axis, letter in enumerate(self.letters) if letter in self.summed and slot.varies(axis))
+
+    @property
+    def killed(self) -> list[Slot]:
+        return [slot for slot in self.slots if self.over(slot)]
+
+    @property
+    def alive(self) -> list[Slot]:
+        return [slot for slot in self.slots if not self.over(slot)]
+
+    def axes_of(self, letters: str) -> list[int]:
+        return [axis for axis, letter in enumerate(self.letters) if letter in letters]
+
+    def moved(self, slot: Slot, target: str) -> Slot:
+        """The slot with its axes in the order of ``target``; letters it lacks get size 1."""
+        return replace(slot, labels=moved(slot.labels, self.letters, target))
+
+
+def moved(labels: Tensor, letters: str, target: str) -> Tensor:
+    drop = [axis for axis, letter in enumerate(letters) if letter not in target]
+    for axis in drop:
+        labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
+    present = [letter for letter in letters if letter in target]
+    labels = labels.reshape([size for axis, size in enumerate(labels.shape) if axis not in drop])
+    order = [present.index(letter) for letter in target if letter in present]
+    labels = labels.permute(order)
+    return labels.reshape([labels.shape[[t for t in target if t in present].index(c)] if c in present else 1 for c in target])
+
+
+def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
+    """The labels of ``einsum(spec, one, other)``; finds attentions and mixings on the way."""
+    inputs, output = spec.split("->")
+    left_letters, right_letters = inputs.split(",")
+    summed = "".join(letter for letter in set(left_letters + right_letters) if letter not in output)
+    left, right = Side(one, left_letters, summed), Side(other, right_letters, summed)
+    left, right = _wake(call, left, right)
+    slots: Sequence[Slot]
+    if left.operand.is_parameter or right.operand.is_parameter:
+        data, weight = (right, left) if left.operand.is_parameter else (left, right)
+        slots = _linear(call, data, weight, output)
+    else:
+        slots = _bilinear(call, left, right, output)
+    attends = len(call.ledger.sites) > 0 and call.ledger.sites[-1].node is call.node
+    value = call.carry(one, other, slots=slots)
+    return replace(value, softmaxes=frozenset()) if attends else value
+
+
+def _wake(call: Call, left: Side, right: Side) -> tuple[Side, Side]:
+    """Give tokens to data that have none: all axes but the summed ones (and the batch, if both are data)."""
+    both_data = left.operand.value.from_input and right.operand.value.from_input
+    shared = "".join(set(left.letters) & set(right.letters)) if both_data else ""
+    for_left = not left.operand.is_parameter or right.operand.is_parameter
+    for_right = not right.operand.is_parameter
+    if both_data and (left.slots or right.slots):
+        # weights without labels times labelled values are a pooling, not scores: leave them without
+        for_left, for_right = not right.killed, not left.killed
+    if for_left:
+        left = replace(left, operand=woken(call, left.operand, left.axes_of(left.summed + shared)))
+    if for_right:
+        right = replace(right, operand=woken(call, right.operand, right.axes_of(right.summed + shared)))
+    return left, right
+
+
+def _linear(call: Call, data: Side, weight: Side, output: str) -> list[Slot]:
+    """Data times a parameter: labels that vary along the contracted features only are mixed."""
+    alive = [data.moved(slot, output) for slot in data.alive]
+    if alive or not data.killed:
+        return alive
+    slot = data.killed[0]
+    summed = data.over(slot)
+    free = [letter for letter in weight.letters if letter not in data.letters and letter in output]
+    if len(summed) == 1 and len(free) == 1 and _is_token_axis(data, slot, summed) and data.operand.value.from_input:
+        return [_token_mixing(call, data, weight, slot, free[0], output)]
+    new = pooled(call, data.operand, slot, data.axes_of(summed))
+    return [data.moved(new, output)] if new is not None else []
+
+
+def _is_token_axis(data: Side, slot: Slot, summed: str) -> bool:
+    """True if the summed axis holds one token a place and features lie on another axis (token-mixing MLP)."""
+    axis = data.letters.index(summed)
+    line = codes_of(slot.labels)
+    for other in range(line.ndim):
+        if other != axis:
+            line = line.narrow(other, 0, 1)
+    distinct = len(torch.unique(line)) == data.operand.shape[axis]
+    features = [a for a, size in enumerate(data.operand.shape) if size > 1 and not slot.varies(a)]
+    return distinct and bool(features)
+
+
+def _token_mixing(call: Call, data: Side, weight: Side, old: Slot, row: str, output: str) -> Slot:
+    """A parameter's matrix over the token axis: its entries are the map, as if it were an attention's."""
+    kept = "".join(letter for axis, letter in enumerate(data.letters) if old.varies(axis) and letter not in data.summed)
+    shape = tuple(call.result.shape)
+    axes = sorted(output.index(letter) for letter in kept + row)
+    col = data.over(old)
+    across = Slot(moved(old.labels, data.letters, output + col), old.strength, old.reads)
+    rows = new_tokens(call, across, axes, (*shape, 1))
+    cols_letters = "".join(letter for letter in output if letter in kept + row) + col
+    rows_on_map = replace(rows, labels=moved(rows.labels, output + col, cols_letters))
+    cols = Slot(moved(old.labels, data.letters, cols_letters), old.strength, old.reads)
+    spec = f"{weight.letters},{data.letters}->{output}|{cols_letters}"
+    sizes = _sizes(weight, data)
+    new = record(
+        call, "weights", [weight.operand, data.operand], rows_on_map, cols, tuple(sizes[c] for c in cols_letters), spec
+    )
+    return Slot(compact(rows.labels.squeeze(-1)), rows.strength, new.reads)
+
+
+def _sizes(*sides: Side) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for side in sides:
+        for letter, size in zip(side.letters, side.operand.shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return sizes
+
+
+def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
+    """Data times data: scores (both slots live on), or weights times values (an attention)."""
+    if left.killed and right.killed:
+        weights, values = _weights_and_values(left, right)
+        if weights is not None and values is not None:
+            return _attention(call, weights, values, output)
+        call.ledger.summaries.append(call.node)
+        return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
+    for side, rest in ((left, right), (right, left)):
+        if side.killed and not side.alive and side.operand.value.from_input:
+            return _data_mixing(call, rest, side, output)
+    lefts = [left.moved(slot, output) for slot in left.alive]
+    rights = [right.moved(slot, output) for slot in right.alive]
+    if len(lefts) == len(rights) == 1 and lefts[0].token_axes == rights[0].token_axes != frozenset():
+        return lefts[:1]
+    return [*lefts, *rights]
+
+
+def _weights_and_values(left: Side, right: Side) -> tuple[Side | None, Side | None]:
+    """Which operand holds the weights: the one with a row slot beside, or a softmax over single rows."""
+    sides = [(left, right), (right, left)]
+    rowed = [(w, v) for w, v in sides if w.alive and len(w.slots) > 1]
+    if len(rowed) == 2:
+        rowed = [(w, v) for w, v in rowed if w.operand.value.softmaxes] or rowed[:1]
+    if rowed:
+        return rowed[0]
+    for weights, values in sides:
+        free = [
+            size for letter, size in zip(weights.letters, weights.operand.shape, strict=True)
+            if letter not in values.letters
+        ]
+        if weights.operand.value.softmaxes and all(size == 1 for size in free):
+            return weights, values
+    return None, None
+
+
+def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
+    """The site: its map is the weights' value, its rows the weights' living slot, its columns the summed one."""
+    shape = tuple(weights.operand.shape)
+    cols = weights.killed[0]
+    ours = values.killed[0]
+    if cols.strength < ours.strength and set(values.letters) & set(weights.letters):
+        cols = Slot(moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads)
+    cols = replace(cols, reads=cols.reads | ours.reads)
+    if weights.alive:
+        rows = weights.alive[0]
+    else:
+        kept = [axis for axis in sorted(cols.axes) if weights.letters[axis] not in weights.summed]
+        rows = new_tokens(call, cols, kept, [1 if c in weights.summed else s for c, s in zip(weights.letters, shape, strict=True)])
+        rows = replace(rows, reads=frozenset())
+    check_samples(call, rows, cols)
+    nodes = (weights.operand.node, values.operand.node)
+    site = call.ledger.add_site(
+        node=call.node, role="attention", form="weights", operands=nodes, shape=shape, rows=rows, cols=cols,
+        softmaxes=weights.operand.value.softmaxes, axes=f"{weights.letters},{values.letters}->{output}",
+    )
+    lived = Slot(fill_samples(rows.labels, [cols.labels]), max(rows.strength, 1), rows.reads | {site.index})
+    return [weights.moved(lived, output), *[values.moved(slot, output) for slot in values.alive]]
+
+
+def _data_mixing(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
+    """Weights without token labels (masks, sampled positions) sum over labelled values: pooling by weights."""
+    old = values.killed[0]
+    summed = values.over(old)
+    alive = [weights.moved(slot, output) for slot in weights.alive]
+    if alive:
+        return alive
+    free = [c for c, s in zip(weights.letters, weights.operand.shape, strict=True) if c not in values.letters and s > 1]
+    if len(free) == 1 and len(summed) == 1:
+        return [_token_mixing(call, values, weights, old, free[0], output)]
+    new = pooled(call, values.operand, old, values.axes_of(summed))
+    return [values.moved(new, output)] if new is not None else []
+
+
+def weighted_sum(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot] | None:
+    """``(weights * values).sum(axis)``: an attention, if the axis is the columns' and the weights were softmaxed."""
+    if operand.value.weighted is None:
+        return None
+    nodes = {node.name: node for node in call.node.graph.nodes}
+    first, second = (nodes[name] for name in operand.value.weighted)
+    letters = letters_for(operand.ndim)
+    output = "".join(c for axis, c in enumerate(letters) if axis not in axes)
+    sides = []
+    for node in (first, second):
+        shape = call.ledger.shapes[node.name]
+        mine = letters[operand.ndim - len(shape):]
+        real = torch.empty(shape, device="meta")
+        summed = "".join(c for c in letters if c not in output)
+        sides.append(Side(Operand(node, real, call.values[node]), mine, summed))
+    weights, values = sides
+    if not (weights.killed and values.killed):
+        return None
+    keep = "".join(c if c in output else "" for c in letters)
+    slots = _attention(call, weights, values, keep)
+    back = []
+    for slot in slots:
+        shape = [slot.labels.shape[keep.index(c)] if c in keep else 1 for c in letters]
+        back.append(replace(slot, labels=slot.labels.reshape(shape)))
+    return back
+
+
+@transfer("aten::linear")
+def linear(call: Call) -> Value:
+    operand, weight = call.operands()[:2]
+    letters = letters_for(operand.ndim, skip="YZ")
+    last = letters[-1]
+    rows = "Z" if weight.ndim == 2 else ""
+    return contract(call, operand, _unlabelled_weight(weight), f"{letters},{rows}{last}->{letters[:-1]}{rows}")
+
+
+def _unlabelled_weight(weight: Operand) -> Operand:
+    """A weight that is itself computed from parameters is still a weight, not tokens."""
+    return weight if weight.value.from_input else weight.with_slots([s for s in weight.value.slots if s.strength == 0])
+
+
+@transfer("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::linalg_matmul")
+def matmul(call: Call) -> Value:
+    one, other = call.operands()[:2]
+    return contract(call, one, other, matmul_spec(one.ndim, other.ndim))
+
+
+def matmul_spec(left: int, right: int) -> str:
+    """Letters of a matrix product with broadcast leading axes.
+
+    >>> matmul_spec(3, 2)
+    'aXY,YZ->aXZ'
+    """
+    batch = letters_for(max(left, right, 2) - 2, skip="XYZ")
+    ours = batch[len(batch) - (left - 2):] + "XY" if left > 1 else "Y"
+    theirs = batch[len(batch) - (right - 2):] + "YZ" if right > 1 else "Y"
+    ours = "XY" if left == 2 else ours
+    theirs = "YZ" if right == 2 else theirs
+    return f"{ours},{theirs}->{batch}{'X' if left > 1 else ''}{'Z' if right > 1 else ''}"
+
+
+@transfer("aten::addmm", "aten::baddbmm", "aten::addbmm", "aten::addmv")
+def added_matmul(call: Call) -> Value:
+    """bias + product: the product's labels, merged with the bias' if that is data (scores plus a bias)."""
+    bias, one, other = call.operands()[:3]
+    if call.op == "aten::addmm":
+        other = _unlabelled_weight(other)
+    product = contract(call, one, other, matmul_spec(one.ndim, other.ndim))
+    if not bias.value.labelled:
+        return product
+    assert call.node is not None
+    merged = pointwise(call, [Operand(call.node, call.result, product), bias])
+    return replace(merged, softmaxes=product.softmaxes)
+
+
+@transfer("aten::einsum")
+def einsum(call: Call) -> Value:
+    """Letters as given; more than two operands are contracted from left to right."""
+    operands = call.operands()
+    inputs, output = einsum_letters(str(call.args[0]), [o.ndim for o in operands])
+    if len(operands) == 1:
+        side = Side(operands[0], inputs[0], "".join(c for c in inputs[0] if c not in output))
+        return call.carry(operands[0], slots=[side.moved(s, output) for s in side.alive])
+    if len(operands) > 2 or any(len(set(letters)) < len(letters) for letters in inputs):
+        call.ledger.losses[call.node.name] = call.node
+        return call.carry(*operands, lost=frozenset({call.node.name}))
+    return contract(call, operands[0], operands[1], f"{inputs[0]},{inputs[1]}->{output}")
+
+
+def einsum_letters(equation: str, ndims: Sequence[int]) -> tuple[list[str], str]:
+    """The letters of each operand and of the result, with the ellipsis and the implicit result spelled out."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    used = "".join(terms)
+    extra = max([n - len(t.replace("...", "")) for t, n in zip(terms, ndims, strict=True) if "..." in t], default=0)
+    dots = letters_for(extra, skip=used)
+    full = []
+    for term, ndim in zip(terms, ndims, strict=True):
+        own = ndim - len(term.replace("...", ""))
+        full.append(term.replace("...", dots[extra - own:]))
+    if not arrow:
+        once = sorted(c for c in set(used) if c.isalpha() and used.count(c) == 1)
+        return full, dots + "".join(once)
+    return full, right.replace("...", dots)
+
+
+@transfer("aten::tensordot")
+def tensordot(call: Call) -> Value:
+    one, other = call.operands()[:2]
+    dims: Any = (call.argument("dims_self"), call.argument("dims_other"))
+    ours = letters_for(one.ndim)
+    theirs = list(letters_for(other.ndim, skip=ours))
+    for mine, yours in zip(*dims, strict=True):
+        theirs[yours] = ours[mine]
+    gone = {ours[axis] for axis in dims[0]}
+    output = "".join(c for c in [*ours, *theirs] if c not in gone)
+    return contract(call, one, other, f"{ours},{''.join(theirs)}->{output}")
+
+
+__all__ = ["STRONG"]

@@ -1,0 +1,171 @@
+"""Convolutions and pooling over a grid: tokens are born on it, or mixed with their neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fxplain.labels import STRONG, Slot, Value, align, codes_of, compact
+from fxplain.ops.births import grid_birth
+from fxplain.ops.mixing import new_tokens, pooled, record
+from fxplain.ops.table import Call, Operand, transfer
+
+POOLINGS = """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
+max_pool3d_with_indices max_pool1d_with_indices mkldnn_max_pool2d"""
+ADAPTIVE = """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d
+_adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"""
+UPSAMPLINGS = """upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
+_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler grid_sampler_2d interpolate"""
+CONVOLUTIONS = "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d"
+
+
+def _names(text: str) -> list[str]:
+    return [f"aten::{name}" for name in text.split()]
+
+
+@transfer(*_names(CONVOLUTIONS))
+def convolution(call: Call) -> Value:
+    """A kernel of one place is a linear map; a wider one bears a grid, or mixes tokens if they have attended."""
+    operand, weight = call.operands()[:2]
+    kernel = tuple(weight.shape[2:])
+    channel = operand.ndim - len(kernel) - 1
+    if "transpose" in call.op or bool(call.argument("transposed", False)):
+        return _spread(call, operand, channel)
+    slots = operand.value.active
+    if not slots:
+        return grid_birth(call, operand, channel)
+    if all(size == 1 for size in kernel) and operand.shape[channel + 1 :] == call.result.shape[channel + 1 :]:
+        return _per_place(call, operand, channel)
+    if not slots[0].reads:
+        return grid_birth(call, operand, channel)
+    new = taps(call, operand, slots[0], kernel, channel)
+    return call.carry(operand, slots=[new])
+
+
+def _per_place(call: Call, operand: Operand, channel: int) -> Value:
+    slots = [slot for slot in operand.value.active if not slot.varies(channel)]
+    if slots:
+        return call.carry(operand, slots=slots)
+    new = pooled(call, operand, operand.value.active[0], [channel])
+    return call.carry(operand, slots=[new] if new is not None else [])
+
+
+def taps(call: Call, operand: Operand, old: Slot, kernel: Sequence[int], channel: int) -> Slot:
+    """New tokens on the output's grid; the map has an axis for the places of the kernel (the taps)."""
+    space = range(channel + 1, operand.ndim)
+    shape = tuple(call.result.shape)
+    kept = [axis for axis in sorted(old.axes) if axis <= channel] + [a for a in space if shape[a] > 1]
+    rows = new_tokens(call, old, kept, [1 if a == channel else s for a, s in enumerate(shape)])
+    neighbours = torch.stack(tap_views(old.expanded(operand.shape).narrow(channel, 0, 1), call, kernel, channel), -1)
+    cols = Slot(compact(neighbours), old.strength, old.reads)
+    rows_on_map = replace(rows, labels=rows.labels.unsqueeze(-1))
+    new = record(call, "taps", [operand], rows_on_map, cols, (*shape, neighbours.shape[-1]))
+    return replace(rows, reads=new.reads)
+
+
+def tap_views(labels: Tensor, call: Call, kernel: Sequence[int], channel: int) -> list[Tensor]:
+    """For each place of the kernel, the element of ``labels`` that every output place reads there (0 outside)."""
+    dims = len(kernel)
+    stride = _per_axis(call.argument("stride"), dims) or list(kernel)
+    padding = _padding(call, kernel, dims)
+    dilation = _per_axis(call.argument("dilation"), dims) or [1] * dims
+    out = [s for s in call.result.shape[channel + 1 :]]
+    pads = [p for pad in reversed(padding) for p in (pad, pad + max(stride))]
+    padded = torch.nn.functional.pad(labels, pads)
+    views = []
+    for place in torch.cartesian_prod(*[torch.arange(k) for k in kernel]).reshape(-1, dims).tolist():
+        view = padded
+        for axis, offset in enumerate(place):
+            start = offset * dilation[axis]
+            index = torch.arange(out[axis]) * stride[axis] + start
+            view = view.index_select(channel + 1 + axis, index.clamp_max(view.shape[channel + 1 + axis] - 1))
+        views.append(view)
+    return views
+
+
+def _per_axis(number: int | Sequence[int] | None, dims: int) -> list[int]:
+    if number is None or (not isinstance(number, int) and len(number) == 0):
+        return []
+    numbers = [number] if isinstance(number, int) else list(number)
+    return numbers * dims if len(numbers) == 1 else numbers
+
+
+def _padding(call: Call, kernel: Sequence[int], dims: int) -> list[int]:
+    padding = call.argument("padding", 0)
+    if padding == "same":
+        return [(k - 1) // 2 for k in kernel]
+    return [0] * dims if padding == "valid" else _per_axis(padding, dims) or [0] * dims
+
+
+@transfer(*_names(POOLINGS))
+def pooling(call: Call) -> Value | tuple[Value, ...]:
+    """Windows of a pooling: a new grid before any attention, else taps like a convolution's."""
+    operand = call.operands()[0]
+    dims = 1 if "1d" in call.op else 3 if "3d" in call.op else 2
+    channel = operand.ndim - dims - 1
+    slots = operand.value.active
+    kernel = _per_axis(call.argument("kernel_size"), dims)
+    if not slots:
+        value = call.carry(operand)
+    elif not slots[0].reads:
+        value = grid_birth(call, operand, channel)
+    else:
+        value = call.carry(operand, slots=[taps(call, operand, slots[0], kernel, channel)])
+    return (value, value) if isinstance(call.result, tuple) else value
+
+
+@transfer(*_names(ADAPTIVE))
+def adaptive_pooling(call: Call) -> Value | tuple[Value, ...]:
+    """Pooling to a given grid; every old place goes into the new place that covers it."""
+    operand = call.operands()[0]
+    dims = 1 if "1d" in call.op else 3 if "3d" in call.op else 2
+    first = call.result[0] if isinstance(call.result, tuple) else call.result
+    channel = operand.ndim - dims - 1
+    slots = operand.value.active
+    space = list(range(channel + 1, operand.ndim))
+    if not slots or operand.shape == first.shape:
+        value = call.carry(operand, slots=slots)
+    elif all(first.shape[axis] == 1 for axis in space):
+        new = pooled(call, operand, slots[0], space)
+        value = call.carry(operand, slots=[new] if new is not None else [])
+    else:
+        value = call.carry(operand, slots=[_regrid(call, operand, slots[0], channel, tuple(first.shape))])
+    return (value, value) if isinstance(call.result, tuple) else value
+
+
+def _regrid(call: Call, operand: Operand, old: Slot, channel: int, shape: tuple[int, ...]) -> Slot:
+    kept = [a for a in sorted(old.axes) if a <= channel] + [a for a in range(channel + 1, len(shape)) if shape[a] > 1]
+    rows = new_tokens(call, old, kept, [1 if a == channel else s for a, s in enumerate(shape)])
+    spread = rows.labels
+    for axis in range(channel + 1, operand.ndim):
+        index = torch.arange(operand.shape[axis]) * spread.shape[axis] // operand.shape[axis]
+        spread = spread.index_select(axis, index)
+    new = record(call, "pooled", [operand], replace(rows, labels=spread), old, tuple(operand.shape))
+    return replace(rows, reads=new.reads)
+
+
+@transfer(*_names(UPSAMPLINGS))
+def upsampling(call: Call) -> Value:
+    """Every new place belongs to the nearest old token."""
+    operand = call.operands()[0]
+    channel = operand.ndim - (1 if "1d" in call.op else 3 if "3d" in call.op else 2) - 1
+    return _spread(call, operand, channel)
+
+
+def _spread(call: Call, operand: Operand, channel: int) -> Value:
+    slots = []
+    for slot in operand.value.active:
+        labels = slot.expanded(operand.shape).narrow(channel, 0, 1)
+        for axis in range(channel + 1, operand.ndim):
+            size = call.result.shape[axis]
+            labels = labels.index_select(axis, torch.arange(size) * operand.shape[axis] // size)
+        slots.append(replace(slot, labels=compact(labels)))
+    if slots or operand.value.labelled:
+        return call.carry(operand, slots=slots)
+    return grid_birth(call, operand, channel) if "conv" in call.op else call.carry(operand)
+
+
+__all__ = ["STRONG", "align", "codes_of"]

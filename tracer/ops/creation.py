@@ -1,0 +1,29 @@
+"""Tensors made from nothing: counting ones number their places, constant ones say nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from fxplain.labels import DORMANT, NOTHING, Slot, Value, encode
+from fxplain.ops.table import Call, transfer
+
+CONSTANT = """zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full
+new_empty scalar_tensor eye rand randn rand_like randn_like randint randperm bernoulli tril_indices
+triu_indices one_hot zero zero_ fill fill_ empty_strided new_empty_strided empty_permuted argmax argmin
+nonzero nonzero_numpy bincount searchsorted bucketize histc unique_dim _unique2 unique_consecutive
+is_nonzero equal item _local_scalar_dense all any isin"""
+
+
+@transfer(*[f"aten::{name}" for name in CONSTANT.split()])
+def constant(call: Call) -> Value | tuple[Value, ...]:
+    """No labels; what came from an input is still known to depend on it."""
+    value = call.carry(*call.operands(), softmaxes=frozenset()) if call.operands() else NOTHING
+    return (value,) * len(call.result) if isinstance(call.result, tuple | list) else value
+
+
+@transfer("aten::arange", "aten::linspace", "aten::logspace", "aten::range")
+def counting(call: Call) -> Value:
+    """Each place is an element of its own, as in a parameter."""
+    start = call.ledger.elements.reserve(call.node.name, False, call.result.numel())
+    codes = torch.arange(call.result.numel()).view(call.result.shape) + start
+    return Value(slots=(Slot(encode(-1, codes), DORMANT),), root=call.node.name)

@@ -1,0 +1,61 @@
+"""Attention in one kernel: scaled dot product attention and its variants."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from fxplain.labels import NOTHING, Slot, Value, compact, fill_samples
+from fxplain.ops.births import woken
+from fxplain.ops.mixing import check_samples
+from fxplain.ops.table import Call, Operand, transfer
+
+KERNELS = """scaled_dot_product_attention _scaled_dot_product_flash_attention
+_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
+_scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math
+_scaled_dot_product_fused_attention_overrideable"""
+
+
+@transfer(*[f"aten::{name}" for name in KERNELS.split()])
+def fused_attention(call: Call) -> Value | tuple[Value, ...]:
+    """Rows are the queries' labels, columns the keys'; the output carries the rows."""
+    query, key, value = (_awake(call, operand) for operand in call.operands()[:3])
+    result = call.result[0] if isinstance(call.result, tuple | list) else call.result
+    if not (query.value.active and key.value.active):
+        out = call.carry(query, key, value)
+        call.ledger.losses.setdefault(call.node.name, call.node)
+        return (out, *[NOTHING] * (len(call.result) - 1)) if isinstance(call.result, tuple | list) else out
+    rows, cols = query.value.active[0], key.value.active[0]
+    ours = value.value.active[0] if value.value.active else cols
+    if cols.strength < ours.strength:
+        cols = ours
+    cols = replace(cols, reads=cols.reads | ours.reads)
+    shape = (*result.shape[:-1], key.shape[-2])
+    on_rows = replace(rows, labels=compact(rows.labels.narrow(-1, 0, 1)))
+    on_cols = replace(cols, labels=_as_columns(cols, query, key))
+    check_samples(call, on_rows, on_cols)
+    nodes = tuple(operand.node for operand in (query, key, value))
+    site = call.ledger.add_site(
+        node=call.node, role="attention", form="fused", operands=nodes, shape=shape, rows=on_rows, cols=on_cols,
+        softmaxes=frozenset({call.node.name}),
+    )
+    call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
+    labels = fill_samples(on_rows.labels, [on_cols.labels])
+    lived = Slot(labels, rows.strength, rows.reads | {site.index})
+    out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset())
+    return (out, *[NOTHING] * (len(call.result) - 1)) if isinstance(call.result, tuple | list) else out
+
+
+def _awake(call: Call, operand: Operand) -> Operand:
+    """Raw queries and keys: a token for each place of the second to last axis; heads share them."""
+    heads = [1] if operand.ndim == 4 else []
+    return woken(call, operand, [*heads, operand.ndim - 1])
+
+
+def _as_columns(cols: Slot, query: Operand, key: Operand) -> torch.Tensor:
+    """Key labels [..., key, dim] as columns [..., 1, key]; grouped heads are repeated for their queries."""
+    labels = cols.labels.narrow(-1, 0, 1).transpose(-1, -2)
+    if labels.ndim > 3 and labels.shape[-3] > 1 and key.shape[-3] != query.shape[-3]:
+        labels = labels.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    return labels

@@ -1,0 +1,289 @@
+"""Layout operations move elements: the same operation, run on the labels, moves the labels alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxplain.labels import (
+    DORMANT,
+    NOTHING,
+    Slot,
+    Value,
+    align,
+    compact,
+    fill_samples,
+    reads_of,
+)
+from fxplain.ops.table import Call, Operand, pointwise, transfer
+
+UNARY = """view reshape _unsafe_view _reshape_alias view_copy permute transpose t numpy_T movedim moveaxis
+swapaxes swapdims adjoint unsqueeze squeeze expand broadcast_to repeat tile repeat_interleave slice
+select narrow roll flip fliplr flipud rot90 unfold unfold_copy im2col as_strided diagonal flatten
+unflatten pixel_shuffle pixel_unshuffle channel_shuffle split split_with_sizes chunk unbind
+tensor_split hsplit vsplit take_along_dim index_select gather index masked_select take
+view_as expand_as reshape_as upsample_nearest1d upsample_nearest2d upsample_nearest3d reflection_pad1d
+reflection_pad2d replication_pad1d replication_pad2d mT mH permute_copy transpose_copy expand_copy
+slice_copy select_copy squeeze_copy unsqueeze_copy _unsafe_index replication_pad3d _mkldnn_reshape"""
+
+IDENTITY = """clone contiguous detach alias to _to_copy lift_fresh lift_fresh_copy dropout feature_dropout
+alpha_dropout native_dropout type_as _autocast_to_reduced_precision _autocast_to_full_precision
+view_as_real_copy positive conj resolve_conj resolve_neg detach_ float double half bfloat16
+requires_grad_ fill_diagonal tril triu _conj alias_copy"""
+
+
+def _names(text: str) -> list[str]:
+    return [f"aten::{name}" for name in text.split()]
+
+
+@transfer(*_names(IDENTITY))
+def identity(call: Call) -> Value | tuple[Value, ...]:
+    """The same numbers in the same shape: the labels, and the identity of the tensor, stay."""
+    operand = call.operands()[0]
+    first = call.result[0] if isinstance(call.result, tuple) else call.result
+    same = isinstance(first, Tensor) and first.shape == operand.shape
+    value = replace(operand.value, origin=_origin(operand) if same else None)
+    return (value, NOTHING) if isinstance(call.result, tuple) else value
+
+
+def _origin(operand: Operand) -> str | None:
+    return operand.value.origin or (operand.node.name if operand.node else None)
+
+
+@transfer(*_names(UNARY))
+def unary(call: Call) -> Value | tuple[Value, ...]:
+    """Run the operation itself on every slot's labels, with the real indices."""
+    operand = call.operands()[0]
+    lookup = _lookup(call, operand)
+    if lookup is not None:
+        return lookup
+    moved = [_move(call, slot, operand.shape) for slot in operand.value.slots]
+    if isinstance(call.result, list | tuple):
+        slots = [[part[place] for part in moved] for place in range(len(call.result))]
+        return tuple(call.carry(operand, slots=part) for part in slots)
+    value = call.carry(operand, slots=[part[0] for part in moved])
+    same = isinstance(call.result, Tensor) and call.result.shape == operand.shape
+    reshaping = call.op in ("aten::view", "aten::reshape", "aten::expand", "aten::_unsafe_view")
+    return replace(value, origin=_origin(operand)) if same and reshaping else value
+
+
+def _move(call: Call, slot: Slot, shape: Sequence[int]) -> list[Slot]:
+    def operation(labels: Tensor) -> Any:
+        return _rerun(call, {0: labels})
+
+    labels = slot.expanded(shape)
+    try:
+        moved = operation(labels)
+    except (RuntimeError, NotImplementedError):
+        moved = operation(labels.double())
+    parts = moved if isinstance(moved, list | tuple) else [moved]
+    return [replace(slot, labels=compact(part.round().long() if part.is_floating_point() else part)) for part in parts]
+
+
+def _rerun(call: Call, changed: dict[int, Any]) -> Any:
+    """Call the operation again with some positional arguments changed and all tensors on the CPU."""
+    args = [_on_cpu(changed.get(place, argument)) for place, argument in enumerate(call.args)]
+    kwargs = {name: _on_cpu(argument) for name, argument in call.kwargs.items() if name != "memory_format"}
+    return call.node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _on_cpu(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.cpu()
+    if isinstance(argument, list | tuple):
+        return type(argument)(_on_cpu(item) for item in argument)
+    return argument
+
+
+def _lookup(call: Call, table: Operand) -> Value | None:
+    """Indexing by data: rows of a parameter picked by input ids are an embedding, else note the dependence."""
+    indices = [o for o in call.operands()[1:] if not o.tensor.is_floating_point() and o.value.from_input]
+    if not indices:
+        return None
+    if table.is_parameter and call.op in ("aten::index", "aten::index_select", "aten::_unsafe_index"):
+        index = indices[0]
+        if index.tensor.dtype != torch.bool and index.value.dormant is not None:
+            slot = align(index.value.dormant, index.ndim)
+            missing = call.result.ndim - index.ndim
+            place = 0 if call.op != "aten::index_select" else int(call.argument("dim", 0))
+            woken = call.ledger.wake(slot, call.node, tag=_origin(index) or call.node.name)
+            labels = woken.labels.reshape((1,) * place + woken.labels.shape + (1,) * (missing - place))
+            return call.carry(index, table, slots=[replace(woken, labels=labels)])
+    if table.value.labelled:
+        call.ledger.data_dependent = True
+    return None
+
+
+@transfer("aten::constant_pad_nd", "aten::pad")
+def pad(call: Call) -> Value:
+    """Padding has no label: pad the labels with zeros, whatever the data are padded with."""
+    operand = call.operands()[0]
+    mode = call.argument("mode", "constant")
+    padding = list(call.argument("pad"))
+
+    def operation(labels: Tensor) -> Tensor:
+        if mode == "constant":
+            return torch.nn.functional.pad(labels, padding)
+        return torch.nn.functional.pad(labels.double(), padding, mode=mode).round().long()
+
+    return call.carry(operand, slots=[slot.run(operation, operand.shape) for slot in operand.value.slots])
+
+
+@transfer("aten::cat", "aten::concat", "aten::concatenate", "aten::stack", "aten::hstack", "aten::vstack")
+def cat(call: Call) -> Value:
+    """Concatenate the labels; parts without any are completed from their neighbours or wake up."""
+    operands = call.operands()
+    if call.op in ("aten::hstack", "aten::vstack"):
+        return call.carry(*operands)
+    axis = int(call.argument("dim", 0)) % call.result.ndim
+    stacked = call.op == "aten::stack"
+    parts = [_unsqueeze(o, axis) if stacked else o for o in operands]
+    parts = [part for part in parts if part.tensor.numel() or part.ndim == call.result.ndim]
+    lead = next((p for p in parts if p.value.labelled), None) or next((p for p in parts if p.value.slots), None)
+    if lead is None:
+        return call.carry(*operands)
+    slots = []
+    for place, pattern in enumerate(lead.value.active or lead.value.slots):
+        pieces = [_piece(call, part, pattern, place, lead, axis) for part in parts]
+        labels = compact(torch.cat([piece.expanded(p.shape) for piece, p in zip(pieces, parts, strict=True)], axis))
+        strength = max(piece.strength for piece in pieces)
+        slots.append(Slot(labels, strength, reads_of(pieces)))
+    return call.carry(*operands, slots=slots)
+
+
+def _unsqueeze(operand: Operand, axis: int) -> Operand:
+    slots = [replace(slot, labels=slot.labels.unsqueeze(axis)) for slot in operand.value.slots]
+    return replace(operand.with_slots(slots), tensor=operand.tensor.unsqueeze(axis))
+
+
+def _piece(call: Call, part: Operand, pattern: Slot, place: int, lead: Operand, axis: int) -> Slot:
+    """The slot that one part contributes where the leading part has ``pattern``."""
+    same = [s for s in part.value.slots if (s.strength > DORMANT) == (pattern.strength > DORMANT)]
+    along_tokens = pattern.varies(axis) or (lead.shape[axis] == 1 and axis != lead.ndim - 1)
+    if same:
+        slot = same[min(place, len(same) - 1)]
+        gives_way = not along_tokens and (
+            slot.strength < pattern.strength or slot.token_axes < pattern.token_axes
+        )
+        return pattern if gives_way else slot
+    if not along_tokens:
+        return replace(pattern, labels=_first(pattern.labels, axis))
+    dormant = part.value.dormant
+    if dormant is None or pattern.strength == DORMANT or len(lead.value.active) != 1:
+        return Slot(torch.zeros((1,) * part.ndim, dtype=torch.int64), DORMANT)
+    return _awake(call, dormant, pattern, axis)
+
+
+def _awake(call: Call, dormant: Slot, pattern: Slot, axis: int) -> Slot:
+    """Tokens of a part that joins labelled ones along their axis (a class token, learned keys)."""
+    labels = dormant.labels
+    for other in range(labels.ndim):
+        if other != axis and not pattern.varies(other):
+            labels = _first(labels, other)
+    woken = call.ledger.wake(replace(dormant, labels=labels), call.node)
+    return replace(woken, labels=fill_samples(woken.labels, [_first(pattern.labels, axis)]))
+
+
+def _first(labels: Tensor, axis: int) -> Tensor:
+    return labels.narrow(axis, 0, min(1, labels.shape[axis]))
+
+
+@transfer("aten::where")
+def where(call: Call) -> Value:
+    """A choice between two labelled tensors is a choice between their labels."""
+    if len(call.operands()) < 3:
+        return pointwise(call, call.operands()[1:] or call.operands())
+    condition, one, other = call.operands()[:3]
+    if len(one.value.active) == len(other.value.active) == 1 and one.value.active[0].strength == other.value.active[0].strength:
+        first, second = (align(o.value.active[0], call.result.ndim) for o in (one, other))
+        if first.token_axes == second.token_axes:
+            labels = torch.where(condition.tensor.cpu(), first.labels, second.labels)
+            call.ledger.data_dependent |= condition.value.from_input
+            return call.carry(one, other, slots=[Slot(compact(labels), first.strength, reads_of([first, second]))])
+    return pointwise(call, [one, other])
+
+
+Writer = Callable[[Call, Tensor, Tensor], Tensor]
+
+
+def _write_index_put(call: Call, base: Tensor, source: Tensor) -> Tensor:
+    return base.index_put(_on_cpu(call.args[1]), source)
+
+
+def _write_scatter(call: Call, base: Tensor, source: Tensor) -> Tensor:
+    return base.scatter(call.args[1], call.args[2].cpu(), source)
+
+
+def _write_rows(call: Call, base: Tensor, source: Tensor) -> Tensor:
+    return base.index_copy(call.args[1], call.args[2].cpu(), source)
+
+
+def _write_again(call: Call, base: Tensor, source: Tensor) -> Tensor:
+    place = next(i for i, a in enumerate(call.schema.arguments) if a.name in ("src", "source"))
+    result: Tensor = _rerun(call, {0: base, place: source})
+    return result
+
+
+WRITERS: dict[str, tuple[str, Writer]] = {
+    "aten::copy": ("src", lambda call, base, source: source.expand(base.shape)),
+    "aten::copy_": ("src", lambda call, base, source: source.expand(base.shape)),
+    "aten::masked_scatter": ("source", _write_again),
+    "aten::slice_scatter": ("src", _write_again),
+    "aten::select_scatter": ("src", _write_again),
+    "aten::diagonal_scatter": ("src", _write_again),
+    "aten::as_strided_scatter": ("src", _write_again),
+    "aten::index_put": ("values", _write_index_put),
+    "aten::_unsafe_index_put": ("values", _write_index_put),
+    "aten::scatter": ("src", _write_scatter),
+    "aten::scatter_add": ("src", _write_scatter),
+    "aten::scatter_reduce": ("src", _write_scatter),
+    "aten::index_copy": ("source", _write_rows),
+    "aten::index_add": ("source", _write_rows),
+}
+
+
+@transfer(*WRITERS)
+def write(call: Call) -> Value:
+    """Writing into a tensor writes the labels; sums (index_add) keep the tokens that are added."""
+    name, writer = WRITERS[call.op]
+    base, source = call.operands()[0], call.operand(name)
+    if source is None:
+        return call.carry(base, slots=base.value.slots)
+    if any(o.value.from_input for o in call.operands() if not o.tensor.is_floating_point()):
+        call.ledger.data_dependent |= source.value.labelled or base.value.labelled
+    patterns = source.value.active or base.value.active or source.value.slots or base.value.slots
+    awake = any(slot.strength > DORMANT for slot in patterns)
+    slots = []
+    for place in range(len(patterns)):
+        old, new = (_slot_or_none(o, place, awake) for o in (base, source))
+        if new is None and old is not None:
+            slots.append(old)
+            continue
+        assert new is not None
+        under = old.expanded(base.shape) if old else torch.zeros(base.shape, dtype=torch.int64)
+        labels = writer(call, under, new.expanded(source.shape))
+        both = [new, old] if old else [new]
+        slots.append(Slot(compact(labels), max(slot.strength for slot in both), reads_of(both)))
+    return call.carry(source, base, slots=slots)
+
+
+def _slot_or_none(operand: Operand, place: int, awake: bool) -> Slot | None:
+    slots = operand.value.active if awake else operand.value.slots
+    return slots[min(place, len(slots) - 1)] if slots else None
+
+
+@transfer("aten::sort", "aten::topk", "aten::argsort", "aten::kthvalue", "aten::msort")
+def ordering(call: Call) -> Value | tuple[Value, ...]:
+    """Sorted values keep the labels of the elements that were picked."""
+    operand = call.operands()[0]
+    call.ledger.data_dependent |= operand.value.from_input and operand.value.labelled
+    if not isinstance(call.result, tuple):
+        return call.carry(operand)
+    axis = int(call.argument("dim", -1)) % max(operand.ndim, 1)
+    index = call.result[1].cpu()
+    slots = [slot.run(lambda labels: labels.gather(axis, index), operand.shape) for slot in operand.value.slots]
+    return call.carry(operand, slots=slots), call.carry(operand, slots=slots)

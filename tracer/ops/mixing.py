@@ -1,0 +1,66 @@
+"""Linear steps that make new tokens out of old ones: a new token space, and a site that maps back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from fxplain.labels import STRONG, Slot, Value, codes_of, compact, samples_of
+from fxplain.ops.births import places
+from fxplain.ops.table import Call, Operand
+
+Form = Literal["weights", "pooled", "taps"]
+
+
+def new_tokens(call: Call, old: Slot, axes: Iterable[int], shape: Sequence[int]) -> Slot:
+    """New tokens, one for each place along ``axes``; the same for every step with the same old tokens."""
+    numbered = places(old, axes, tuple(shape))
+    codes = torch.unique(codes_of(old.labels))
+    memo = (int(codes[0]), int(codes[-1]), len(codes), "mixing")
+    return call.ledger.rebirth(numbered, call.node, call.node.name, "mixing", memo)
+
+
+def pooled(call: Call, operand: Operand, old: Slot, killed: Iterable[int]) -> Slot | None:
+    """Pool one slot along the killed axes: every element of the operand goes into exactly one new token.
+
+    Returns the new slot, with the operand's axes (size 1 along the killed ones); None where the tokens come
+    of parameters alone, which nobody asks about.
+    """
+    if old.strength < STRONG and not operand.value.from_input:
+        return None
+    gone = set(killed)
+    kept = [axis for axis in sorted(old.axes) if axis not in gone]
+    shape = [1 if axis in gone else size for axis, size in enumerate(operand.shape)]
+    rows = new_tokens(call, old, kept, shape)
+    return record(call, "pooled", [operand], rows, old, tuple(operand.shape))
+
+
+def record(
+    call: Call, form: Form, operands: Sequence[Operand], rows: Slot, cols: Slot, shape: tuple[int, ...], axes: str = ""
+) -> Slot:
+    """Write a mixing site down; the new tokens' rows hold its increments from here on."""
+    nodes = tuple(operand.node for operand in operands if operand.node is not None)
+    check_samples(call, rows, cols)
+    site = call.ledger.add_site(
+        node=call.node, role="mixing", form=form, operands=nodes, shape=shape, rows=rows, cols=cols, axes=axes
+    )
+    return replace(rows, reads=cols.reads | {site.index})
+
+
+def check_samples(call: Call, rows: Slot, cols: Slot) -> None:
+    """Information never crosses samples: if it seems to, the axis taken for the batch is not one."""
+    try:
+        one, other = torch.broadcast_tensors(
+            compact(samples_of(rows.labels)), compact(samples_of(cols.labels))
+        )
+    except RuntimeError:
+        return
+    if bool(((one != other) & (one >= 0) & (other >= 0)).any()):
+        call.ledger.crossing = True
+
+
+def finish(call: Call, operand: Operand, slots: Sequence[Slot]) -> Value:
+    return call.carry(operand, slots=slots)

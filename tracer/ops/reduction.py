@@ -1,0 +1,132 @@
+"""Pointwise operations, normalisations, reductions and softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fxplain.labels import DORMANT, NOTHING, Slot, Value, align
+from fxplain.ops.contraction import letters_for, weighted_sum
+from fxplain.ops.mixing import pooled
+from fxplain.ops.table import Call, Operand, pointwise, transfer
+
+NORMALISATIONS = """layer_norm native_layer_norm group_norm native_group_norm batch_norm native_batch_norm
+_native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional instance_norm
+rms_norm _fused_rms_norm normalize cumsum cumprod logcumsumexp cudnn_batch_norm miopen_batch_norm
+_batch_norm_impl_index local_response_norm renorm _batch_norm_no_update _weight_norm glu_jvp"""
+
+REDUCTIONS = """mean sum amax amin max min logsumexp var std prod norm linalg_vector_norm var_mean std_mean
+median nanmean nansum aminmax mode count_nonzero"""
+
+SOFTMAXES = "softmax _softmax _safe_softmax"
+OTHER_NORMALISERS = "log_softmax _log_softmax"
+
+
+def _names(text: str) -> list[str]:
+    return [f"aten::{name}" for name in text.split()]
+
+
+@transfer(*_names(NORMALISATIONS))
+def normalise(call: Call) -> Value | tuple[Value, ...]:
+    """Statistics are no tokens: the labels of the data stay, also where the statistic spans tokens."""
+    operand = call.operands()[0]
+    value = call.carry(operand, slots=operand.value.slots)
+    if isinstance(call.result, tuple | list):
+        return (value, *([NOTHING] * (len(call.result) - 1)))
+    return value
+
+
+@transfer(*_names(SOFTMAXES))
+def softmax(call: Call) -> Value:
+    """Note a softmax and what its normalised axis holds; its labels are its scores'."""
+    operand = call.operands()[0]
+    axis = int(call.argument("dim", -1)) % max(operand.ndim, 1)
+    over_tokens = any(slot.varies(axis) for slot in operand.value.active)
+    single = operand.shape[axis] == 1 if operand.ndim else True
+    what = "tokens" if over_tokens or (single and len(operand.value.active) > 1) else "features"
+    call.ledger.softmaxes[call.node.name] = (call.node, what)
+    value = call.carry(operand, slots=operand.value.slots)
+    return replace(value, softmaxes=value.softmaxes | {call.node.name})
+
+
+@transfer(*_names(OTHER_NORMALISERS))
+def log_softmax(call: Call) -> Value:
+    """Log-probabilities: noted in the census; their exponential may still be a map."""
+    return softmax(call)
+
+
+@transfer("aten::mul", "aten::multiply")
+def multiply(call: Call) -> Value:
+    """Pointwise; a product of attention weights and labelled values may be half of a weighted sum."""
+    value = pointwise(call)
+    operands = call.operands()
+    if len(operands) != 2:
+        return value
+    for weights, values in (operands, operands[::-1]):
+        if weights.value.softmaxes and weights.value.labelled and values.value.labelled and not values.value.softmaxes:
+            assert weights.node is not None and values.node is not None
+            return replace(value, weighted=(weights.node.name, values.node.name))
+    return value
+
+
+@transfer(*_names(REDUCTIONS))
+def reduce(call: Call) -> Value | tuple[Value, ...]:
+    """Labels that do not vary along the reduced axes stay; the others are pooled into new tokens."""
+    operands = call.operands()
+    if call.op in ("aten::max", "aten::min") and len(operands) == 2:
+        return pointwise(call)
+    operand = operands[0]
+    axes = _axes(call, operand)
+    keep = bool(call.argument("keepdim", False))
+    summed = weighted_sum(call, operand, axes) if call.op == "aten::sum" else None
+    slots = summed if summed is not None else _survivors(call, operand, axes)
+    if not keep:
+        slots = [replace(slot, labels=_squeezed(slot.labels, axes)) for slot in slots]
+    value = call.carry(operand, slots=slots)
+    return (value,) * len(call.result) if isinstance(call.result, tuple) else value
+
+
+def _axes(call: Call, operand: Operand) -> list[int]:
+    dims = call.argument("dim")
+    if dims is None or dims == []:
+        return list(range(operand.ndim))
+    dims = [dims] if isinstance(dims, int) else dims
+    return [int(dim) % max(operand.ndim, 1) for dim in dims]
+
+
+def _survivors(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot]:
+    if not operand.value.labelled:
+        return [replace(s, labels=_narrowed(s.labels, axes)) for s in operand.value.slots if s.strength == DORMANT]
+    slots = operand.value.active
+    alive = [slot for slot in slots if not any(slot.varies(axis) for axis in axes)]
+    if alive:
+        return alive
+    new = pooled(call, operand, slots[0], axes) if operand.tensor.is_floating_point() else None
+    return [new] if new is not None else []
+
+
+def _narrowed(labels: Tensor, axes: Sequence[int]) -> Tensor:
+    for axis in axes:
+        labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
+    return labels
+
+
+def _squeezed(labels: Tensor, axes: Sequence[int]) -> Tensor:
+    shape = [size for axis, size in enumerate(labels.shape) if axis not in axes]
+    return labels.reshape(shape)
+
+
+@transfer("aten::glu")
+def glu(call: Call) -> Value:
+    """Half of the features gates the other half; gating halves of the tokens is pointwise on the first half."""
+    operand = call.operands()[0]
+    axis = int(call.argument("dim", -1)) % operand.ndim
+    half = operand.shape[axis] // 2
+    slots = [s.run(lambda labels: labels.narrow(axis, 0, half), operand.shape) for s in operand.value.slots]
+    return call.carry(operand, slots=slots)
+
+
+__all__ = ["align", "letters_for", "torch"]

@@ -1,0 +1,132 @@
+"""The table of transfer functions: ATen operation -> what it does to token labels.
+
+A transfer function gets a :class:`Call` and returns the :class:`~fxplain.labels.Value` of the result (a tuple
+of them for several results). Register one with ``@transfer("aten::name", ...)``; see ``docs/add-an-op.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.labels import NOTHING, Slot, Value, align, joined, merge
+
+if TYPE_CHECKING:
+    from fxplain.ledger import Ledger
+
+Transfer = Callable[["Call"], "Value | tuple[Value, ...]"]
+
+TABLE: dict[str, Transfer] = {}
+
+
+def transfer(*names: str) -> Callable[[Transfer], Transfer]:
+    """Register a transfer function for operations, named as in their schemas, without the overload."""
+
+    def register(function: Transfer) -> Transfer:
+        for name in names:
+            if name in TABLE:
+                raise ValueError(f"{name} has a transfer function already")
+            TABLE[name] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operation during the labelling run, with real tensors and their labels side by side."""
+
+    node: fx.Node
+    args: tuple[Any, ...]
+    """The arguments with every node replaced by its real value."""
+    kwargs: dict[str, Any]
+    result: Any
+    values: dict[fx.Node, Value]
+    ledger: Ledger
+
+    @property
+    def op(self) -> str:
+        return op_name(self.node)
+
+    @property
+    def schema(self) -> Any:
+        return cast(Any, self.node.target)._schema
+
+    def argument(self, name: str, default: Any = None) -> Any:
+        """The real value of an argument, by its name in the schema."""
+        return self._pick(self.args, self.kwargs, name, default)
+
+    def operand(self, name: str) -> Operand | None:
+        """The tensor argument of that name with its labels; None if it is absent."""
+        node = self._pick(self.node.args, self.node.kwargs, name, None)
+        real = self.argument(name)
+        return self._operand(node, real) if isinstance(real, Tensor) else None
+
+    def operands(self) -> list[Operand]:
+        """All tensor arguments in order, those inside lists included."""
+        found: list[Operand] = []
+        for node, real in zip(
+            [*self.node.args, *self.node.kwargs.values()], [*self.args, *self.kwargs.values()], strict=True
+        ):
+            pairs = zip(node, real, strict=True) if isinstance(real, list | tuple) else [(node, real)]
+            found += [self._operand(n, r) for n, r in pairs if isinstance(r, Tensor)]
+        return found
+
+    def _operand(self, node: Any, real: Tensor) -> Operand:
+        value = self.values.get(node, NOTHING) if isinstance(node, fx.Node) else NOTHING
+        return Operand(node if isinstance(node, fx.Node) else None, real, value)
+
+    def _pick(self, args: Sequence[Any], kwargs: dict[str, Any], name: str, default: Any) -> Any:
+        if name in kwargs:
+            return kwargs[name]
+        for place, argument in enumerate(self.schema.arguments):
+            if argument.name == name:
+                return args[place] if place < len(args) else default
+        return default
+
+    def carry(self, *operands: Operand, slots: Sequence[Slot] = (), **changes: Any) -> Value:
+        """A value with the provenance of the operands and the given slots."""
+        known = {**joined([operand.value for operand in operands]), **changes}
+        return Value(slots=tuple(slots), **known)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor argument: its node, its real value and what is known of its labels."""
+
+    node: fx.Node | None
+    tensor: Tensor
+    value: Value
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.tensor.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.tensor.ndim
+
+    @property
+    def is_parameter(self) -> bool:
+        """True if it comes from parameters and constants only: a weight, not data."""
+        return not self.value.from_input and not self.value.labelled
+
+    def with_slots(self, slots: Sequence[Slot]) -> Operand:
+        return replace(self, value=replace(self.value, slots=tuple(slots)))
+
+
+def op_name(node: fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    return schema.name if schema is not None else str(node.target)
+
+
+def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
+    """Merge the labels of all operands, broadcast against each other."""
+    operands = call.operands() if operands is None else operands
+    ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
+    slots = merge([align(slot, ndim) for slot in operand.value.slots] for operand in operands)
+    return call.carry(*operands, slots=slots)
