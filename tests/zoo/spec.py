@@ -7,6 +7,7 @@ makes by pooling or convolving other tokens go by the input that they come from 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,7 +104,8 @@ def make(build: Callable[[], nn.Module], seed: int = 0, spread: float = 3.0) -> 
     Fresh transformers weights are tiny (std 0.02), which makes attention all but uniform and gradients all
     but zero; matrices are spread so that mistakes are seen.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice of the constructors on speed
         torch.manual_seed(seed)
         model = build().eval()
         with torch.no_grad():

@@ -219,7 +219,8 @@ def seq2seq(model: nn.Module, encoder: str, own: str, cross: str) -> Case:
 def t5(attn: str) -> Case:
     config = hf.T5Config(
         vocab_size=99, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
-        relative_attention_num_buckets=8, dropout_rate=0.0, decoder_start_token_id=0, attn_implementation=attn,
+        relative_attention_num_buckets=8, dropout_rate=0.0, decoder_start_token_id=0,
+        attn_implementation=attn,
     )  # fmt: skip
     return seq2seq(
         make(lambda: hf.T5ForConditionalGeneration(config)),
