@@ -41,5 +41,6 @@ def place(reading: Reading) -> Update:
     """
     values = through(reading.weights, reading.key_excess, reading.keys)
     rows = torch.arange(reading.queries.numel(), device=values.device)
-    values[:, rows, reading.queries] -= 1
+    # an excess lacks the identity; a query keeps its own where no map is placed on it
+    values[:, rows, reading.queries] -= reading.reached[reading.queries].to(values.dtype)
     return Update(values, replaced=reading.reached)

@@ -48,4 +48,5 @@ def cross_increment(reading: Reading) -> Update:
     among_queries = reading.query_excess.index_select(-1, reading.queries)
     left = reading.weights + among_queries.transpose(-1, -2) @ reading.weights
     replaced = reading.reached.index_fill(0, reading.queries, False)
-    return Update(through(left, reading.key_excess, reading.keys), replaced)
+    values = through(left, reading.key_excess, reading.keys)
+    return Update(values.masked_fill_(~replaced, 0.0), replaced)

@@ -98,7 +98,7 @@ class State:
         self._indices = [step.index for step in steps]
         self._touches = torch.zeros(len(steps), tokens, dtype=torch.bool)
         for row, step in enumerate(steps):
-            self._touches[row, step.queries.cpu()] = True
+            self._touches[row, step.queries.to("cpu", torch.int64)] = True
 
     def add(self, increment: Increment) -> None:
         """Takes in the update of the next step."""
