@@ -162,6 +162,19 @@ def three_stream_graph() -> nx.MultiDiGraph:
     return b.graph
 
 
+def joined_graph() -> nx.MultiDiGraph:
+    """An image tower whose tokens become part of a text stream; the class token is born of a parameter."""
+    b = GraphBuilder()
+    image = b.stream("class_embedding+pixel_values", 50, "class_embedding, pixel_values")
+    for i in range(3):
+        b.add("self", image, image, f"model.vision_tower.layers.{i}.self_attn")
+    both = b.stream("input_ids+pixel_values", 60, "input_ids, pixel_values")
+    b.last[both] = b.last[image]
+    for i in range(3):
+        b.add("self", both, both, f"model.language_model.layers.{i}.self_attn")
+    return b.graph
+
+
 def _result(
     spaces: tuple[TokenSpace, ...], rows: torch.Tensor, attentions: tuple[Attention, ...], **kw: object
 ) -> Result:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fxplain.render.colours import Scale, heat
 from fxplain.render.display import Display, Picture
 from fxplain.render.shown import Shown, shown
 from fxplain.result import Result
-from numpy.typing import NDArray
 
 _SHORTEST_SIDE = 336
 """Smaller pictures are enlarged, so that the overlay does not show their pixels' size but the map's."""

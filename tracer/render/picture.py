@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from fxplain.errors import OutputError
 from fxplain.render.colours import Scale, heat, number
 from fxplain.render.display import Display, Picture

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+
 from fxplain.attentions import Attention
 from fxplain.errors import OutputError
 from fxplain.render.colours import to_array
 from fxplain.render.display import Display
 from fxplain.result import Result
-from torch import Tensor
 
 Writer = Callable[[Result, Display], bytes]
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fxplain.attentions import TokenSpace
 from fxplain.render.colours import Scale, to_array
 from fxplain.result import Result
-from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
+
 from fxplain.render.colours import Scale, number
 from fxplain.render.overlay import data_uri, plain_map
 from fxplain.render.shown import Shown, shown
