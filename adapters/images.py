@@ -1,0 +1,110 @@
+"""Picture files, and the plain preprocessing for models that bring none of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fxplain.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+DEFAULT_SIZE = 224
+"""Pixels; used when a model says nothing of the size of its pictures."""
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a model takes as a picture: size in pixels, channels, and the normalisation of pixels in 0..1."""
+
+    height: int = DEFAULT_SIZE
+    width: int = DEFAULT_SIZE
+    channels: int = 3
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+def open_image(path: Path) -> Image:
+    """A picture file, upright, as RGB.
+
+    Raises:
+        InputError: no such file, or not a picture that Pillow can read.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not path.is_file():
+        raise InputError("there is no such picture", where=str(path))
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(
+            "the file cannot be read as a picture",
+            where=str(path),
+            expected="a whole picture file, such as PNG or JPEG",
+            found=f"{type(error).__name__}: {error}",
+        ) from error
+
+
+def encode_images(images: Sequence[Image], spec: ImageSpec) -> Tensor:
+    """Pictures -> [batch, C, H, W] float32: centre cropped, resized, scaled to 0..1, normalised."""
+    batch = torch.stack([_pixels(fitted(image, spec.height, spec.width), spec.channels) for image in images])
+    if spec.mean:
+        shape = (1, -1, 1, 1)
+        batch = (batch - torch.tensor(spec.mean).view(shape)) / torch.tensor(spec.std).view(shape)
+    return batch
+
+
+def fitted(image: Image, height: int, width: int) -> Image:
+    """The largest centred part of the picture that has the wanted shape, resized to it."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
+
+
+def _pixels(image: Image, channels: int) -> Tensor:
+    import numpy as np
+
+    array = np.asarray(image.convert("L") if channels == 1 else image, dtype=np.float32) / 255
+    return torch.from_numpy(array if array.ndim == 3 else array[..., None]).movedim(-1, 0).contiguous()
+
+
+def sample_image(height: int, width: int) -> Image:
+    """A smooth colour gradient to trace a model with."""
+    import numpy as np
+    from PIL import Image
+
+    rows, columns = np.linspace(0, 255, height)[:, None], np.linspace(0, 255, width)[None, :]
+    planes = [rows + 0 * columns, 0 * rows + columns, (rows + columns) / 2]
+    return Image.fromarray(np.stack(planes, axis=-1).astype(np.uint8))
+
+
+def spec_of(model: Any, example: Tensor | None = None) -> ImageSpec:
+    """The picture a model takes: from an example tensor, else its config, else its first convolution."""
+    if example is not None:
+        return ImageSpec(int(example.shape[-2]), int(example.shape[-1]), int(example.shape[-3]))
+    config = getattr(model, "config", None)
+    config = getattr(config, "vision_config", None) or config
+    size = _size(getattr(config, "image_size", None) or getattr(model, "image_size", None))
+    channels = getattr(config, "num_channels", None) or _first_conv_channels(model)
+    return ImageSpec(*size, channels=int(channels))
+
+
+def _size(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, (tuple, list)) and len(value) >= 2:
+        return int(value[-2]), int(value[-1])
+    return DEFAULT_SIZE, DEFAULT_SIZE
+
+
+def _first_conv_channels(model: Any) -> int:
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    convolutions = (module for module in modules if isinstance(module, torch.nn.Conv2d))
+    return next((conv.in_channels for conv in convolutions if conv.in_channels in (1, 3)), 3)

@@ -1,0 +1,66 @@
+"""``FILE.pt2``: a program saved by ``torch.export.save``, checked before torch reads it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxplain.adapters.generic import loaded_from
+from fxplain.adapters.loaded import Loaded, LoadOptions
+from fxplain.adapters.names import first_line
+from fxplain.adapters.program_audit import audit, output_classes
+from fxplain.errors import LoadError
+
+
+def load(text: str, options: LoadOptions) -> Loaded:
+    """Read an exported program; its example inputs serve where a person gives none.
+
+    ``torch.export.load`` unpickles and evaluates parts of some archives. Unless pickles are allowed the
+    archive is first searched for such parts, and refused if one is found.
+
+    Raises:
+        LoadError: no such file, truncated, or not written by torch.export.save.
+        UnsafeFileError: reading it would unpickle or evaluate something.
+    """
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise LoadError("there is no such exported program", where=str(path))
+    if not options.allow_pickle:
+        audit(path)
+    program = _read(path)
+    return loaded_from(program, path.stem, _example(program))
+
+
+def _read(path: Path) -> Any:
+    try:
+        for name in output_classes(path):  # importing the module registers how its outputs are put together
+            importlib.import_module(name)
+        return torch.export.load(str(path))
+    except Exception as error:  # torch raises whatever the broken part of the archive makes it raise
+        raise LoadError(
+            "the exported program cannot be read",
+            where=str(path),
+            expected=f"a file saved by torch.export.save of torch {torch.__version__} or near",
+            found=first_line(error),
+            hint="export and save it again with the torch that is installed here",
+        ) from error
+
+
+def _example(program: Any) -> Any:
+    """The inputs the program was exported with, in a form that fxplain.trace takes; None if not stored."""
+    if program.example_inputs is None:
+        return None
+    args, kwargs = program.example_inputs
+    return tuple(args) if not kwargs else dict(kwargs) if not args else _named(program, args, kwargs)
+
+
+def _named(program: Any, args: Any, kwargs: Any) -> Any:
+    """Positional and keyword inputs together have one form only: all by name."""
+    signature = program.module_call_graph[0].signature
+    names = list(getattr(signature, "forward_arg_names", None) or ())
+    if len(names) < len(args):
+        return None
+    return {**dict(zip(names, args, strict=False)), **kwargs}
