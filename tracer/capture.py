@@ -8,19 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxplain.captured import Captured, Draft, Placeholder
+from fxplain.captured import Captured, Draft, Placeholder, pruned
 from fxplain.errors import CaptureError, DeviceError, InputError, VerificationError
 from fxplain.export import export
-from fxplain.guard import same_random_numbers, untouched, values_kept
+from fxplain.guard import same_random_numbers, untouched
 from fxplain.inputs import Layout, flatten
 from fxplain.outputs import flatten as flatten_output
 from fxplain.outputs import skeleton
+from fxplain.record import record
 from fxplain.verify import call, check_finite_outputs, check_finite_weights, verify_draft
 
 __all__ = ["STRATEGIES", "Captured", "Placeholder", "capture"]
 
 Strategy = Callable[[nn.Module, list[Tensor], Layout], Draft]
-STRATEGIES: tuple[tuple[str, Strategy], ...] = (("export", export),)
+STRATEGIES: tuple[tuple[str, Strategy], ...] = (("export", export), ("record", record))
 """Tried in this order; the first whose graph reproduces the model's output wins."""
 
 
@@ -53,8 +54,8 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     mismatch: VerificationError | None = None
     for name, strategy in STRATEGIES:
         try:
-            with untouched(model), values_kept(model, tensors), same_random_numbers():
-                draft = strategy(model, tensors, layout)
+            with untouched(model), same_random_numbers():
+                draft = pruned(strategy(model, tensors, layout))
             return _finish(model, draft, tensors, layout, output, name, reasons)
         except VerificationError as error:
             mismatch, reasons[name] = error, _reason(error)

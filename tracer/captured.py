@@ -38,6 +38,20 @@ class Draft:
     notes: tuple[str, ...] = ()
 
 
+def pruned(draft: Draft) -> Draft:
+    """The draft without placeholders that nothing reads; inputs stay, read or not."""
+    nodes = {node.name: node for node in draft.graph.graph.nodes}
+    kept = []
+    for placeholder in draft.placeholders:
+        if placeholder.kind == "input" or nodes[placeholder.node].users:
+            kept.append(placeholder)
+        else:
+            draft.graph.graph.erase_node(nodes[placeholder.node])
+    draft.graph.recompile()
+    constants = {p.node: draft.constants[p.node] for p in kept if p.node in draft.constants}
+    return replace(draft, placeholders=tuple(kept), constants=constants)
+
+
 @dataclass(frozen=True)
 class Captured:
     """A model as a flat graph of ATen operations, verified against the model on the input of its capture."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ _ASSERTIONS = {
     "sym_constrain_range",
     "sym_constrain_range_for_size",
 }
+Origins = dict[str, dict[str, Any]]
 _REPLAYED = re.compile(r'File "<eval_with_key>[^"]*", line \d+, in \w+\s*\n\s*(\w+) = ')
 
 
@@ -32,18 +33,38 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     all other composite operations whole.  It costs a second trace, so it runs only where it is needed.
     """
     inline_grad_regions(program.graph_module)
-    if not any(_needs_decomposition(node) for node in program.graph.nodes):
+    if not needs_work(program.graph):
         return program
-    inner = {
-        node.name: dict(node.meta)
+    inner = origins(
+        module
         for module in program.graph_module.modules()
         if isinstance(module, GraphModule) and module is not program.graph_module
-        for node in module.graph.nodes
-    }
+    )
     program = program.run_decompositions({})
-    for node in program.graph.nodes:
-        _restore_origin(node, inner)
+    restore_origins(program.graph_module, inner)
     return program
+
+
+def origins(modules: Iterable[GraphModule]) -> Origins:
+    """Where the nodes of these graphs come from, by name."""
+    return {node.name: dict(node.meta) for module in modules for node in module.graph.nodes}
+
+
+def restore_origins(root: GraphModule, known: Origins) -> None:
+    """Nodes that were replayed from generated code get back the module and line of the replayed node."""
+    for module in root.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            replayed = _REPLAYED.findall(node.meta.get("stack_trace") or "")
+            if replayed and (meta := known.get(replayed[-1])):
+                for key in ("stack_trace", "nn_module_stack"):
+                    node.meta.pop(key, None)
+                    if key in meta:
+                        node.meta[key] = meta[key]
+
+
+def needs_work(graph: Graph) -> bool:
+    """Whether the graph holds an in-place operation or a region (autocast) to be made explicit."""
+    return any(_needs_decomposition(node) for node in graph.nodes)
 
 
 def _needs_decomposition(node: Node) -> bool:
@@ -63,13 +84,6 @@ def _fresh_detach(node: Node) -> bool:
         and isinstance(source, Node)
         and source.target is torch.ops.aten.lift_fresh_copy.default
     )
-
-
-def _restore_origin(node: Node, inner: dict[str, dict[str, Any]]) -> None:
-    """Nodes of an inlined region were replayed from generated code; give them back where they came from."""
-    replayed = _REPLAYED.findall(node.meta.get("stack_trace") or "")
-    if replayed and (meta := inner.get(replayed[-1])):
-        node.meta.update({key: meta[key] for key in ("stack_trace", "nn_module_stack") if key in meta})
 
 
 def inline_grad_regions(root: GraphModule) -> None:
@@ -112,7 +126,7 @@ def _inline(module: GraphModule, region: Node) -> None:
 
 
 def tidy(program: ExportedProgram, rename: Callable[[str], str]) -> GraphModule:
-    """The program's graph with its user outputs alone, no assertions, and module paths through ``rename``."""
+    """The program's graph with its user outputs alone, tidy, and module paths through ``rename``."""
     graph = Graph()
     copied: dict[Node, Node] = {}
     results = graph.graph_copy(program.graph, copied)
@@ -123,6 +137,13 @@ def tidy(program: ExportedProgram, rename: Callable[[str], str]) -> GraphModule:
         if spec.kind is OutputKind.USER_OUTPUT
     ]
     graph.output(tuple(wanted))
+    rename_modules(graph, rename)
+    return tidy_graph(GraphModule(program.graph_module, graph))
+
+
+def tidy_graph(module: GraphModule) -> GraphModule:
+    """The module's graph, changed in place: no assertions, no operation that has no derivative."""
+    graph = module.graph
     for node in reversed(list(graph.nodes)):
         if node.op == "call_module" or (node.op == "call_function" and _name(node) in _ASSERTIONS):
             graph.erase_node(node)
@@ -131,10 +152,10 @@ def tidy(program: ExportedProgram, rename: Callable[[str], str]) -> GraphModule:
             graph.erase_node(node)
         elif node.op == "call_function":
             _differentiable(graph, node)
-    rename_modules(graph, rename)
     graph.eliminate_dead_code()
     graph.lint()
-    return GraphModule(program.graph_module, graph)
+    module.recompile()
+    return module
 
 
 def _differentiable(graph: Graph, node: Node) -> None:
@@ -147,16 +168,24 @@ def _differentiable(graph: Graph, node: Node) -> None:
     elif node.target is aten.zero.default:
         node.target = aten.zeros_like.default
     elif node.target is aten.copy.default:
-        into, source = node.args[0], node.args[1]
-        assert isinstance(into, Node)
-        assert isinstance(source, Node)
-        with graph.inserting_before(node):
-            cast = graph.call_function(aten.to.dtype, (source, into.meta["val"].dtype))
-            wide = graph.call_function(aten.expand.default, (cast, list(into.meta["val"].shape)))
-        for new, value in ((cast, source.meta["val"].to(node.meta["val"].dtype)), (wide, node.meta["val"])):
-            new.meta.update({**node.meta, "val": value})
-        node.replace_all_uses_with(wide)
-        graph.erase_node(node)
+        _expand_source(graph, node)
+
+
+def _expand_source(graph: Graph, node: Node) -> None:
+    """``copy(into, source)`` as a cast (where the dtypes differ) and an expansion of the source."""
+    into, source = node.args[0], node.args[1]
+    assert isinstance(into, Node)
+    assert isinstance(source, Node)
+    wanted, given = into.meta["val"], source.meta["val"]
+    with graph.inserting_before(node):
+        if given.dtype != wanted.dtype:
+            source = graph.call_function(torch.ops.aten.to.dtype, (source, wanted.dtype))
+            source.meta.update({**node.meta, "val": given.to(wanted.dtype)})
+        if given.shape != wanted.shape:
+            source = graph.call_function(torch.ops.aten.expand.default, (source, list(wanted.shape)))
+            source.meta.update(node.meta)
+    node.replace_all_uses_with(source)
+    graph.erase_node(node)
 
 
 def rename_modules(graph: Graph, rename: Callable[[str], str]) -> None:

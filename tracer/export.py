@@ -11,6 +11,7 @@ from torch.export.graph_signature import InputKind
 
 from fxplain.captured import Draft, Placeholder, PlaceholderKind
 from fxplain.clean import functional, tidy
+from fxplain.guard import quiet
 from fxplain.inputs import Layout
 from fxplain.outputs import flatten
 
@@ -37,8 +38,9 @@ class Flat(nn.Module):
 
 def export(model: nn.Module, tensors: list[Tensor], layout: Layout) -> Draft:
     """The model's graph by ``torch.export.export(..., strict=False)``; raises whatever that raises."""
-    program = torch.export.export(Flat(model, layout), tuple(tensors), strict=False)
-    return drafted(functional(program), layout, prefix="model")
+    with quiet():
+        program = functional(torch.export.export(Flat(model, layout), tuple(tensors), strict=False))
+    return drafted(program, layout, prefix="model")
 
 
 def drafted(program: ExportedProgram, layout: Layout, prefix: str) -> Draft:

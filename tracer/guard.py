@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -40,9 +42,22 @@ def untouched(model: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def values_kept(model: nn.Module, inputs: Sequence[Tensor] = ()) -> Iterator[None]:
-    """A region after which parameters, buffers and ``inputs`` hold the values they had, whatever ran in it."""
-    with _Journal([*inputs, *model.parameters(), *model.buffers()]):
+    """A region after which the tensors of the model, and ``inputs``, hold the values they had, whatever ran in it."""
+    plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    with _Journal([*inputs, *plain, *model.parameters(), *model.buffers()]):
         yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A region in which torch's tracers print and log nothing; what they raise says it all."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)
 
 
 @contextmanager
