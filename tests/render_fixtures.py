@@ -5,6 +5,7 @@ from __future__ import annotations
 import networkx as nx
 import numpy as np
 import torch
+
 from fxplain.attentions import Attention, Kind, Stream, TokenSpace
 from fxplain.result import Relevance, Result
 
@@ -61,17 +62,22 @@ class GraphBuilder:
         after: dict[str, str] | None = None,
         op: str = "",
     ) -> str:
-        """One attention or mixing; ``after``: the state of the streams that it reads (default: the latest)."""
+        """One attention or mixing; ``after``: the state of the streams it reads (default: the latest)."""
         state = dict(self.last if after is None else after)
         name = f"{'mixing' if kind == 'mixing' else 'attention'}:{self.count}"
         sources = sorted({state[s] for s in (queries, keys) if s in state})
         self.depth[name] = 1 + max((self.depth[s] for s in sources), default=0)
         nodes = self.graph.nodes
         size = f"{nodes[f'stream:{queries}']['size']} x {nodes[f'stream:{keys}']['size']}"
-        common = dict(
-            kind=kind, index=self.count, depth=self.depth[name], size=size, queries=queries, keys=keys
-        )
-        common |= dict(name=module, module=module, source=f"modeling.py:{100 + self.count}")
+        common = {
+            "kind": kind,
+            "index": self.count,
+            "depth": self.depth[name],
+            "size": size,
+            "queries": queries,
+            "keys": keys,
+        }
+        common |= {"name": module, "module": module, "source": f"modeling.py:{100 + self.count}"}
         if kind == "mixing":
             self.graph.add_node(name, type="mixing", op=op, **common)
         else:
@@ -175,28 +181,26 @@ def joined_graph() -> nx.MultiDiGraph:
     return b.graph
 
 
-def _result(
+def make_result(
     spaces: tuple[TokenSpace, ...], rows: torch.Tensor, attentions: tuple[Attention, ...], **kw: object
 ) -> Result:
-    streams = tuple(
-        {a.queries.name: a.queries for a in attentions} | {a.keys.name: a.keys for a in attentions}
-    )
+    """A result with these rows [batch, tokens]; ``kw`` replaces any of its fields."""
     named = {a.queries.name: a.queries for a in attentions} | {a.keys.name: a.keys for a in attentions}
     batch = rows.shape[0]
-    fields: dict[str, object] = dict(
-        method="relevancy",
-        score=torch.linspace(4.2, 3.1, batch),
-        target=tuple((3,) for _ in range(batch)),
-        output="logits",
-        relevance=Relevance.from_rows(rows, spaces),
-        relevancy=None,
-        spaces=spaces,
-        streams=tuple(named[name] for name in streams),
-        readout=tuple(((0, 1.0),) for _ in range(batch)),
-        attentions=attentions,
-        verified=3.2e-7,
-        notes=(),
-    )
+    fields: dict[str, object] = {
+        "method": "relevancy",
+        "score": torch.linspace(4.2, 3.1, batch),
+        "target": tuple((3,) for _ in range(batch)),
+        "output": "logits",
+        "relevance": Relevance.from_rows(rows, spaces),
+        "relevancy": None,
+        "spaces": spaces,
+        "streams": tuple(named.values()),
+        "readout": tuple(((0, 1.0),) for _ in range(batch)),
+        "attentions": attentions,
+        "verified": 3.2e-7,
+        "notes": (),
+    }
     return Result(**(fields | kw))  # type: ignore[arg-type]
 
 
@@ -210,7 +214,7 @@ def text_result(values: list[list[float]] | None = None, **kw: object) -> Result
     )
     matrix = torch.eye(rows.shape[1]).repeat(rows.shape[0], 1, 1)
     matrix[:, 0] = rows
-    return _result((words,), rows, sites, **({"relevancy": matrix} | kw))
+    return make_result((words,), rows, sites, **({"relevancy": matrix} | kw))
 
 
 def image_result(side: int = 7, batch: int = 2, **kw: object) -> Result:
@@ -221,7 +225,7 @@ def image_result(side: int = 7, batch: int = 2, **kw: object) -> Result:
     rows = torch.cat([torch.full((1, 1), 1.1), 0.01 + 0.2 * spot], dim=1).repeat(batch, 1)
     stream = whole(cls, patches)
     sites = tuple(site(i, "self", stream, stream, f"vit.layers.{i}.attention") for i in range(4))
-    return _result((cls, patches), rows, sites, **kw)
+    return make_result((cls, patches), rows, sites, **kw)
 
 
 def two_stream_result(**kw: object) -> Result:
@@ -241,7 +245,7 @@ def two_stream_result(**kw: object) -> Result:
         "approximate: pooling",
     )
     matrix = torch.rand(1, 42, 42, generator=generator)
-    return _result((words, boxes), rows, sites, **({"notes": notes, "relevancy": matrix} | kw))
+    return make_result((words, boxes), rows, sites, **({"notes": notes, "relevancy": matrix} | kw))
 
 
 def photograph(height: int = 112, width: int = 112) -> np.ndarray:

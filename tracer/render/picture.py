@@ -13,6 +13,7 @@ from fxplain.errors import OutputError
 from fxplain.render.colours import Scale, heat, number
 from fxplain.render.display import Display, Picture
 from fxplain.render.overlay import overlays
+from fxplain.render.shown import score_of
 from fxplain.result import Result
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _head(result: Result, display: Display) -> str:
 def _panels(result: Result, display: Display, sample: int) -> list[_Panel]:
     drawn = overlays(result, display, sample)
     panels: list[_Panel] = []
-    what = f"target {display.target_name(result.target, sample)}, score {number(float(result.score[sample]))}"
+    what = f"target {display.target_name(result.target, sample)}, score {number(score_of(result, sample))}"
     several = len({overlay.space for overlay in drawn}) > 1
     seen: set[str] = set()
     for overlay in drawn:

@@ -8,7 +8,7 @@ from fxplain.render.colours import css_gradient, kind_name
 from fxplain.render.display import Display
 from fxplain.render.overlay import Overlay, data_uri, overlays
 from fxplain.render.pages import page
-from fxplain.render.shown import readout_words, shown
+from fxplain.render.shown import readout_words, score_of, shown
 from fxplain.render.strips import Strip, strips
 from fxplain.render.text_page import ColouredText, coloured_texts
 from fxplain.result import Result
@@ -74,7 +74,7 @@ def _sample(result: Result, display: Display, i: int) -> Sample:
     return Sample(
         caption=display.caption(i) or (f"sample {i}" if result.batch > 1 else ""),
         target=display.target_name(result.target, i),
-        score=float(result.score[i]),
+        score=score_of(result, i),
         readout=readout_words(result, i),
         images=tuple(_image(picture) for picture in pictures),
         texts=tuple(texts),

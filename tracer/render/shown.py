@@ -51,6 +51,11 @@ def shown(result: Result, name: str, sample: int) -> Shown:
     return Shown(space, values, aside, Scale.of(values, aside))
 
 
+def score_of(result: Result, sample: int) -> float:
+    """The score of one sample as a plain number."""
+    return float(result.score[sample].detach())
+
+
 def readout_words(result: Result, sample: int, most: int = 6) -> str:
     """The rows that were read, in words: ``input_ids[0]``, or ``0.5 of input_ids[0], 0.5 of ...``."""
     rows = [(token, weight) for token, weight in _rows(result, sample) if weight]

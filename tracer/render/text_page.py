@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fxplain.render.colours import Scale, number
 from fxplain.render.display import Display
 from fxplain.render.pages import page
-from fxplain.render.shown import Shown, shown
+from fxplain.render.shown import Shown, score_of, shown
 from fxplain.render.words import direction, pieces, special
 from fxplain.result import Result
 
@@ -59,7 +59,7 @@ def text_page(result: Result, display: Display) -> str:
         {
             "caption": display.caption(i) or (f"sample {i}" if result.batch > 1 else ""),
             "target": display.target_name(result.target, i),
-            "score": float(result.score[i]),
+            "score": score_of(result, i),
             "texts": coloured_texts(result, display, i),
         }
         for i in range(result.batch)
