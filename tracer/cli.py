@@ -1,0 +1,173 @@
+"""The command line: ``fxplain inspect``, ``explain``, ``methods`` and ``demo``."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxplain.cli_options import Ask, Form, reported
+
+app = typer.Typer(
+    name="fxplain",
+    help="Explain a prediction of any PyTorch transformer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+MODEL_HELP = (
+    "A Hugging Face folder or id, torchvision:NAME, timm:NAME, path/to/file.py:FACTORY, or a FILE.pt2 "
+    "saved by torch.export.save."
+)
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
+Image = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="A picture; give it again for a batch.", show_default=False),
+]
+Text = Annotated[
+    list[str] | None, typer.Option("--text", help="A text; give it again for a batch.", show_default=False)
+]
+Input = Annotated[
+    Path | None,
+    typer.Option("--input", help="Tensors: .pt, .npz or .safetensors; joins --image and --text by name."),
+]
+DecoderText = Annotated[
+    str | None,
+    typer.Option("--decoder-text", help="What the decoder of an encoder-decoder has said so far."),
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read pickles, which can run code. For files you trust.")
+]
+AllowRemoteCode = Annotated[
+    bool, typer.Option("--allow-remote-code", help="Run modelling code that comes with a model you trust.")
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Build the architecture alone; no weights are fetched.")
+]
+Device = Annotated[str | None, typer.Option("--device", help="Where to run, e.g. cuda; by default the CPU.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and warnings.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fxplain {version('fxplain')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def inspect(
+    model: Model,
+    image: Image = None,
+    text: Text = None,
+    input_file: Input = None,
+    decoder_text: DecoderText = None,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="By default the suffix of --out, or table.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write there instead of printing.")] = None,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """List every attention of a model, what is not attention and why, or draw its attention graph."""
+    with reported(debug):
+        from fxplain.cli_inspect import run_inspect
+
+        ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
+        run_inspect(ask.with_options(allow_pickle, allow_remote_code, random_weights, device), form, out)
+
+
+@app.command()
+def explain(
+    model: Model,
+    image: Image = None,
+    text: Text = None,
+    input_file: Input = None,
+    decoder_text: DecoderText = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="What to explain: an index (3), a name ('tabby cat'), or indices into the output (7,3 for "
+            "query 7, class 3). By default the largest value.",
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="One of those that fxplain methods lists.")
+    ] = ("relevancy"),
+    output: Annotated[
+        str | None,
+        typer.Option("--output", help="Name of the model's output; by default logits or the first."),
+    ] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="A file (.png, .html, .json, .npz), or a name without suffix for all that fit. Give it "
+            "again for several.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Explain one prediction: an overlay for pictures, coloured text for texts, and the numbers as JSON."""
+    with reported(debug):
+        from fxplain.cli_explain import run_explain
+
+        ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
+        ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
+        run_explain(ask, target, method, output, tuple(out or ()))
+
+
+@app.command()
+def methods(debug: Debug = False) -> None:
+    """List the methods that --method takes."""
+    with reported(debug):
+        import fxplain
+
+        known = fxplain.methods()
+        width = max(map(len, known), default=0)
+        for name, line in known.items():
+            typer.echo(f"{name:<{width}}  {line}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what the demo writes.")] = Path(
+        "fxplain-demo"
+    ),
+    debug: Debug = False,
+) -> None:
+    """Explain two objects on one picture with a small model that comes along; needs no network."""
+    with reported(debug):
+        from fxplain.demo import run_demo
+
+        run_demo(out)
+
+
+def main() -> None:
+    """Entry point of the ``fxplain`` command."""
+    app(prog_name="fxplain")

@@ -1,0 +1,135 @@
+"""``fxplain inspect``: the table of attentions, the census, the streams; or the graph as a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from fxplain.cli_options import Ask, Form, working
+from fxplain.errors import OutputError
+
+if TYPE_CHECKING:
+    from fxplain.adapters import Loaded
+    from fxplain.explain import Traced
+
+_SUFFIXES = {
+    ".json": Form.json,
+    ".dot": Form.dot,
+    ".gv": Form.dot,
+    ".graphml": Form.graphml,
+    ".html": Form.html,
+}
+
+
+def run_inspect(ask: Ask, form: Form | None, out: Path | None) -> None:
+    """Load, trace on the given or made-up inputs, and show what was found."""
+    import fxplain
+
+    form = form or _form_of(out)
+    loaded = ask.load()
+    inputs = ask.prepare(loaded)[0] if ask.has_inputs else loaded.example()
+    with working("capturing the model and finding its attentions"):
+        traced = fxplain.trace(loaded.model, inputs)
+    if form is Form.table:
+        text = overview(loaded, traced)
+    else:
+        from fxplain.render.graph_files import graph_text
+
+        text = graph_text(traced.graph, form.value, loaded.name)
+    if out is None and form is Form.html:  # nobody wants a page in the terminal
+        from fxplain.adapters.names import file_stem
+
+        out = Path(f"{file_stem(loaded.name)}-attentions.html")
+    if out is None:
+        typer.echo(text.rstrip("\n"))
+        return
+    from fxplain.render.save import write_whole
+
+    write_whole(out, text if text.endswith("\n") else text + "\n")
+    typer.echo(f"wrote {out}")
+
+
+def _form_of(out: Path | None) -> Form:
+    if out is None or out.suffix.lower() in (".txt", ""):
+        return Form.table
+    form = _SUFFIXES.get(out.suffix.lower())
+    if form is None:
+        raise OutputError(
+            f"the suffix of {out.name!r} is of no form that inspect writes",
+            expected=", ".join([*_SUFFIXES, ".txt"]),
+            found=out.suffix,
+            hint="say the form with --format",
+        )
+    return form
+
+
+def overview(loaded: Loaded, traced: Traced) -> str:
+    """All that inspect prints, as text."""
+    captured = traced.captured
+    lines = [
+        f"{loaded.name}: {_count(len(traced.attentions), 'attention')}",
+        f"captured by {captured.strategy}; graph and model differ by {captured.verified:.1e} at most",
+        "",
+        *_attentions(traced),
+        "",
+        "Streams",
+        *table(
+            ("stream", "tokens", "made of"),
+            [(s.name, str(s.size), ", ".join(s.spaces)) for s in traced.streams],
+        ),
+    ]
+    if traced.mixings:
+        lines += ["", "Token mixing other than attention", *_mixings(traced)]
+    others = [entry for entry in traced.census if entry.role != "attention"]
+    lines += ["", "Not attention" if others else "Everything that looks like attention is attention."]
+    for entry in others:
+        lines.append(f"  {entry.op}  {entry.role}: {entry.reason}")
+        lines.append(f"    {entry.module or 'the model itself'}  {entry.source}")
+    notes = dict.fromkeys((*loaded.notes, *captured.notes))
+    return "\n".join([*lines, *([""] if notes else []), *(f"note: {note}" for note in notes)])
+
+
+def _attentions(traced: Traced) -> list[str]:
+    rows = [
+        (
+            str(a.index),
+            a.kind.replace("_", "-"),
+            a.queries.name,
+            a.keys.name,
+            str(a.heads),
+            f"{a.queries.size} x {a.keys.size}",
+            "fused" if a.fused else a.normaliser,
+            a.module or "(the model itself)",
+        )
+        for a in traced.attentions
+    ]
+    return table(("", "kind", "queries", "keys", "heads", "size", "how", "module"), rows)
+
+
+def _mixings(traced: Traced) -> list[str]:
+    rows = [
+        (m.op, f"{m.keys.name} ({m.keys.size})", f"{m.queries.name} ({m.queries.size})", m.module)
+        for m in traced.mixings
+    ]
+    return table(("operation", "from", "to", "module"), rows)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Aligned columns, as wide as what is in them.
+
+    Example:
+        >>> print("\\n".join(table(("a", "b"), [("longer", "1")])))
+          a       b
+          longer  1
+    """
+    every = [tuple(heads), *rows]
+    widths = [max(len(row[i]) for row in every) for i in range(len(heads))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in every)
+    return [f"  {line}".rstrip() for line in lines]
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -1,0 +1,114 @@
+"""What every command shares: what was asked for, how errors are told, and signs of life while it runs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from fxplain.errors import FxplainError
+
+if TYPE_CHECKING:
+    from fxplain.adapters import Loaded, LoadOptions
+
+
+class Form(StrEnum):
+    """How ``inspect`` shows what it found."""
+
+    table = "table"
+    json = "json"
+    dot = "dot"
+    graphml = "graphml"
+    html = "html"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """The model and inputs named on the command line."""
+
+    model: str
+    images: tuple[Path, ...] = ()
+    texts: tuple[str, ...] = ()
+    input: Path | None = None
+    decoder_text: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def with_options(
+        self, allow_pickle: bool, allow_remote_code: bool, random_weights: bool, device: str | None
+    ) -> Ask:
+        """The same, with what is allowed while loading."""
+        options = {
+            "allow_pickle": allow_pickle,
+            "allow_remote_code": allow_remote_code,
+            "random_weights": random_weights,
+            "device": device,
+        }
+        return replace(self, options=options)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether any input was given."""
+        return bool(self.images or self.texts or self.input is not None or self.decoder_text is not None)
+
+    def load(self) -> Loaded:
+        """Load the model."""
+        from fxplain.adapters import LoadOptions, load
+
+        options: LoadOptions = LoadOptions(**self.options)
+        with working(f"loading {self.model}"):
+            return load(self.model, options)
+
+    def prepare(self, loaded: Loaded) -> tuple[Any, Any]:
+        """The inputs, and what to show for them."""
+        return loaded.prepare(
+            image=self.images, text=self.texts, input=self.input, decoder_text=self.decoder_text
+        )
+
+
+@contextmanager
+def reported(debug: bool) -> Iterator[None]:
+    """Tell our own errors in plain words with exit code 1; others are bugs and keep their traceback."""
+    try:
+        with warnings.catch_warnings():
+            if not debug:
+                warnings.simplefilter(
+                    "ignore"
+                )  # other libraries' warnings mean nothing to who runs a command
+            yield
+    except FxplainError as error:
+        if debug:
+            raise
+        typer.echo(f"fxplain: {type(error).__name__}: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A line with the time passed on stderr while the body runs, if a person sees it."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from tqdm import tqdm
+
+    done = threading.Event()
+    with tqdm(total=0, desc=what, bar_format="{desc} ... {elapsed}", leave=False, file=sys.stderr) as bar:
+
+        def tick() -> None:
+            while not done.wait(0.5):
+                bar.refresh()
+
+        ticker = threading.Thread(target=tick, daemon=True)
+        ticker.start()
+        try:
+            yield
+        finally:
+            done.set()
+            ticker.join()

@@ -1,0 +1,79 @@
+"""From the text of ``--target`` to a target of :func:`fxplain.explain`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+
+from fxplain.errors import TargetError
+
+_NUMBER = re.compile(r"[+-]?\d+")
+_WORD_START = "Ġ▁ "
+"""How vocabularies mark that a word begins."""
+
+
+def parse_target(text: str, labels: Mapping[int, str]) -> int | tuple[int, ...]:
+    """An index, the name of a target, or several of them, separated by commas, that index the output.
+
+    A name is looked up whole first, as names may hold commas; letters' case does not matter unless two names
+    differ by it alone. A digit is an index even if a name looks the same.
+
+    Raises:
+        TargetError: a name that is not known; the message has the near ones.
+
+    Example:
+        >>> parse_target("3", {}), parse_target("7, cat", {0: "dog", 1: "cat"})
+        (3, (7, 1))
+        >>> parse_target("tabby, tabby cat", {281: "tabby, tabby cat"})
+        281
+    """
+    whole = text.strip()
+    if _NUMBER.fullmatch(whole):
+        return int(whole)
+    found = _lookup(whole, labels)
+    if found is not None:
+        return found
+    parts = [part.strip() for part in whole.split(",")]
+    indices = tuple(_index(part, labels) for part in parts)
+    return indices if len(indices) > 1 else indices[0]
+
+
+def _index(part: str, labels: Mapping[int, str]) -> int:
+    if _NUMBER.fullmatch(part):
+        return int(part)
+    found = _lookup(part, labels)
+    if found is None:
+        close = difflib.get_close_matches(part, [str(name) for name in labels.values()], n=4, cutoff=0.5)
+        raise TargetError(
+            f"there is no target named {part!r}",
+            expected="an index, a name, or several of them separated by commas",
+            found=f"{len(labels)} names, none of which is it" if labels else "a model that names no targets",
+            hint=f"did you mean {', '.join(map(repr, close))}?" if close else "give the index",
+        )
+    return found
+
+
+def _lookup(name: str, labels: Mapping[int, str]) -> int | None:
+    """The index of a name: as it is written, else as a word of a vocabulary, else in other letters' case."""
+    for same in (_exact, _word, _any_case, _any_case_word):
+        for index, label in labels.items():
+            if name and same(name, label):
+                return index
+    return None
+
+
+def _exact(name: str, label: str) -> bool:
+    return name == label
+
+
+def _word(name: str, label: str) -> bool:
+    return name == label.lstrip(_WORD_START)
+
+
+def _any_case(name: str, label: str) -> bool:
+    return name.casefold() == label.casefold()
+
+
+def _any_case_word(name: str, label: str) -> bool:
+    return name.casefold() == label.lstrip(_WORD_START).casefold()
