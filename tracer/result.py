@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+
 from fxplain.attentions import Attention, Stream, TokenSpace
 from fxplain.errors import MethodError, UnknownNameError
-from torch import Tensor
 
 if TYPE_CHECKING:
     from fxplain.render.display import Display

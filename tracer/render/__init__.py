@@ -1,0 +1,1 @@
+"""Results and graphs for people: pictures, pages and files. Imported only when something is saved."""
