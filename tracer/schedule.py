@@ -135,7 +135,7 @@ class Relevancy:
             ``[batch, n, tokens]``.
         """
         rows = self.excess(tokens, reads)
-        rows[:, torch.arange(tokens.numel()), tokens.to(rows.device)] += 1
+        rows[:, torch.arange(tokens.numel(), device=rows.device), tokens.to(rows.device)] += 1
         return rows
 
 
