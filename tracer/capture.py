@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from fxplain.captured import Captured, Draft, Placeholder, pruned
+from fxplain.clean import draws_random_numbers
 from fxplain.errors import CaptureError, DeviceError, InputError, VerificationError
 from fxplain.export import export
 from fxplain.guard import same_random_numbers, untouched
 from fxplain.inputs import Layout, flatten
 from fxplain.outputs import flatten as flatten_output
 from fxplain.outputs import skeleton
+from fxplain.program import as_module
 from fxplain.record import record
 from fxplain.verify import call, check_finite_outputs, check_finite_weights, verify_draft
 
@@ -25,16 +29,21 @@ STRATEGIES: tuple[tuple[str, Strategy], ...] = (("export", export), ("record", r
 """Tried in this order; the first whose graph reproduces the model's output wins."""
 
 
-def capture(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
+def capture(
+    model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Captured:
     """Capture ``model(*args, **kwargs)`` in eval mode as a graph that reproduces the model's output.
 
     Raises:
-        InputError: the model raised on these arguments, or the model is no ``torch.nn.Module``.
+        InputError: the model raised on these arguments, or the model is no ``torch.nn.Module`` or
+            ``ExportedProgram``.
         DeviceError: parameters and inputs lie on several devices.
         NonFiniteError: NaN or inf in a parameter or in the output.
         CaptureError: every strategy failed; the message has each one's reason.
         VerificationError: graphs were made, and none reproduces the output.
     """
+    if isinstance(model, ExportedProgram):
+        return replace(capture(as_module(model), args, kwargs), strategy="program")
     model = _plain(model)
     tensors, layout = flatten(model, args, kwargs)
     check_devices(model, tensors, layout)
@@ -84,6 +93,8 @@ def _finish(
     notes = draft.notes
     if any(module.training for module in model.modules()):
         notes += ("the model was in training mode; captured and explained in eval mode",)
+    if random := draws_random_numbers(draft.graph):
+        notes += (f"the model draws random numbers (first at node {random}); each run may differ",)
     captured = Captured(
         graph=draft.graph,
         placeholders=draft.placeholders,
@@ -107,7 +118,7 @@ def _plain(model: Any) -> nn.Module:
     """The module itself, without the wrappers that ``torch.compile`` and data parallelism put around it."""
     if not isinstance(model, nn.Module):
         raise InputError(
-            "the model is not a PyTorch module", expected="a torch.nn.Module", found=type(model).__name__
+            "the model is not a PyTorch module", expected="a torch.nn.Module or an ExportedProgram", found=type(model).__name__
         )
     inner = getattr(model, "_orig_mod", None)
     if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

@@ -196,6 +196,23 @@ def rename_modules(graph: Graph, rename: Callable[[str], str]) -> None:
             }
 
 
+def draws_random_numbers(module: GraphModule) -> str | None:
+    """Name of the first node that draws random numbers: dropout that is on, ``rand``, ``normal``, ..."""
+    for node in module.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if torch.Tag.nondeterministic_seeded not in node.target.tags:
+            continue
+        arguments = {a.name: value for a, value in zip(node.target._schema.arguments, node.args, strict=False)}
+        arguments.update(node.kwargs)
+        switches = [arguments.get("train"), arguments.get("training"), arguments.get("dropout_p")]
+        if not any(value is False or value == 0 for value in switches if value is not None):
+            if "dropout_p" in {a.name for a in node.target._schema.arguments} and "dropout_p" not in arguments:
+                continue
+            return str(node.name)
+    return None
+
+
 def _name(node: Node) -> str:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):

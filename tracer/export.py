@@ -10,10 +10,11 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from fxplain.captured import Draft, Placeholder, PlaceholderKind
-from fxplain.clean import functional, tidy
+from fxplain.clean import functional, restore_origins, tidy
 from fxplain.guard import quiet
 from fxplain.inputs import Layout
 from fxplain.outputs import flatten
+from fxplain.program import origins_of
 
 _KINDS: dict[InputKind, PlaceholderKind] = {
     InputKind.USER_INPUT: "input",
@@ -39,7 +40,9 @@ class Flat(nn.Module):
 def export(model: nn.Module, tensors: list[Tensor], layout: Layout) -> Draft:
     """The model's graph by ``torch.export.export(..., strict=False)``; raises whatever that raises."""
     with quiet():
-        program = functional(torch.export.export(Flat(model, layout), tuple(tensors), strict=False))
+        program = torch.export.export(Flat(model, layout), tuple(tensors), strict=False)
+        restore_origins(program.graph_module, origins_of(model, "model"))
+        program = functional(program)
     return drafted(program, layout, prefix="model")
 
 

@@ -107,6 +107,7 @@ def _model_state(model: nn.Module) -> Callable[[], None]:
         own = dict(module.__dict__)
         saved.append((module, own, [(v, v.copy()) for v in own.values() if isinstance(v, _CONTAINERS)]))
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
 
     def restore() -> None:
         for module, own, containers in saved:
@@ -114,6 +115,9 @@ def _model_state(model: nn.Module) -> Callable[[], None]:
             module.__dict__.update(own)
             for container, content in containers:
                 _refill(container, content)
+        for module, training in modes:
+            if module.training is not training:  # a scripted module keeps the flag elsewhere
+                module.training = training
         for parameter, requires_grad, grad in flags:
             if parameter.requires_grad is not requires_grad:
                 parameter.requires_grad_(requires_grad)

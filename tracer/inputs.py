@@ -106,6 +106,7 @@ def flatten(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tup
 
     Positional arguments are named as the parameters of ``model.forward``.
     """
+    args, kwargs = _arranged(model, args, kwargs)
     found: list[tuple[str, Tensor]] = []
 
     def take(path: str, tensor: Tensor) -> Slot:
@@ -124,6 +125,23 @@ def flatten(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tup
     keyword = {name: mapped(value, take, other, name) for name, value in kwargs.items()}
     tensors = tuple(InputTensor(path, tuple(t.shape), t.dtype, t.device) for path, t in found)
     return [tensor for _, tensor in found], Layout(positional, keyword, tensors)
+
+
+def _arranged(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """For an exported program: each argument positional or by keyword, just as at its export."""
+    info = getattr(getattr(getattr(model, "graph", None), "_codegen", None), "pytree_info", None)
+    if info is None or info.in_spec.num_children != 2:
+        return args, kwargs
+    values = {**dict(zip(info.orig_args, args, strict=False)), **kwargs}
+    positional, keyword = info.in_spec.children()
+    names = info.orig_args[: positional.num_children]
+    if len(args) > len(info.orig_args) or set(values) != {*names, *keyword.context}:
+        raise InputError(
+            "the inputs are not those that the program was exported with",
+            expected=", ".join([*names, *keyword.context]),
+            found=", ".join(values) or "no input",
+        )
+    return tuple(values[name] for name in names), {name: values[name] for name in keyword.context}
 
 
 def positional_names(model: Any, count: int) -> list[str]:
