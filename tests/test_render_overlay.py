@@ -180,3 +180,14 @@ def test_png_of_a_constant_map(values: float) -> None:
 def test_png_without_pictures_says_what_is_missing() -> None:
     with pytest.raises(OutputError, match="token spaces input_ids"):
         picture_png(text_result(), Display(tokens={"input_ids": [["a"] * 9]}))
+
+
+def test_rounding_is_written_as_zero_on_the_scale() -> None:
+    assert Scale(1.3e-10, 0.1, signed=False).ends == ("0", "0.1")
+    assert Scale(-0.25, 0.25, signed=True).ends == ("-0.25", "0.25")
+    assert Scale(3e-9, 3e-9, signed=False).ends == ("3e-09", "3e-09")
+
+
+def test_zero_has_no_colour_on_a_signed_scale() -> None:
+    _, opacity = heat(Scale(-1.0, 1.0, signed=True), np.array([-1.0, 0.0, 1.0]))
+    np.testing.assert_allclose(opacity, [0.75, 0.0, 0.75])

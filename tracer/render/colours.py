@@ -72,6 +72,13 @@ class Scale:
         return cls(low, high, signed=False)
 
     @property
+    def ends(self) -> tuple[str, str]:
+        """Both ends in words; one that is tiny beside the other is rounding, and written as 0."""
+        least = 1e-5 * max(abs(self.low), abs(self.high))
+        low, high = (0.0 if abs(end) <= least else end for end in (self.low, self.high))
+        return number(low), number(high)
+
+    @property
     def constant(self) -> bool:
         """Whether all values are (up to rounding) one: then there is nothing to colour."""
         return self.high - self.low <= 1e-12 * max(abs(self.low), abs(self.high))
@@ -91,14 +98,15 @@ def _lut(signed: bool) -> Array:
     """256 colours [256, 3] in 0..1: dark to bright, or blue over white to red for signed values."""
     from matplotlib import colormaps
 
-    return np.asarray(colormaps["RdBu_r" if signed else "inferno"](np.linspace(0.0, 1.0, 256)))[:, :3]
+    return np.asarray(colormaps["bwr" if signed else "inferno"](np.linspace(0.0, 1.0, 256)))[:, :3]
 
 
 def heat(scale: Scale, unit: Array) -> tuple[Array, Array]:
     """Colours [..., 3] in 0..1 and opacity [...] for values given by :meth:`Scale.unit`."""
     position = (unit + 1.0) / 2.0 if scale.signed else unit
     colour = _lut(scale.signed)[np.rint(position * 255.0).astype(np.intp)]
-    return colour, 0.25 + 0.5 * np.abs(unit)
+    # zero is no colour at all on a signed scale, but the low end of the other
+    return colour, 0.75 * np.abs(unit) if scale.signed else 0.25 + 0.5 * unit
 
 
 def css_gradient(scale: Scale) -> str:

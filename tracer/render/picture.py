@@ -114,9 +114,10 @@ def _bar(axes: Axes, scale: Scale) -> None:
     steps = np.linspace(-1.0 if scale.signed else 0.0, 1.0, 256)
     colour, _ = heat(scale, steps)
     axes.imshow(colour[:, None, :], aspect="auto", origin="lower")
-    ticks = [(0, scale.low), (127.5, (scale.low + scale.high) / 2), (255, scale.high)]
+    low, high = (float(end) for end in scale.ends)
+    ticks = [(0.0, low), (127.5, (low + high) / 2), (255.0, high)]
     if scale.constant:
-        ticks = [(127.5, scale.low)]
+        ticks = [(127.5, low)]
     axes.set_xticks([])
     axes.yaxis.tick_right()
     axes.set_yticks([at for at, _ in ticks], [f"{value:.2g}" for _, value in ticks], size=7, color="#222")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxplain.render.colours import css_gradient, kind_name
+from fxplain.render.colours import Scale, css_gradient, kind_name
 from fxplain.render.display import Display
 from fxplain.render.overlay import Overlay, data_uri, overlays
 from fxplain.render.pages import page
@@ -23,8 +23,7 @@ class Image:
     original: str | None
     """``data:`` address of the untouched picture; None for the frames of a video."""
     blended: str
-    low: float
-    high: float
+    scale: Scale
     gradient: str
 
 
@@ -90,8 +89,7 @@ def _image(overlay: Overlay) -> Image:
         label=overlay.label,
         original=None if overlay.frame else data_uri(overlay.picture),
         blended=data_uri(overlay.blended),
-        low=overlay.scale.low,
-        high=overlay.scale.high,
+        scale=overlay.scale,
         gradient=css_gradient(overlay.scale),
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fxplain.render.colours import Scale, number
+from fxplain.render.colours import Scale, css_gradient, number
 from fxplain.render.overlay import data_uri, plain_map
 from fxplain.render.shown import Shown, shown
 from fxplain.result import Result
@@ -34,6 +34,8 @@ class Strip:
     about: str
     bars: tuple[Bar, ...]
     maps: tuple[str, ...]
+    gradient: str
+    """The maps' colour bar; '' for bars."""
     scale: Scale
     own: bool
 
@@ -50,8 +52,8 @@ def _strip(space: Shown) -> Strip:
     about = f"{size} {'token' if info.size == 1 else 'tokens'}, {_origin(info.origin, info.source)}"
     if len(info.grid) > 1 and min(info.grid[-2:]) > 1:
         maps = tuple(data_uri(picture) for picture in plain_map(space))
-        return Strip(info.name, about, (), maps, space.scale, own=False)
-    return Strip(info.name, about, _bars(space), (), space.scale, bool(space.aside.any()))
+        return Strip(info.name, about, (), maps, css_gradient(space.scale), space.scale, own=False)
+    return Strip(info.name, about, _bars(space), (), "", space.scale, bool(space.aside.any()))
 
 
 def _origin(origin: str, source: str) -> str:
