@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ def load(text: str, options: LoadOptions) -> Loaded:
 
 def _read(path: Path, allowed: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=not allowed)
+        with (
+            warnings.catch_warnings()
+        ):  # torch warns of pickles that it did not write; the error will say more
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=not allowed)
     except pickle.UnpicklingError as error:
         if allowed:
             raise _unreadable(path, error) from error

@@ -51,9 +51,10 @@ def _read(path: Path) -> Any:
 
 def _example(program: Any) -> Any:
     """The inputs the program was exported with, in a form that fxplain.trace takes; None if not stored."""
-    if program.example_inputs is None:
+    stored = program.example_inputs
+    if not isinstance(stored, tuple) or len(stored) != 2:
         return None
-    args, kwargs = program.example_inputs
+    args, kwargs = stored
     return tuple(args) if not kwargs else dict(kwargs) if not args else _named(program, args, kwargs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -41,7 +42,11 @@ def read_tensors(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with (
+            warnings.catch_warnings()
+        ):  # torch warns of pickles that it did not write; the error will say more
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not _is_pickle(path):
             raise _unreadable(path, "a file saved by torch.save", error) from error
@@ -60,11 +65,12 @@ def _read_numpy(path: Path) -> Any:
     import numpy as np
 
     try:
-        read = np.load(path, allow_pickle=False)
-        if not isinstance(read, np.lib.npyio.NpzFile):
-            return torch.from_numpy(read)
-        with read:
-            arrays = {name: torch.from_numpy(read[name]) for name in read.files}
+        with path.open("rb") as file:
+            read = np.load(file, allow_pickle=False)
+            if not isinstance(read, np.lib.npyio.NpzFile):
+                return torch.from_numpy(read)
+            with read:
+                arrays = {name: torch.from_numpy(read[name]) for name in read.files}
     except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise _unreadable(path, "numpy arrays of numbers", error) from error
     return arrays["arr_0"] if list(arrays) == ["arr_0"] else arrays
