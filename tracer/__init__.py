@@ -1,0 +1,56 @@
+"""fxplain explains a prediction of any PyTorch transformer, with no adapter written for it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxplain.attentions import Attention, CensusEntry, Mixing, Stream, TokenSpace
+    from fxplain.errors import FxplainError
+    from fxplain.explain import Traced, explain, trace
+    from fxplain.methods import methods
+    from fxplain.result import Relevance, Result
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Attention": "attentions",
+    "CensusEntry": "attentions",
+    "FxplainError": "errors",
+    "Mixing": "attentions",
+    "Relevance": "result",
+    "Result": "result",
+    "Stream": "attentions",
+    "TokenSpace": "attentions",
+    "Traced": "explain",
+    "explain": "explain",
+    "methods": "methods",
+    "trace": "explain",
+}
+
+__all__ = [
+    "Attention",
+    "CensusEntry",
+    "FxplainError",
+    "Mixing",
+    "Relevance",
+    "Result",
+    "Stream",
+    "TokenSpace",
+    "Traced",
+    "explain",
+    "methods",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, when it is asked for: ``import fxplain`` alone stays light."""
+    if name in _HOMES:
+        return getattr(import_module(f"fxplain.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'fxplain' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from fxplain import ops
 from fxplain.captured import Captured, Placeholder
-from fxplain.labels import DORMANT, NOTHING, STRONG, Slot, Value, compact, encode
+from fxplain.labels import DORMANT, NOTHING, Slot, Value, compact, encode
 from fxplain.ledger import Ledger
 from fxplain.ops.table import op_name, pointwise
 
@@ -29,7 +29,7 @@ class Findings:
 
     ledger: Ledger
     outputs: tuple[Value, ...]
-    real_outputs: tuple[Tensor, ...]
+    values: Mapping[fx.Node, Value | tuple[Value, ...]]
     batch: int
     batch_axis: int | None
 
@@ -92,7 +92,7 @@ class Labelling:
         return Findings(
             ledger=self.ledger,
             outputs=tuple(self.values.get(n, NOTHING) for n in nodes),
-            real_outputs=tuple(self.real[n] for n in nodes),
+            values=self.values,
             batch=self.batch,
             batch_axis=self.axis,
         )
@@ -202,6 +202,3 @@ def serves_as_data(node: fx.Node) -> bool:
         if not names or any(name not in WEIGHT_ARGUMENTS for name in names):
             return True
     return False
-
-
-__all__ = ["STRONG", "Findings", "find"]

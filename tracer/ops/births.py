@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxplain.labels import DORMANT, NOTHING, Slot, Value, align, encode, samples_of
+from fxplain.labels import DORMANT, Slot, Value, align, encode, samples_of
 from fxplain.ops.table import Call, Operand, transfer
 
 
@@ -99,6 +99,3 @@ def grid_birth(call: Call, operand: Operand, channel: int) -> Value:
     born = call.ledger.rebirth(slot, call.node, root, "input", (origin, call.op if operand.value.labelled else ""))
     return call.carry(operand, slots=[born])
 
-
-def plain(call: Call) -> Value:
-    return NOTHING

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.labels import STRONG, Slot, Value, codes_of, compact, fill_samples
+from fxplain.labels import Slot, Value, codes_of, compact, fill_samples
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples, new_tokens, pooled, record
 from fxplain.ops.table import Call, Operand, pointwise, transfer
@@ -347,5 +347,3 @@ def tensordot(call: Call) -> Value:
     output = "".join(c for c in [*ours, *theirs] if c not in gone)
     return contract(call, one, other, f"{ours},{''.join(theirs)}->{output}")
 
-
-__all__ = ["STRONG"]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from fxplain.labels import STRONG, Slot, Value, align, codes_of, compact
+from fxplain.labels import Slot, Value, compact
 from fxplain.ops.births import grid_birth
 from fxplain.ops.mixing import new_tokens, pooled, record
-from fxplain.ops.table import Call, Operand, transfer
+from fxplain.ops.table import Call, Operand, literal, op_name, transfer
 
 POOLINGS = """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
 max_pool3d_with_indices max_pool1d_with_indices mkldnn_max_pool2d"""
@@ -59,31 +60,71 @@ def taps(call: Call, operand: Operand, old: Slot, kernel: Sequence[int], channel
     shape = tuple(call.result.shape)
     kept = [axis for axis in sorted(old.axes) if axis <= channel] + [a for a in space if shape[a] > 1]
     rows = new_tokens(call, old, kept, [1 if a == channel else s for a, s in enumerate(shape)])
-    neighbours = torch.stack(tap_views(old.expanded(operand.shape).narrow(channel, 0, 1), call, kernel, channel), -1)
+    places = old.expanded(operand.shape).narrow(channel, 0, 1)
+    neighbours = torch.stack(tap_views(places, call.node, shape, kernel, channel), -1)
     cols = Slot(compact(neighbours), old.strength, old.reads)
     rows_on_map = replace(rows, labels=rows.labels.unsqueeze(-1))
     new = record(call, "taps", [operand], rows_on_map, cols, (*shape, neighbours.shape[-1]))
     return replace(rows, reads=new.reads)
 
 
-def tap_views(labels: Tensor, call: Call, kernel: Sequence[int], channel: int) -> list[Tensor]:
-    """For each place of the kernel, the element of ``labels`` that every output place reads there (0 outside)."""
+def tap_views(
+    tensor: Tensor, node: fx.Node, out_shape: Sequence[int], kernel: Sequence[int], channel: int
+) -> list[Tensor]:
+    """For each place of the kernel, the element that every output place reads there (0 outside)."""
     dims = len(kernel)
-    stride = _per_axis(call.argument("stride"), dims) or list(kernel)
-    padding = _padding(call, kernel, dims)
-    dilation = _per_axis(call.argument("dilation"), dims) or [1] * dims
-    out = [s for s in call.result.shape[channel + 1 :]]
-    pads = [p for pad in reversed(padding) for p in (pad, pad + max(stride))]
-    padded = torch.nn.functional.pad(labels, pads)
+    stride = _per_axis(literal(node, "stride"), dims) or list(kernel)
+    padding = _padding(node, kernel, dims)
+    dilation = _per_axis(literal(node, "dilation"), dims) or [1] * dims
+    out = list(out_shape[channel + 1 :])
+    spare = [max(stride) + k * d for k, d in zip(kernel, dilation, strict=True)]
+    pads = [p for pad, extra in zip(reversed(padding), reversed(spare), strict=True) for p in (pad, pad + extra)]
+    padded = torch.nn.functional.pad(tensor, pads)
     views = []
     for place in torch.cartesian_prod(*[torch.arange(k) for k in kernel]).reshape(-1, dims).tolist():
         view = padded
         for axis, offset in enumerate(place):
-            start = offset * dilation[axis]
-            index = torch.arange(out[axis]) * stride[axis] + start
+            index = torch.arange(out[axis], device=tensor.device) * stride[axis] + offset * dilation[axis]
             view = view.index_select(channel + 1 + axis, index.clamp_max(view.shape[channel + 1 + axis] - 1))
         views.append(view)
     return views
+
+
+Contribute = Callable[[Tensor, int], Tensor]
+
+
+def kernel_of(node: fx.Node, kept: Mapping[str, Any]) -> tuple[list[int], int, Contribute]:
+    """The kernel's sizes, the channel axis, and what the element read at one place adds to the output."""
+    name = op_name(node)
+    operand = kept[node.all_input_nodes[0].name].detach()
+    if name in (f"aten::{conv}" for conv in CONVOLUTIONS.split()):
+        weight = kept[node.all_input_nodes[1].name].detach()
+        kernel = list(weight.shape[2:])
+        groups = int(literal(node, "groups", 1))
+        channel = operand.ndim - len(kernel) - 1
+        flat = weight.reshape(*weight.shape[:2], -1).to(torch.promote_types(weight.dtype, torch.float32))
+
+        def convolve(view: Tensor, place: int) -> Tensor:
+            taps = flat[..., place].reshape(*weight.shape[:2], *[1] * len(kernel))
+            return _CONV[len(kernel)](view, taps, groups=groups)
+
+        return kernel, channel, convolve
+    dims = 1 if "1d" in name else 3 if "3d" in name else 2
+    kernel = _per_axis(literal(node, "kernel_size"), dims)
+    channel = operand.ndim - dims - 1
+    if "avg" in name:
+        count = torch.Size(kernel).numel()
+        return kernel, channel, lambda view, place: view / count
+    result = kept[node.name]
+    largest = result[0].detach() if isinstance(result, tuple | list) else result.detach()
+    return kernel, channel, lambda view, place: torch.where(view == largest, view, 0.0)
+
+
+_CONV: dict[int, Callable[..., Tensor]] = {
+    1: torch.nn.functional.conv1d,
+    2: torch.nn.functional.conv2d,
+    3: torch.nn.functional.conv3d,
+}
 
 
 def _per_axis(number: int | Sequence[int] | None, dims: int) -> list[int]:
@@ -93,8 +134,8 @@ def _per_axis(number: int | Sequence[int] | None, dims: int) -> list[int]:
     return numbers * dims if len(numbers) == 1 else numbers
 
 
-def _padding(call: Call, kernel: Sequence[int], dims: int) -> list[int]:
-    padding = call.argument("padding", 0)
+def _padding(node: fx.Node, kernel: Sequence[int], dims: int) -> list[int]:
+    padding = literal(node, "padding", 0)
     if padding == "same":
         return [(k - 1) // 2 for k in kernel]
     return [0] * dims if padding == "valid" else _per_axis(padding, dims) or [0] * dims
@@ -167,5 +208,3 @@ def _spread(call: Call, operand: Operand, channel: int) -> Value:
         return call.carry(operand, slots=slots)
     return grid_birth(call, operand, channel) if "conv" in call.op else call.carry(operand)
 
-
-__all__ = ["STRONG", "align", "codes_of"]

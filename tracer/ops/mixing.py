@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from fxplain.labels import STRONG, Slot, Value, codes_of, compact, samples_of
+from fxplain.labels import STRONG, Slot, codes_of, compact, samples_of
 from fxplain.ops.births import places
 from fxplain.ops.table import Call, Operand
 
@@ -61,6 +61,3 @@ def check_samples(call: Call, rows: Slot, cols: Slot) -> None:
     if bool(((one != other) & (one >= 0) & (other >= 0)).any()):
         call.ledger.crossing = True
 
-
-def finish(call: Call, operand: Operand, slots: Sequence[Slot]) -> Value:
-    return call.carry(operand, slots=slots)

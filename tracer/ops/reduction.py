@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from fxplain.labels import DORMANT, NOTHING, Slot, Value, align
-from fxplain.ops.contraction import letters_for, weighted_sum
+from fxplain.labels import DORMANT, NOTHING, Slot, Value
+from fxplain.ops.contraction import weighted_sum
 from fxplain.ops.mixing import pooled
 from fxplain.ops.table import Call, Operand, pointwise, transfer
 
@@ -128,5 +127,3 @@ def glu(call: Call) -> Value:
     slots = [s.run(lambda labels: labels.narrow(axis, 0, half), operand.shape) for s in operand.value.slots]
     return call.carry(operand, slots=slots)
 
-
-__all__ = ["align", "letters_for", "torch"]

@@ -6,11 +6,10 @@ of them for several results). Register one with ``@transfer("aten::name", ...)``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, fx
 
 from fxplain.labels import NOTHING, Slot, Value, align, joined, merge
@@ -58,11 +57,11 @@ class Call:
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The real value of an argument, by its name in the schema."""
-        return self._pick(self.args, self.kwargs, name, default)
+        return pick(self.node, self.args, self.kwargs, name, default)
 
     def operand(self, name: str) -> Operand | None:
         """The tensor argument of that name with its labels; None if it is absent."""
-        node = self._pick(self.node.args, self.node.kwargs, name, None)
+        node = literal(self.node, name)
         real = self.argument(name)
         return self._operand(node, real) if isinstance(real, Tensor) else None
 
@@ -79,14 +78,6 @@ class Call:
     def _operand(self, node: Any, real: Tensor) -> Operand:
         value = self.values.get(node, NOTHING) if isinstance(node, fx.Node) else NOTHING
         return Operand(node if isinstance(node, fx.Node) else None, real, value)
-
-    def _pick(self, args: Sequence[Any], kwargs: dict[str, Any], name: str, default: Any) -> Any:
-        if name in kwargs:
-            return kwargs[name]
-        for place, argument in enumerate(self.schema.arguments):
-            if argument.name == name:
-                return args[place] if place < len(args) else default
-        return default
 
     def carry(self, *operands: Operand, slots: Sequence[Slot] = (), **changes: Any) -> Value:
         """A value with the provenance of the operands and the given slots."""
@@ -117,6 +108,21 @@ class Operand:
 
     def with_slots(self, slots: Sequence[Slot]) -> Operand:
         return replace(self, value=replace(self.value, slots=tuple(slots)))
+
+
+def pick(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """An argument of a node's call by its name in the schema."""
+    if name in kwargs:
+        return kwargs[name]
+    for place, argument in enumerate(cast(Any, node.target)._schema.arguments):
+        if argument.name == name:
+            return args[place] if place < len(args) else default
+    return default
+
+
+def literal(node: fx.Node, name: str, default: Any = None) -> Any:
+    """An argument as it stands in the graph: a literal, or a node."""
+    return pick(node, node.args, node.kwargs, name, default)
 
 
 def op_name(node: fx.Node) -> str:

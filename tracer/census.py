@@ -1,0 +1,131 @@
+"""The census: every softmax-like operation with its role, and every operation that labels did not survive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import fx
+
+from fxplain.attentions import CensusEntry
+from fxplain.find import Findings
+from fxplain.labels import NOTHING, Value
+from fxplain.ledger import Site
+from fxplain.ops.table import op_name
+from fxplain.where import module_path, source_line
+
+CONTRACTIONS = frozenset(
+    f"aten::{name}" for name in "matmul mm bmm einsum baddbmm addmm linear tensordot mv dot".split()
+)
+SELECTIONS = frozenset(f"aten::{name}" for name in "topk sort argmax multinomial max argsort kthvalue".split())
+SAMPLERS = frozenset({"aten::grid_sampler", "aten::grid_sampler_2d", "aten::grid_sampler_3d"})
+
+Values = Mapping[fx.Node, "Value | tuple[Value, ...]"]
+
+
+def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ...]:
+    """One entry for each softmax-like call, linear attention, and loss of labels, in order of execution."""
+    attending = {name for site in sites if site.role == "attention" for name in site.softmaxes}
+    entries: dict[fx.Node, tuple[str, str]] = {}
+    for node, over in findings.ledger.softmaxes.values():
+        if node.name in attending:
+            entries[node] = ("attention", "weighs values over tokens")
+        else:
+            entries[node] = _role(node, over, findings)
+    for node in findings.ledger.summaries:
+        reason = "sums all tokens into features before the queries read them: there is no token-to-token map"
+        entries.setdefault(node, ("linear attention", reason))
+    for node in findings.ledger.losses.values():
+        entries[node] = ("unknown", "labelled data reached an operation without a transfer function")
+    order = {node: place for place, node in enumerate(_nodes(findings))}
+    return tuple(
+        CensusEntry(node.name, op_name(node).removeprefix("aten::"), role, reason, module_path(node), source_line(node))
+        for node, (role, reason) in sorted(entries.items(), key=lambda entry: order[entry[0]])
+    )
+
+
+def _nodes(findings: Findings) -> list[fx.Node]:
+    first = next(iter(findings.values))
+    return list(first.graph.nodes)
+
+
+def _role(node: fx.Node, over: str, findings: Findings) -> tuple[str, str]:
+    """What a softmax that weighs no values is for, read off the operations that use it."""
+    values = findings.values
+    summaries = set(findings.ledger.summaries)
+    uses = list(_uses(node, values))
+    if any(use in summaries for use, _ in uses):
+        return "linear attention", "keys are normalised and summed with the values before any query reads them"
+    if over == "features" and any(op_name(use) in SELECTIONS for use, _ in uses):
+        return "expert router", "its largest weights select among parts of the network"
+    for use, path in uses:
+        if op_name(use) in CONTRACTIONS:
+            return _contracted(use, path, values, summaries)
+    if not _value(values, node).from_input:
+        return "learned mixture", "weights of parameters only: the same for every input"
+    for use, path in uses:
+        if use.op != "output" and op_name(use) in ("aten::mul", "aten::multiply"):
+            return _multiplied(use, path)
+    if any(use.op == "output" for use, _ in uses):
+        return "output distribution", f"a distribution over {over} that the model returns"
+    return "unused", f"a distribution over {over} that weighs no values"
+
+
+def _uses(node: fx.Node, values: Values) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Every operation that the weights reach while they are still weights, with the argument they come in by."""
+    stack, seen = [node], {node}
+    while stack:
+        current = stack.pop(0)
+        for user in current.users:
+            yield user, current
+            stops = op_name(user) in CONTRACTIONS or user.op == "output" or op_name(user) in ("aten::mul",)
+            if user not in seen and not stops:
+                seen.add(user)
+                stack.append(user)
+
+
+def _value(values: Values, node: fx.Node) -> Value:
+    value = values.get(node, NOTHING)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _contracted(use: fx.Node, path: fx.Node, values: Values, summaries: set[fx.Node]) -> tuple[str, str]:
+    others = [n for n in use.all_input_nodes if n is not path]
+    other = _value(values, others[0]) if others else NOTHING
+    if not other.from_input:
+        return "codebook", "assigns tokens softly to learned vectors"
+    if any(_reaches(n, summaries) for n in others):
+        return "linear attention", "queries read a summary of all tokens: there is no token-to-token map"
+    if not _value(values, path).labelled:
+        return "channel attention", "a map between features, from which the tokens were summed out"
+    return "expert router", "mixes several versions of the same token"
+
+
+def _reaches(node: fx.Node, targets: set[fx.Node], depth: int = 8) -> bool:
+    if node in targets:
+        return True
+    return depth > 0 and any(_reaches(n, targets, depth - 1) for n in node.all_input_nodes[:2])
+
+
+def _multiplied(use: fx.Node, path: fx.Node) -> tuple[str, str]:
+    others = [n for n in use.all_input_nodes if n is not path]
+    if any(_sampled(n) for n in others):
+        return "sampling over points", "weighs values sampled at a few places per query"
+    narrowed = any(op_name(n) in ("aten::slice", "aten::select", "aten::unsqueeze", "aten::unbind") for n in _back(path))
+    if narrowed:
+        return "expert router", "weighs several versions of the same token"
+    return "feature gate", "scales features, token by token"
+
+
+def _back(node: fx.Node) -> list[fx.Node]:
+    """The layout operations between a softmax and its use."""
+    found = [node]
+    while node.all_input_nodes and "softmax" not in op_name(node):
+        node = node.all_input_nodes[0]
+        found.append(node)
+    return found
+
+
+def _sampled(node: fx.Node, depth: int = 12) -> bool:
+    if op_name(node) in SAMPLERS:
+        return True
+    return depth > 0 and any(_sampled(n, depth - 1) for n in node.all_input_nodes[:2])

@@ -1,0 +1,257 @@
+"""From sites to attentions: which token spaces are alive, what streams a site joins, and of what kind it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fxplain.attentions import Attention, Kind, Mixing, Stream, TokenSpace
+from fxplain.find import Findings
+from fxplain.labels import Value, codes_of
+from fxplain.ledger import Born, Site
+from fxplain.ops.table import op_name
+from fxplain.where import module_path, source_line
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Everything found, with names, in the numbering of tokens that users see."""
+
+    spaces: tuple[TokenSpace, ...]
+    streams: tuple[Stream, ...]
+    attentions: tuple[Attention, ...]
+    mixings: tuple[Mixing, ...]
+    sites: tuple[Site, ...]
+    """The living sites in execution order."""
+    renumber: Tensor
+    """Token index of the labelling run -> token index for users, -1 for tokens nobody uses."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(space.size for space in self.spaces)
+
+    def token_ids(self, labels: Tensor) -> Tensor:
+        """Labels of the labelling run as token indices for users; -1 where there is none."""
+        codes = codes_of(labels)
+        return torch.where(codes >= 0, self.renumber[codes.clamp_min(0)], -1)
+
+
+def classify(findings: Findings) -> Classified:
+    """Name and type all sites of a labelling run."""
+    ledger = findings.ledger
+    count = sum(space.size for space in ledger.spaces)
+    used = _used(ledger.sites, findings.outputs, count)
+    sites = tuple(s for s in ledger.sites if s.role == "attention" or bool(used[_tokens(s.rows.labels)].any()))
+    spaces, renumber = _spaces(ledger.spaces, used)
+    names = _Namer(spaces)
+    drafts = [_draft(site, renumber, names) for site in sites]
+    closure = _Closure(sites, renumber, sum(space.size for space in spaces))
+    pairs = [(closure.leaves(q.tokens), closure.leaves(k.tokens)) for _, q, k in drafts]
+    attentions, mixings = [], []
+    for place, (site, queries, keys) in enumerate(drafts):
+        if site.role == "attention":
+            kind = _kind(place, pairs, [s.role == "attention" for s in sites])
+            attentions.append(_attention(site, len(attentions), kind, queries, keys))
+        else:
+            mixings.append(_mixing(site, len(mixings), queries, keys))
+    return Classified(
+        spaces, names.streams, tuple(_unique(attentions)), tuple(mixings), sites, renumber
+    )
+
+
+def _unique(attentions: list[Attention]) -> list[Attention]:
+    """Attention names are module paths; a module that attends several times gets numbers."""
+    seen: dict[str, int] = {}
+    named = []
+    for attention in attentions:
+        seen[attention.name] = seen.get(attention.name, 0) + 1
+        again = seen[attention.name]
+        name = attention.name if again == 1 else f"{attention.name}#{again}"
+        named.append(Attention(**{**attention.__dict__, "name": name}))
+    return named
+
+
+def _tokens(labels: Tensor) -> Tensor:
+    codes = codes_of(labels).reshape(-1)
+    return codes[codes >= 0]
+
+
+def _used(sites: Iterable[Site], outputs: Iterable[Value], count: int) -> Tensor:
+    """Tokens that an attention ranges over, an output carries, or a used mixing reads."""
+    used = torch.zeros(count, dtype=torch.bool)
+    for value in outputs:
+        for slot in value.active:
+            used[_tokens(slot.labels)] = True
+    sites = list(sites)
+    for site in sites:
+        if site.role == "attention":
+            used[_tokens(site.rows.labels)] = True
+            used[_tokens(site.cols.labels)] = True
+    for site in reversed(sites):
+        if site.role == "mixing" and bool(used[_tokens(site.rows.labels)].any()):
+            used[_tokens(site.cols.labels)] = True
+    return used
+
+
+def _spaces(born: list[Born], used: Tensor) -> tuple[tuple[TokenSpace, ...], Tensor]:
+    """The living spaces with unique names, and the new numbers of their tokens."""
+    renumber = torch.full((max(len(used), 1),), -1, dtype=torch.int64)
+    spaces: list[TokenSpace] = []
+    names: set[str] = set()
+    start = 0
+    for space in born:
+        if not bool(used[space.start : space.start + space.size].any()):
+            continue
+        name = _space_name(space, names)
+        names.add(name)
+        spaces.append(TokenSpace(name, space.size, start, space.grid, space.origin, space.source))
+        renumber[space.start : space.start + space.size] = torch.arange(start, start + space.size)
+        start += space.size
+    return tuple(spaces), renumber
+
+
+def _space_name(space: Born, taken: set[str]) -> str:
+    base = module_path(space.node) or space.source if space.origin == "mixing" else space.source
+    candidates = [base, f"{base}@{module_path(space.node)}"]
+    candidates += [f"{base}#{number}" for number in range(2, len(taken) + 3)]
+    return next(name for name in candidates if name not in taken)
+
+
+@dataclass
+class _Namer:
+    """Gives streams names, one for each set of tokens."""
+
+    spaces: tuple[TokenSpace, ...]
+    _known: dict[frozenset[int], Stream] = field(default_factory=dict)
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        return tuple(self._known.values())
+
+    def stream(self, tokens: Tensor) -> Stream:
+        """The stream of these tokens, named by its spaces in order of appearance."""
+        distinct = torch.unique(tokens)
+        key = frozenset(distinct.tolist())
+        if key not in self._known:
+            self._known[key] = self._make(tokens, distinct)
+        return self._known[key]
+
+    def _make(self, tokens: Tensor, distinct: Tensor) -> Stream:
+        firsts: list[tuple[int, TokenSpace, list[int]]] = []
+        for space in self.spaces:
+            own = distinct[(distinct >= space.start) & (distinct < space.start + space.size)]
+            if len(own):
+                inside = (tokens >= space.start) & (tokens < space.start + space.size)
+                firsts.append((int(inside.nonzero()[0]), space, own.tolist()))
+        firsts.sort(key=lambda entry: entry[0])
+        parts = [
+            space.name if len(own) == space.size else f"{space.name}[{_extent(own, space)}]"
+            for _, space, own in firsts
+        ]
+        name = "+".join(parts)
+        taken = {stream.name for stream in self._known.values()}
+        candidates = [name, *(f"{name}#{number}" for number in range(2, len(taken) + 3))]
+        return Stream(
+            next(candidate for candidate in candidates if candidate not in taken),
+            tuple(token for _, _, own in firsts for token in own),
+            tuple(space.name for _, space, _ in firsts),
+        )
+
+
+def _extent(own: list[int], space: TokenSpace) -> str:
+    first, last = own[0] - space.start, own[-1] - space.start
+    if last - first + 1 == len(own):
+        return str(first) if first == last else f"{first}:{last + 1}"
+    return f"{len(own)} of {space.size}"
+
+
+def _draft(site: Site, renumber: Tensor, names: _Namer) -> tuple[Site, Stream, Stream]:
+    rows, cols = (renumber[_tokens(slot.labels)] for slot in (site.rows, site.cols))
+    return site, names.stream(rows), names.stream(cols)
+
+
+class _Closure:
+    """Which tokens new ones were mixed from: a token pooled from others stands for them."""
+
+    def __init__(self, sites: Iterable[Site], renumber: Tensor, count: int) -> None:
+        self.count = count
+        self.made: list[tuple[Tensor, Tensor]] = [
+            (renumber[_tokens(s.rows.labels)], renumber[_tokens(s.cols.labels)])
+            for s in sites
+            if s.role == "mixing"
+        ]
+
+    def leaves(self, tokens: Iterable[int]) -> Tensor:
+        mask = torch.zeros(self.count, dtype=torch.bool)
+        mask[torch.tensor(list(tokens), dtype=torch.int64)] = True
+        for rows, cols in reversed(self.made):
+            if bool(mask[rows].any()):
+                mask[rows] = False
+                mask[cols] = True
+        return mask
+
+
+def _kind(place: int, pairs: list[tuple[Tensor, Tensor]], is_attention: list[bool]) -> Kind:
+    queries, keys = pairs[place]
+    if bool((queries & ~keys).sum() == 0):
+        return "self"
+    for other, (q, k) in enumerate(pairs):
+        back = is_attention[other] and bool((q & keys).any()) and bool((k & queries).any())
+        if other != place and back and not bool((q & ~k).sum() == 0):
+            return "co"
+    return "encoder_decoder"
+
+
+def heads_of(site: Site) -> int:
+    """How many maps a site has over the same rows and columns, whether heads have an axis or are folded."""
+    rows, cols = torch.broadcast_tensors(site.rows.labels, site.cols.labels)
+    joint = 1
+    for size in rows.shape:
+        joint *= size
+    count = 1
+    for size in site.shape:
+        count *= size
+    only_rows, only_cols = site.rows.axes - site.cols.axes, site.cols.axes - site.rows.axes
+    for axis in only_rows | only_cols:
+        rows, cols = rows.narrow(axis, 0, 1), cols.narrow(axis, 0, 1)
+    valid = ((rows > 0) & (cols > 0)).reshape(-1).nonzero()
+    if not len(valid):
+        return count // max(joint, 1)
+    flat_rows, flat_cols = rows.reshape(-1), cols.reshape(-1)
+    first = int(valid[0])
+    same = (flat_rows == flat_rows[first]) & (flat_cols == flat_cols[first])
+    return count // max(joint, 1) * int(same.sum())
+
+
+def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream) -> Attention:
+    module = module_path(site.node)
+    return Attention(
+        index=index,
+        name=module or site.node.name,
+        kind=kind,
+        queries=queries,
+        keys=keys,
+        heads=heads_of(site),
+        fused=site.form == "fused",
+        module=module,
+        source=source_line(site.node),
+        node=site.node.name,
+        normaliser="softmax" if site.softmaxes else "none",
+    )
+
+
+def _mixing(site: Site, index: int, queries: Stream, keys: Stream) -> Mixing:
+    module = module_path(site.node)
+    return Mixing(
+        index=index,
+        name=module or site.node.name,
+        queries=queries,
+        keys=keys,
+        op=op_name(site.node).removeprefix("aten::"),
+        module=module,
+        source=source_line(site.node),
+        node=site.node.name,
+    )

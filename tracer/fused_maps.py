@@ -1,0 +1,53 @@
+"""The map inside a fused attention, rebuilt from its operands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.ledger import Site
+from fxplain.ops.table import literal
+from fxplain.replay import Replay
+
+
+def fused_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A = softmax(query keyᵀ · scale + mask), and ∇A = dO valueᵀ from the gradient dO of the output.
+
+    Returns both as [..., head, query, key] in float32 or better. Rows that may attend to nothing are 0, as in
+    the kernel.
+    """
+    query, key, value = (replay.kept[node.name].detach() for node in site.operands)
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if key.ndim > 2 and key.shape[-3] != query.shape[-3]:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = (t.repeat_interleave(repeats, -3) for t in (key, value))
+    scale = _argument(site.node, replay, "scale", None)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    scores = (query * scale) @ key.transpose(-1, -2)
+    scores = _masked(scores, site.node, replay)
+    maps = torch.softmax(scores, -1).masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0.0)
+    return maps, None if gradient is None else gradient.to(dtype) @ value.transpose(-1, -2)
+
+
+def _masked(scores: Tensor, node: fx.Node, replay: Replay) -> Tensor:
+    if _argument(node, replay, "is_causal", False):
+        rows, cols = scores.shape[-2:]
+        allowed = torch.ones(rows, cols, dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    for name in ("attn_mask", "attn_bias"):
+        mask = _argument(node, replay, name, None)
+        if isinstance(mask, Tensor):
+            mask = mask.detach()
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
+    return scores
+
+
+def _argument(node: fx.Node, replay: Replay, name: str, default: Any) -> Any:
+    """An argument of the fused call by its name in the schema, nodes replaced by their values."""
+    found = literal(node, name)
+    if isinstance(found, fx.Node):
+        return replay.kept[found.name]
+    return default if found is None else found

@@ -1,0 +1,146 @@
+"""From a site's map and gradient to weights between tokens: [batch, query, key] for the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxplain.classify import Classified, heads_of
+from fxplain.errors import VerificationError
+from fxplain.fused_maps import fused_map
+from fxplain.labels import samples_of
+from fxplain.ledger import Site
+from fxplain.mixing_maps import contributions
+from fxplain.replay import Replay, tap_of
+from fxplain.where import module_path
+
+HeadMean = Callable[[Tensor, "Tensor | None", tuple[int, ...]], Tensor]
+"""(maps, gradients, axes of the heads) -> maps without these axes: eq. 5, or a plain mean."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one site's map is folded onto tokens: made once for a layout of labels."""
+
+    site: Site
+    queries: Tensor
+    """Token indices [nq] of the rows."""
+    keys: Tensor
+    """Token indices [nk] of the columns."""
+    place: Tensor
+    """Where each element goes in [batch * nq * nk], -1 for nowhere; shape of the map with heads at size 1."""
+    heads: tuple[int, ...]
+    """Axes of the map along which nothing varies."""
+    folded: int
+    """How many maps lie on top of each other besides (heads folded into the batch axis)."""
+    sampled: bool
+    """Whether the labels say which sample an element belongs to."""
+    batch: int
+
+    def scatter(self, values: Tensor, divide: bool = True) -> Tensor:
+        """Add up values of :attr:`place`'s shape into [batch, nq, nk]."""
+        size = self.batch * len(self.queries) * len(self.keys)
+        place = self.place.reshape(-1).to(values.device)
+        flat = torch.zeros(size + 1, dtype=values.dtype, device=values.device)
+        flat.index_add_(0, torch.where(place >= 0, place, size), values.reshape(-1))
+        dense = flat[:size].view(self.batch, len(self.queries), len(self.keys))
+        return dense / self.folded if divide and self.folded > 1 else dense
+
+
+def make_plan(site: Site, classified: Classified, batch: int) -> Plan:
+    """Work out where the elements of a site's map belong among the tokens."""
+    shape = torch.broadcast_shapes(site.rows.labels.shape, site.cols.labels.shape)
+    rows, cols = (classified.token_ids(slot.labels) for slot in (site.rows, site.cols))
+    queries, keys = (torch.unique(ids[ids >= 0]) for ids in (rows, cols))
+    row_place, col_place = (torch.searchsorted(u, i.clamp_min(0)) for u, i in ((queries, rows), (keys, cols)))
+    samples = torch.maximum(*torch.broadcast_tensors(samples_of(site.rows.labels), samples_of(site.cols.labels)))
+    labelled = (rows >= 0) & (cols >= 0)
+    sampled = batch == 1 or not bool((labelled & (samples < 0)).any())
+    place = (samples.clamp_min(0) * len(queries) + row_place) * len(keys) + col_place
+    place = torch.where(labelled & (samples < batch), place, -1).expand(shape)
+    heads = tuple(axis for axis, size in enumerate(shape) if size == 1 and site.shape[axis] > 1)
+    unfolded = 1
+    for axis in heads:
+        unfolded *= site.shape[axis]
+    folded = max(heads_of(site) // unfolded, 1) if site.role == "attention" else 1
+    return Plan(site, queries, keys, place, heads, folded, sampled, batch)
+
+
+def attention_weights(plan: Plan, replay: Replay, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:
+    """The weights of an attention between tokens: [batch, nq, nk], float32 or better.
+
+    ``gradient`` is that of the site's tapped tensor; None where the score does not depend on it.
+    """
+    site = plan.site
+    if site.form == "fused":
+        maps, gradient = fused_map(site, replay, gradient)
+    else:
+        maps = replay.kept[site.operands[0].name].detach()
+    kept = head_mean(maps, gradient, plan.heads) if plan.heads else _every_head(maps, gradient, head_mean)
+    return plan.scatter(kept.reshape(plan.place.shape))
+
+
+def _every_head(maps: Tensor, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:
+    grown = None if gradient is None else gradient.unsqueeze(0)
+    return head_mean(maps.unsqueeze(0), grown, (0,))
+
+
+def mixing_weights(plan: Plan, replay: Replay, gradient: Tensor | None) -> Tensor:
+    """The weights of a linear mixing: positive contributions times gradient, even shares where none is positive.
+
+    ⟨∂y/∂oᵢ, Wᵢⱼ xⱼ⟩⁺ is what ∇A ⊙ A is for an attention. Without a gradient every old token counts the same.
+    """
+    support = (plan.scatter(torch.ones(plan.place.shape), divide=False) > 0).float()
+    if gradient is None:
+        return support.to(replay.outputs[0].device)
+    values = contributions(plan.site, replay, gradient)
+    for axis in plan.heads:
+        values = values.sum(axis, keepdim=True)
+    weights = plan.scatter(values.reshape(plan.place.shape)).clamp_min(0)
+    empty = weights.sum(-1, keepdim=True) == 0
+    return torch.where(empty, support.to(weights), weights)
+
+
+def check_rebuilt(plans: Mapping[int, Plan], replay: Replay, tolerance: float) -> float:
+    """The largest relative difference between fused outputs and those of their rebuilt maps."""
+    worst = 0.0
+    for plan in plans.values():
+        site = plan.site
+        if site.form != "fused":
+            continue
+        maps, _ = fused_map(site, replay, None)
+        value = replay.kept[site.operands[2].name].detach().to(maps.dtype)
+        found = maps @ grouped(value, maps)
+        output = replay.tapped[tap_of(site).name].detach().to(maps.dtype)
+        gap = float((found - output).abs().max() / output.abs().max().clamp_min(1e-30)) if output.numel() else 0.0
+        worst = max(worst, gap)
+        if not gap <= tolerance:
+            raise VerificationError(
+                "a map rebuilt from query and key does not reproduce its attention's output",
+                where=f"node {site.node.name}, module {module_path(site.node)}",
+                expected=f"a relative difference of at most {tolerance:g}",
+                found=f"{gap:g}",
+                hint="please report this model: a variant of fused attention is not understood",
+            )
+    return worst
+
+
+def grouped(value: Tensor, maps: Tensor) -> Tensor:
+    """Values of grouped heads, repeated for the heads of the map."""
+    if value.ndim > 2 and value.shape[-3] not in (1, maps.shape[-3]):
+        value = value.repeat_interleave(maps.shape[-3] // value.shape[-3], -3)
+    return value
+
+
+def weights_of(
+    plan: Plan, replay: Replay, gradients: Mapping[str, Tensor | None] | None, head_mean: HeadMean
+) -> Tensor:
+    """The weights of any site, attention or mixing."""
+    gradient: Any = None if gradients is None else gradients.get(tap_of(plan.site).name)
+    if plan.site.role == "attention":
+        return attention_weights(plan, replay, gradient, head_mean)
+    return mixing_weights(plan, replay, gradient)

@@ -1,0 +1,61 @@
+"""What each old token contributes to each new one in a linear mixing, weighed by the score's gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.ledger import Site
+from fxplain.ops.convolution import kernel_of, tap_views
+from fxplain.replay import Replay
+
+
+def contributions(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
+    """⟨∂y/∂o, contribution⟩ for every element of the site's map, signed, float32 or better."""
+    forms = {"pooled": _pooled, "weights": _weights, "taps": _taps}
+    return forms[site.form](site, replay, _wide(gradient))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _pooled(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
+    """Each element goes into one new token: input times the local gradient of this operation alone."""
+    operand = replay.kept[site.operands[0].name].detach()
+    with torch.enable_grad():
+        leaf = operand.clone().requires_grad_()
+        result = _again(site.node, replay, site.operands[0], leaf)
+        (local,) = torch.autograd.grad(result, leaf, gradient.to(result.dtype))
+    return _wide(operand) * _wide(local)
+
+
+def _again(node: fx.Node, replay: Replay, changed: fx.Node, leaf: Tensor) -> Tensor:
+    """The operation once more, with one operand replaced and the others as they were."""
+
+    def value(used: fx.Node) -> Any:
+        kept = replay.kept[used.name]
+        return leaf if used is changed else kept.detach() if isinstance(kept, Tensor) else kept
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)  # type: ignore[misc]
+    result = node.target(*args, **kwargs)  # type: ignore[operator]
+    return result[0] if isinstance(result, tuple | list) else result
+
+
+def _weights(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
+    """A matrix over the token axis: its entries times ⟨gradient, data⟩."""
+    spec, letters = site.axes.split("|")
+    inputs, output = spec.split("->")
+    weight, data = (_wide(replay.kept[node.name]) for node in site.operands)
+    return torch.einsum(f"{inputs},{output}->{letters}", weight, data, gradient)
+
+
+def _taps(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
+    """A window over a grid: for each place of the window, what the element there contributes."""
+    operand = _wide(replay.kept[site.operands[0].name])
+    kernel, channel, contribute = kernel_of(site.node, replay.kept)
+    views = tap_views(operand, site.node, gradient.shape, kernel, channel)
+    terms = [(contribute(view, place) * gradient).sum(channel, keepdim=True) for place, view in enumerate(views)]
+    return torch.stack(terms, -1)

@@ -1,0 +1,100 @@
+"""Run the captured graph again with gradients that start at the attentions, and no earlier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.captured import Captured
+from fxplain.ledger import Site
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One forward pass: the outputs, and what the sites need, by node."""
+
+    outputs: tuple[Tensor, ...]
+    tapped: Mapping[str, Tensor]
+    """Node -> the tensor that gradients are taken of (a map, or the output of a fused or mixing site)."""
+    kept: Mapping[str, Any]
+    """Node -> its value, for the operands of the sites."""
+
+
+def tap_of(site: Site) -> fx.Node:
+    """The node whose gradient a site needs: its map where the graph holds one, else its output."""
+    has_map = site.role == "attention" and site.form == "weights"
+    return site.operands[0] if has_map else site.node
+
+
+def replay(captured: Captured, bound: Mapping[str, Tensor], sites: Iterable[Site], gradients: bool) -> Replay:
+    """Run the graph, keeping the operands of the sites; with gradients from the first of them on.
+
+    Nothing before the first attention is differentiated, and no parameter is.
+    """
+    sites = tuple(sites)
+    taps = {tap_of(site) for site in sites}
+    wanted = {node for site in sites for node in kept_nodes(site)}
+    nodes = list(captured.graph.graph.nodes)
+    last_use = {used: node for node in nodes for used in node.all_input_nodes}
+    real: dict[fx.Node, Any] = {}
+    tapped: dict[str, Tensor] = {}
+    kept: dict[str, Any] = {}
+    outputs: tuple[Tensor, ...] = ()
+    with torch.set_grad_enabled(gradients):
+        for node in nodes:
+            if node.op == "output":
+                outputs = tuple(real[n] for n in node.args[0] if isinstance(n, fx.Node))
+                break
+            value = _run(captured, bound, node, real)
+            if node in taps:
+                value, tapped[node.name] = _tap(value, gradients)
+            real[node] = value
+            if node in wanted:
+                kept[node.name] = value
+            for used in node.all_input_nodes:
+                if last_use[used] is node:
+                    real.pop(used, None)
+    return Replay(outputs, tapped, kept)
+
+
+def _run(captured: Captured, bound: Mapping[str, Tensor], node: fx.Node, real: dict[fx.Node, Any]) -> Any:
+    if node.op == "placeholder":
+        return bound[node.name]
+    if node.op == "get_attr":
+        return getattr(captured.graph, str(node.target))
+    args, kwargs = arguments(node, real)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def arguments(node: fx.Node, real: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A node's arguments with real values in the place of nodes."""
+    return fx.node.map_arg((node.args, node.kwargs), lambda n: real[n])  # type: ignore[no-any-return]
+
+
+def _tap(value: Any, gradients: bool) -> tuple[Any, Tensor]:
+    """Make a tensor one that gradients can be taken of; of several results the first is the output."""
+    several = isinstance(value, tuple | list)
+    tensor: Tensor = value[0] if several else value
+    if gradients and not tensor.requires_grad:
+        tensor = tensor.detach().requires_grad_()
+    return ((tensor, *value[1:]) if several else tensor), tensor
+
+
+def kept_nodes(site: Site) -> list[fx.Node]:
+    """The nodes whose values are needed to rebuild a site's map."""
+    if site.role == "attention" and site.form == "weights":
+        return [site.operands[0]]
+    return [*site.node.all_input_nodes, *site.operands, site.node]
+
+
+def gradients_of(score: Tensor, tapped: Mapping[str, Tensor], retain: bool = False) -> dict[str, Tensor | None]:
+    """The gradient of a scalar score to each tapped tensor; None where the score does not depend on it."""
+    names = [name for name, tensor in tapped.items() if tensor.requires_grad]
+    found = torch.autograd.grad(
+        score, [tapped[name] for name in names], allow_unused=True, retain_graph=retain
+    )
+    return dict(zip(names, found, strict=True))

@@ -1,0 +1,213 @@
+"""What is explained: a target made into one score per sample, and the rows of R that carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxplain.errors import NonFiniteError, TargetError
+from fxplain.labels import Slot, Value, codes_of, samples_of
+
+Readout = tuple[tuple[int, int], ...]
+"""The rows that carry one sample's score: pairs (sample, token), tokens as in the labelling run."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A target for one batch: the scores, and for each sample the rows to read."""
+
+    scores: Tensor
+    """[batch], still attached to the graph."""
+    target: Any
+    """Per sample the index into the output, without the batch axis; the callable itself, if it was one."""
+    output: str
+    rows: tuple[Readout, ...]
+    slots: tuple[Slot, ...]
+    """The slots of the outputs that were read."""
+
+
+def choose_output(names: Sequence[str], tensors: Sequence[Tensor], wanted: str | None) -> int:
+    """The place of the output to explain: the named one, else ``logits``, else the first floating one."""
+    if wanted is not None:
+        if wanted not in names:
+            raise TargetError(f"the model has no output {wanted!r}", expected=" or ".join(names))
+        return names.index(wanted)
+    floating = [place for place, tensor in enumerate(tensors) if tensor.is_floating_point()]
+    if not floating:
+        raise TargetError("the model has no floating-point output to explain", found=", ".join(names))
+    return next((place for place in floating if names[place] == "logits"), floating[0])
+
+
+def resolve(
+    tensors: Sequence[Tensor],
+    values: Sequence[Value],
+    names: Sequence[str],
+    target: Any,
+    output: str | None,
+    batch: int,
+    rebuild: Callable[[Sequence[Tensor]], Any],
+) -> Resolved:
+    """Turn a target into scores and the rows to read.
+
+    Args:
+        tensors, values, names: the outputs, their labels and names.
+        target: None (arg max per sample), an int, one int (or row of ints) per sample, a tuple that indexes the
+            output without its batch axis, or a callable from the model's output to one score per sample.
+        output: name of the output to explain.
+        batch: number of samples.
+        rebuild: makes the model's own output structure from the tensors, for callables.
+    """
+    if callable(target):
+        return _resolve_callable(tensors, values, names, target, batch, rebuild)
+    place = choose_output(names, tensors, output)
+    tensor, value = tensors[place], values[place]
+    axis = batch_axis(tensor, value, batch)
+    if axis is None:
+        tensor, axis = tensor.unsqueeze(0), 0
+        value = Value(tuple(Slot(s.labels.unsqueeze(0), s.strength, s.reads) for s in value.slots))
+    per_sample = tensor.movedim(axis, 0)
+    samples = per_sample.shape[0]
+    indices = [_index(per_sample[i].detach(), t) for i, t in enumerate(_per_sample(target, samples))]
+    scores = torch.stack([per_sample[(i, *index)] for i, index in enumerate(indices)])
+    rows = []
+    for sample, index in enumerate(indices):
+        spot = list(index)
+        spot.insert(axis, sample)
+        rows.append(_rows_at(value.active, spot, sample))
+    _check_finite(scores)
+    return Resolved(scores, tuple(indices), names[place], tuple(rows), value.active)
+
+
+def _check_finite(scores: Tensor) -> None:
+    if not bool(torch.isfinite(scores).all()):
+        raise NonFiniteError("the score to explain is NaN or infinite", found=str(scores.tolist()))
+
+
+def batch_axis(tensor: Tensor, value: Value, batch: int) -> int | None:
+    """The axis of an output along which the sample changes; None if it holds one sample without such an axis."""
+    for axis in range(tensor.ndim):
+        for slot in value.slots:
+            samples = samples_of(slot.labels)
+            if axis < samples.ndim and samples.shape[axis] > 1 and tensor.shape[axis] == batch:
+                line = samples.movedim(axis, 0)
+                if bool((line != line[:1]).any()):
+                    return axis
+    if tensor.ndim and tensor.shape[0] == batch:
+        return 0
+    return None
+
+
+def _per_sample(target: Any, samples: int) -> list[Any]:
+    """One target for each sample."""
+    if isinstance(target, Tensor):
+        target = target.tolist()
+        if isinstance(target, int):
+            return [target] * samples
+    elif hasattr(target, "tolist") and not isinstance(target, int):
+        target = target.tolist()
+    if isinstance(target, bool) or isinstance(target, float):
+        raise TargetError("a target is an index", expected="None, int, tuple, tensor or callable", found=repr(target))
+    if isinstance(target, list):
+        if len(target) != samples:
+            raise TargetError(
+                "one target per sample is needed", expected=f"{samples} targets", found=f"{len(target)}"
+            )
+        return [tuple(entry) if isinstance(entry, list) else entry for entry in target]
+    if not (target is None or isinstance(target, int | tuple)):
+        raise TargetError(
+            "this is no target", expected="None, int, tuple, tensor or callable", found=type(target).__name__
+        )
+    return [target] * samples
+
+
+def _index(scores: Tensor, target: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """A full index into one sample's output; what the target leaves open is the arg max."""
+    ndim = scores.ndim
+    if target is None:
+        fixed: dict[int, int] = {}
+    elif isinstance(target, int):
+        fixed = {ndim - 1: target}
+    else:
+        fixed = dict(enumerate(target))
+    shape = tuple(scores.shape)
+    for axis, place in fixed.items():
+        if not isinstance(place, int) or not 0 <= axis < ndim or not -shape[axis] <= place < shape[axis]:
+            raise TargetError(
+                "the target is out of range",
+                expected=f"an index into one sample's output of shape {list(shape)}",
+                found=repr(target),
+            )
+    view = scores
+    for axis in sorted(fixed):
+        view = view.narrow(axis, fixed[axis] % shape[axis], 1)
+    best = int(view.reshape(-1).argmax()) if view.numel() else 0
+    rest = torch.unravel_index(torch.tensor(best), view.shape) if ndim else ()
+    return tuple(fixed[a] % shape[a] if a in fixed else int(r) for a, r in enumerate(rest))
+
+
+def _rows_at(slots: Sequence[Slot], spot: Sequence[int], sample: int) -> Readout:
+    """The tokens that one element of an output belongs to."""
+    rows = []
+    for slot in slots:
+        where = tuple(0 if size == 1 else spot[axis] for axis, size in enumerate(slot.labels.shape))
+        label = slot.labels[where]
+        token, own = int(codes_of(label)), int(samples_of(label))
+        if token >= 0:
+            rows.append((own if own >= 0 else sample, token))
+    return tuple(dict.fromkeys(rows))
+
+
+def _resolve_callable(
+    tensors: Sequence[Tensor],
+    values: Sequence[Value],
+    names: Sequence[str],
+    target: Callable[[Any], Any],
+    batch: int,
+    rebuild: Callable[[Sequence[Tensor]], Any],
+) -> Resolved:
+    """Scores from the user's own function; the rows are those of the output elements it depends on."""
+    scores = target(rebuild(tensors))
+    if not isinstance(scores, Tensor):
+        raise TargetError("the target function must return a tensor", found=type(scores).__name__)
+    scores = scores.reshape(1) if scores.ndim == 0 and batch == 1 else scores
+    if scores.ndim != 1 or scores.shape[0] != batch:
+        raise TargetError(
+            "the target function must return one score per sample",
+            expected=f"shape [{batch}]",
+            found=str(list(scores.shape)),
+        )
+    _check_finite(scores)
+    used = [(t, v, n) for t, v, n in zip(tensors, values, names, strict=True) if t.requires_grad]
+    if not scores.requires_grad:
+        raise TargetError(
+            "the target function's score is not differentiable, or depends on no attention",
+            hint="return a sum of elements of the model's output, without argmax, detach or item()",
+        )
+    rows: list[Readout] = []
+    slots: dict[int, Slot] = {}
+    touched: dict[str, None] = {}
+    for sample in range(batch):
+        gradients = torch.autograd.grad(
+            scores[sample], [t for t, _, _ in used], retain_graph=True, allow_unused=True
+        )
+        found: dict[tuple[int, int], None] = {}
+        for gradient, (_, value, name) in zip(gradients, used, strict=True):
+            if gradient is None:
+                continue
+            touched[name] = None
+            for slot in value.active:
+                slots[id(slot)] = slot
+                found.update(dict.fromkeys(_rows_touched(slot, gradient, sample)))
+        rows.append(tuple(found))
+    return Resolved(scores, target, "+".join(touched), tuple(rows), tuple(slots.values()))
+
+
+def _rows_touched(slot: Slot, gradient: Tensor, sample: int) -> list[tuple[int, int]]:
+    labels = slot.labels.expand(gradient.shape)[(gradient != 0).cpu()]
+    labels = torch.unique(labels[labels > 0])
+    owners = samples_of(labels).tolist()
+    return [(own if own >= 0 else sample, token) for own, token in zip(owners, codes_of(labels).tolist(), strict=True)]
