@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from fxplain.captured import Captured, Draft, Placeholder, pruned
+from fxplain.captured import Captured, Draft, Placeholder, owned, pruned
 from fxplain.clean import draws_random_numbers
 from fxplain.errors import CaptureError, DeviceError, InputError, VerificationError
 from fxplain.export import export
-from fxplain.guard import same_random_numbers, untouched
+from fxplain.guard import same_random_numbers, untouched, values_kept
 from fxplain.inputs import Layout, flatten
 from fxplain.outputs import flatten as flatten_output
 from fxplain.outputs import skeleton
@@ -29,9 +29,7 @@ STRATEGIES: tuple[tuple[str, Strategy], ...] = (("export", export), ("record", r
 """Tried in this order; the first whose graph reproduces the model's output wins."""
 
 
-def capture(
-    model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Captured:
+def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
     """Capture ``model(*args, **kwargs)`` in eval mode as a graph that reproduces the model's output.
 
     Raises:
@@ -48,7 +46,7 @@ def capture(
     tensors, layout = flatten(model, args, kwargs)
     check_devices(model, tensors, layout)
     check_finite_weights(model)
-    tensors = [tensor.detach() for tensor in tensors]
+    tensors = [owned(tensor) for tensor in tensors]  # the model may write into them
     output = call(model, tensors, layout)
     expected = flatten_output(output)
     if not expected:
@@ -63,7 +61,7 @@ def capture(
     mismatch: VerificationError | None = None
     for name, strategy in STRATEGIES:
         try:
-            with untouched(model), same_random_numbers():
+            with untouched(model), values_kept(model, tensors), same_random_numbers():
                 draft = pruned(strategy(model, tensors, layout))
             return _finish(model, draft, tensors, layout, output, name, reasons)
         except VerificationError as error:
@@ -118,7 +116,9 @@ def _plain(model: Any) -> nn.Module:
     """The module itself, without the wrappers that ``torch.compile`` and data parallelism put around it."""
     if not isinstance(model, nn.Module):
         raise InputError(
-            "the model is not a PyTorch module", expected="a torch.nn.Module or an ExportedProgram", found=type(model).__name__
+            "the model is not a PyTorch module",
+            expected="a torch.nn.Module or an ExportedProgram",
+            found=type(model).__name__,
         )
     inner = getattr(model, "_orig_mod", None)
     if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

@@ -120,6 +120,12 @@ class Captured:
         return rebuild(self.structure, tensors)
 
 
+def owned(tensor: Tensor) -> Tensor:
+    """A copy that may be written into, and that autograd takes wherever the tensor was made."""
+    with torch.inference_mode(False):
+        return tensor.detach().clone()
+
+
 def usable(tensor: Tensor) -> Tensor:
     """The tensor itself, or a copy where it was made in inference mode and autograd would refuse it."""
     if not tensor.is_inference():

@@ -133,7 +133,7 @@ def tidy(program: ExportedProgram, rename: Callable[[str], str]) -> GraphModule:
     specs = program.graph_signature.output_specs
     wanted = [
         value
-        for value, spec in zip(results, specs, strict=True)  # type: ignore[arg-type, call-overload]
+        for value, spec in zip(results, specs, strict=True)  # type: ignore[arg-type]
         if spec.kind is OutputKind.USER_OUTPUT
     ]
     graph.output(tuple(wanted))
@@ -203,12 +203,13 @@ def draws_random_numbers(module: GraphModule) -> str | None:
             continue
         if torch.Tag.nondeterministic_seeded not in node.target.tags:
             continue
-        arguments = {a.name: value for a, value in zip(node.target._schema.arguments, node.args, strict=False)}
-        arguments.update(node.kwargs)
-        switches = [arguments.get("train"), arguments.get("training"), arguments.get("dropout_p")]
-        if not any(value is False or value == 0 for value in switches if value is not None):
-            if "dropout_p" in {a.name for a in node.target._schema.arguments} and "dropout_p" not in arguments:
-                continue
+        schema = node.target._schema.arguments
+        values = {
+            argument.name: argument.default_value for argument in schema if argument.has_default_value()
+        }
+        values.update({argument.name: value for argument, value in zip(schema, node.args, strict=False)})
+        values.update(node.kwargs)
+        if all(values.get(switch, True) for switch in ("train", "training", "dropout_p")):
             return str(node.name)
     return None
 

@@ -42,10 +42,17 @@ def untouched(model: nn.Module | None) -> Iterator[None]:
 
 @contextmanager
 def values_kept(model: nn.Module, inputs: Sequence[Tensor] = ()) -> Iterator[None]:
-    """A region after which the tensors of the model, and ``inputs``, hold the values they had, whatever ran in it."""
-    plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    with _Journal([*inputs, *plain, *model.parameters(), *model.buffers()]):
-        yield
+    """A region after which the tensors of the model, and ``inputs``, hold the values they had before."""
+    plain = [v for module in model.modules() for v in vars(module).values() if isinstance(v, Tensor)]
+    # tracers write into plain attributes below the dispatcher's reach; they are few and small, so copy them
+    copies = [(t, t._version, t.detach().clone()) for t in plain if not t.is_inference()]
+    try:
+        with _Journal([*inputs, *model.parameters(), *model.buffers()]):
+            yield
+    finally:
+        for tensor, version, copy in copies:
+            if tensor._version != version:
+                _put_back(tensor, copy, version)
 
 
 @contextmanager
@@ -62,7 +69,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """A region after which all random states are as before it, so that a second run draws the same numbers."""
+    """A region after which all random states are as before, so that a second run draws the same numbers."""
     restore = _random_state()
     try:
         yield
@@ -72,7 +79,7 @@ def same_random_numbers() -> Iterator[None]:
 
 def _random_state() -> Callable[[], None]:
     python, cpu = random.getstate(), torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     numpy = sys.modules.get("numpy")
     array = numpy.random.get_state() if numpy is not None else None
 
@@ -135,7 +142,7 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
-class _Journal(TorchDispatchMode):
+class _Journal(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps a copy of an owned tensor just before the first operation that writes into it; restores at exit.
 
     Costs nothing for the many tensors that no operation writes into.
@@ -148,9 +155,9 @@ class _Journal(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, owned: list[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._owners: dict[int, list[Tensor]] = {}
-        self._copies: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._copies: dict[int, list[tuple[Tensor, Tensor, int]]] = {}
         for tensor in owned:
             if key := _storage(tensor):
                 self._owners.setdefault(key, []).append(tensor)
@@ -167,14 +174,25 @@ class _Journal(TorchDispatchMode):
             key = _storage(tensor)
             if key in self._owners and key not in self._copies:
                 with torch.no_grad():
-                    self._copies[key] = [(t, t.detach().clone()) for t in self._owners[key]]
+                    self._copies[key] = [(t, t.detach().clone(), _version(t)) for t in self._owners[key]]
         return func(*args, **kwargs)
 
     def __exit__(self, *details: Any) -> None:
-        super().__exit__(*details)
-        for pairs in self._copies.values():
-            for tensor, copy in pairs:
-                tensor.data.copy_(copy)
+        super().__exit__(*details)  # type: ignore[no-untyped-call]
+        for kept in self._copies.values():
+            for tensor, copy, version in kept:
+                _put_back(tensor, copy, version)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _put_back(tensor: Tensor, copy: Tensor, version: int) -> None:
+    """Also the count of writes, so that a graph of the user's that saved the tensor can still go backward."""
+    tensor.data.copy_(copy)
+    if version >= 0:
+        torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
 
 
 def written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:

@@ -145,7 +145,7 @@ def _arranged(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> t
 
 
 def positional_names(model: Any, count: int) -> list[str]:
-    """Names of the first ``count`` positional parameters of ``model.forward``; ``args.0`` for variadic ones."""
+    """Names of the first ``count`` positional parameters of ``forward``; ``args.0`` for variadic ones."""
     names: list[str] = []
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())

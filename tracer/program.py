@@ -1,4 +1,4 @@
-"""An exported program (``.pt2``) as a model: its graph is captured again, and nothing of a user's code runs."""
+"""An exported program (``.pt2``) as a model: its graph is captured again, and no user's code runs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Replace what a recording computes with shapes that depend on data by the values it had in this run.
 
-Indices found by ``nonzero`` or by a boolean mask become constants; what is gathered through them stays
-computed, so gradients and token labels pass.
+Indices found by ``nonzero`` or by a boolean mask become constants, and so do random draws; what is gathered
+through them stays computed, so gradients and token labels pass.
 """
 
 from __future__ import annotations
@@ -19,6 +19,20 @@ _MASKED = (
     _aten.index_put.default,
     _aten.index_put_.default,
     _aten._index_put_impl_.default,
+)
+
+
+_DRAWS = (
+    _aten.multinomial.default,
+    _aten.bernoulli.default,
+    _aten.rand.default,
+    _aten.randn.default,
+    _aten.rand_like.default,
+    _aten.randn_like.default,
+    _aten.randint.default,
+    _aten.randint.low,
+    _aten.randperm.default,
+    _aten.normal.float_float,
 )
 
 
@@ -85,7 +99,8 @@ def _depends_on_data(node: Node) -> bool:
         return False
     composite = (_aten.where.default, _aten.argwhere.default, _aten.nonzero_numpy.default)
     repeats = _aten.repeat_interleave.self_Tensor
-    return torch.Tag.dynamic_output_shape in node.target.tags or node.target in (*composite, repeats)
+    shaped = torch.Tag.dynamic_output_shape in node.target.tags
+    return shaped or node.target in (*composite, repeats, *_DRAWS)
 
 
 def _unmasked(index: Any, kept: dict[Node, Any], lifted: Lifted) -> list[Any]:
@@ -102,13 +117,13 @@ def _replace(node: Node, kept: dict[Node, Any], lifted: Lifted) -> None:
     tensors = result if isinstance(result, (list, tuple)) else [result]
     with graph.inserting_before(node):
         if node.target is _aten.masked_select.default:
-            shape = torch.broadcast_shapes(*(kept[n].shape for n in node.all_input_nodes))
+            shape = (kept[node.args[0]] + kept[node.args[1]]).shape  # type: ignore[index]
             wide = graph.call_function(_aten.expand.default, (node.args[0], list(shape)))
             axes = kept[node.args[1]].expand(shape).nonzero(as_tuple=True)  # type: ignore[index]
             new = graph.call_function(_aten.index.Tensor, (wide, [lifted(axis, node) for axis in axes]))
         elif node.target is _aten.repeat_interleave.self_Tensor:
             new = _repeated(node, kept, lifted)
-        elif any(t.is_floating_point() for t in tensors):
+        elif node.target not in _DRAWS and any(t.is_floating_point() for t in tensors):
             return  # left as it is; the graph still holds for this input
         elif isinstance(result, Tensor):
             node.replace_all_uses_with(lifted(result, node))
@@ -120,7 +135,8 @@ def _replace(node: Node, kept: dict[Node, Any], lifted: Lifted) -> None:
                 graph.erase_node(user)
             graph.erase_node(node)
             return
-    new.meta.update(node.meta)
+    for added in (new, *new.all_input_nodes):
+        added.meta = {**node.meta, **added.meta}
     node.replace_all_uses_with(new)
     graph.erase_node(node)
 

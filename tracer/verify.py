@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxplain.captured import Captured, Draft, usable
+from fxplain.captured import Captured, Draft, owned
 from fxplain.errors import InputError, NonFiniteError, VerificationError
 from fxplain.guard import same_random_numbers, untouched, values_kept
 from fxplain.inputs import Layout, described, signature
@@ -32,8 +32,8 @@ def call(model: nn.Module, tensors: Sequence[Tensor], layout: Layout) -> Any:
         InputError: the model raised; the message is the model's own.
     """
     try:
-        with untouched(model), values_kept(model, tensors), same_random_numbers():
-            args, kwargs = layout.fill([usable(tensor).detach() for tensor in tensors])
+        with untouched(model), values_kept(model), same_random_numbers():
+            args, kwargs = layout.fill([owned(tensor) for tensor in tensors])
             return model(*args, **kwargs)
     except torch.OutOfMemoryError:
         raise
@@ -55,7 +55,9 @@ def run(graph: torch.fx.GraphModule, values: Sequence[Tensor]) -> tuple[Tensor, 
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """Largest absolute difference over the largest finite magnitude of ``expected``; inf where they do not compare.
+    """Largest absolute difference over the largest finite magnitude of ``expected``.
+
+    Equal infinities and NaN at equal places count as equal; other shapes or dtypes give inf.
 
     Example:
         >>> difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
@@ -164,5 +166,5 @@ def check_finite_outputs(outputs: Sequence[tuple[str, Tensor]]) -> None:
                 where=f"output {name!r}",
                 expected="finite numbers",
                 found=f"{int(bad.sum())} of {tensor.numel()} entries are NaN or inf",
-                hint="look for inputs out of range, rows that are masked entirely, or overflow in half precision",
+                hint="look for inputs out of range, fully masked rows, or overflow in half precision",
             )

@@ -15,7 +15,7 @@ _OWN = str(Path(__file__).parent) + os.sep
 
 
 def module_path(node: Node) -> str:
-    """Path of the innermost module that ran the node, e.g. ``encoder.layer.0.attention``; ``""`` for the model.
+    """Path of the innermost module that ran the node: ``encoder.layer.0.attention``; ``""`` for the model.
 
     Example:
         >>> graph = torch.fx.Graph()
