@@ -44,6 +44,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: M
         return replace(capture(as_module(model), args, kwargs), strategy="program")
     model = _plain(model)
     tensors, layout = flatten(model, args, kwargs)
+    check_initialised(model)
     check_devices(model, tensors, layout)
     check_finite_weights(model)
     tensors = [owned(tensor) for tensor in tensors]  # the model may write into them
@@ -61,7 +62,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: M
     mismatch: VerificationError | None = None
     for name, strategy in STRATEGIES:
         try:
-            with untouched(model), values_kept(model, tensors), same_random_numbers():
+            with untouched(model), values_kept(model, tensors, watch=False), same_random_numbers():
                 draft = pruned(strategy(model, tensors, layout))
             return _finish(model, draft, tensors, layout, output, name, reasons)
         except VerificationError as error:
@@ -124,6 +125,19 @@ def _plain(model: Any) -> nn.Module:
     if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         inner = model.module
     return _plain(inner) if isinstance(inner, nn.Module) else model
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Raise :class:`InputError` for a lazy module, whose parameters have no shape before its first call."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if nn.parameter.is_lazy(tensor):
+            raise InputError(
+                "the model is not initialised yet",
+                where=name,
+                expected="parameters with shapes",
+                found="a lazy parameter",
+                hint="call the model once on an input before it is explained",
+            )
 
 
 def check_devices(model: nn.Module, tensors: list[Tensor], layout: Layout) -> None:

@@ -71,8 +71,8 @@ class Captured:
     verified: float
     """Largest relative difference between graph and model at capture."""
     notes: tuple[str, ...]
-    model: nn.Module | None = field(repr=False)
-    """The live model, whose weights :meth:`bind` reads; None for an exported program."""
+    model: nn.Module = field(repr=False)
+    """The live model, whose weights :meth:`bind` reads; an exported program as a module."""
     layout: Layout = field(repr=False)
     """The structure of the inputs at capture."""
     structure: Any = field(repr=False)
@@ -106,9 +106,9 @@ class Captured:
         return bound
 
     def _live(self, path: str) -> Tensor:
-        module, _, name = path.rpartition(".")
-        assert self.model is not None  # a program's tensors are all constants
-        tensor = getattr(self.model.get_submodule(module), name)
+        tensor: Any = self.model
+        for name in path.split("."):
+            tensor = getattr(tensor, name)
         assert isinstance(tensor, Tensor)
         return tensor
 

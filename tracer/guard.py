@@ -8,7 +8,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
@@ -41,13 +41,20 @@ def untouched(model: nn.Module | None) -> Iterator[None]:
 
 
 @contextmanager
-def values_kept(model: nn.Module, inputs: Sequence[Tensor] = ()) -> Iterator[None]:
-    """A region after which the tensors of the model, and ``inputs``, hold the values they had before."""
-    plain = [v for module in model.modules() for v in vars(module).values() if isinstance(v, Tensor)]
+def values_kept(model: nn.Module, inputs: Sequence[Tensor] = (), watch: bool = True) -> Iterator[None]:
+    """A region after which the tensors of the model, and ``inputs``, hold the values they had before.
+
+    Args:
+        watch: keep a copy of a parameter or buffer only when an operation is about to write into it. Without,
+            for code that bears no watching, buffers and inputs are copied beforehand and parameters not.
+    """
     # tracers write into plain attributes below the dispatcher's reach; they are few and small, so copy them
-    copies = [(t, t._version, t.detach().clone()) for t in plain if not t.is_inference()]
+    copied = [v for module in model.modules() for v in vars(module).values() if isinstance(v, Tensor)]
+    if not watch:
+        copied += [*inputs, *model.buffers()]
+    copies = [(t, t._version, t.detach().clone()) for t in copied if not t.is_inference()]
     try:
-        with _Journal([*inputs, *model.parameters(), *model.buffers()]):
+        with _Journal([*inputs, *model.parameters(), *model.buffers()]) if watch else nullcontext():
             yield
     finally:
         for tensor, version, copy in copies:

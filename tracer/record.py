@@ -8,7 +8,7 @@ because the recording happens above the dispatcher's decompositions (``make_fx``
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from fxplain.captured import Draft, Placeholder
@@ -32,20 +33,41 @@ _SWITCHES = (torch._C._set_grad_enabled,)
 
 def record(model: nn.Module, tensors: list[Tensor], layout: Layout) -> Draft:
     """The graph of one real run; raises whatever the run or the tracer raises."""
-    with values_kept(model, tensors), same_random_numbers(), _module_stack(model):
-        recorded = make_fx(
-            Flat(model, layout).forward,
-            tracing_mode="real",
-            pre_dispatch=True,
-            record_stack_traces=True,
-            _error_on_data_dependent_ops=False,
-        )(*tensors)
+    try:
+        recorded = _traced(model, tensors, layout, whole=True)
+    except Exception:  # vmap and other transforms are only known below the decompositions
+        recorded = _traced(model, tensors, layout, whole=False)
     placeholders, values = _lift(recorded, model, tensors, layout)
     with values_kept(model, list(values.values())), same_random_numbers():
         for name, constant in specialise(recorded, list(values.values())).items():
             placeholders.append(Placeholder(name, "constant", name))
             values[name] = constant
     return _functional(recorded, placeholders, values)
+
+
+def _traced(model: nn.Module, tensors: list[Tensor], layout: Layout, whole: bool) -> GraphModule:
+    """The raw recording; ``whole`` keeps composite operations, else they are decomposed."""
+    with ExitStack() as stack:
+        for context in (values_kept(model, tensors), same_random_numbers(), _module_stack(model)):
+            stack.enter_context(context)
+        if not whole:  # fused kernels made for inference have no derivative
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        traced: GraphModule = make_fx(
+            Flat(model, layout).forward,
+            tracing_mode="real",
+            pre_dispatch=whole,
+            record_stack_traces=True,
+            _error_on_data_dependent_ops=False,
+        )(*tensors)
+    if any(_unlifted(node, traced) for node in traced.graph.nodes):
+        raise RuntimeError("the recording holds tensors that live only while the model runs")
+    return traced
+
+
+def _unlifted(node: Node, module: GraphModule) -> bool:
+    """Whether the node reads a tensor that wraps another one, as those inside of ``vmap`` do."""
+    value = getattr(module, str(node.target), None) if node.op == "get_attr" else None
+    return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 @contextmanager
