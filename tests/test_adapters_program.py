@@ -1,4 +1,4 @@
-"""Exported programs: they load, and what torch would unpickle or evaluate in one is refused before it does."""
+"""Exported programs load, and what torch would unpickle or evaluate in one is refused before it does."""
 
 from __future__ import annotations
 

@@ -146,9 +146,9 @@ def explain(
 def methods(debug: Debug = False) -> None:
     """List the methods that --method takes."""
     with reported(debug):
-        import fxplain
+        from fxplain.methods import methods as known_methods
 
-        known = fxplain.methods()
+        known = known_methods()
         width = max(map(len, known), default=0)
         for name, line in known.items():
             typer.echo(f"{name:<{width}}  {line}")

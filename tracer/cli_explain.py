@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,19 +22,20 @@ if TYPE_CHECKING:
 
 def run_explain(ask: Ask, target: str | None, method: str, output: str | None, out: tuple[Path, ...]) -> None:
     """Load, explain, write, and print what was explained and written."""
-    import fxplain
+    from fxplain.explain import trace
+    from fxplain.methods import methods
 
-    check_method(method, fxplain.methods())
+    check_method(method, methods())
     for path in out:
         _check_suffix(path)
     loaded = ask.load()
     wanted = parse_target(target, loaded.labels) if target is not None else None
     inputs, display = ask.prepare(loaded)
     with working("capturing the model and finding its attentions"):
-        traced = fxplain.trace(loaded.model, inputs)
+        traced = trace(loaded.model, inputs)
     with working(f"explaining by {method}"):
         result = traced.explain(inputs, target=wanted, method=method, output=output)
-    display = shown_by_space(display, result.spaces)
+    display = shown_by_space(display, result.spaces, result.batch)
     stem = default_stem(loaded.name, ask.images, method)
     paths = [path for one in out or (Path(stem),) for path in _expanded(one, display)]
     for path in paths:
@@ -61,14 +62,19 @@ def check_method(method: str, known: Mapping[str, str]) -> None:
         )
 
 
-def shown_by_space(display: Display, spaces: Iterable[TokenSpace]) -> Display:
-    """Hang pictures and texts, known by the name of their input, on the token spaces born from that input."""
+def shown_by_space(display: Display, spaces: Iterable[TokenSpace], batch: int) -> Display:
+    """Hang pictures and texts, known by the name of their input, on the token spaces born from that input.
+
+    What there is one of (a picture that is compared with several texts) is shown with every sample.
+    """
     born = [space for space in spaces if space.origin == "input"]
-    return replace(display, images=_renamed(display.images, born), tokens=_renamed(display.tokens, born))
 
+    def renamed(by_input: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        found = {space.name: by_input[space.source] for space in born if space.source in by_input}
+        return {name: list(shown) * batch if len(shown) == 1 else shown for name, shown in found.items()}
 
-def _renamed(by_input: Mapping[str, Any], spaces: Iterable[TokenSpace]) -> dict[str, Any]:
-    return {space.name: by_input[space.source] for space in spaces if space.source in by_input}
+    captions = list(display.captions) * batch if len(display.captions) == 1 else display.captions
+    return replace(display, images=renamed(display.images), tokens=renamed(display.tokens), captions=captions)
 
 
 def default_stem(model: str, images: tuple[Path, ...], method: str) -> str:

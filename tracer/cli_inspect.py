@@ -26,13 +26,13 @@ _SUFFIXES = {
 
 def run_inspect(ask: Ask, form: Form | None, out: Path | None) -> None:
     """Load, trace on the given or made-up inputs, and show what was found."""
-    import fxplain
+    from fxplain.explain import trace
 
     form = form or _form_of(out)
     loaded = ask.load()
     inputs = ask.prepare(loaded)[0] if ask.has_inputs else loaded.example()
     with working("capturing the model and finding its attentions"):
-        traced = fxplain.trace(loaded.model, inputs)
+        traced = trace(loaded.model, inputs)
     if form is Form.table:
         text = overview(loaded, traced)
     else:
@@ -72,19 +72,15 @@ def overview(loaded: Loaded, traced: Traced) -> str:
     lines = [
         f"{loaded.name}: {_count(len(traced.attentions), 'attention')}",
         f"captured by {captured.strategy}; graph and model differ by {captured.verified:.1e} at most",
-        "",
-        *_attentions(traced),
-        "",
-        "Streams",
-        *table(
-            ("stream", "tokens", "made of"),
-            [(s.name, str(s.size), ", ".join(s.spaces)) for s in traced.streams],
-        ),
     ]
+    if traced.attentions:
+        streams = [(s.name, str(s.size), ", ".join(s.spaces)) for s in traced.streams]
+        lines += ["", *_attentions(traced), "", "Streams", *table(("stream", "tokens", "made of"), streams)]
     if traced.mixings:
         lines += ["", "Token mixing other than attention", *_mixings(traced)]
     others = [entry for entry in traced.census if entry.role != "attention"]
-    lines += ["", "Not attention" if others else "Everything that looks like attention is attention."]
+    head = "Not attention" if others else "Nothing else in the model looks like attention."
+    lines += ["", head]
     for entry in others:
         lines.append(f"  {entry.op}  {entry.role}: {entry.reason}")
         lines.append(f"    {entry.module or 'the model itself'}  {entry.source}")

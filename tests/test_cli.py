@@ -1,0 +1,359 @@
+"""The command line, end to end on toy models: what it prints, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import networkx as nx
+import pytest
+import torch
+import toy_folders as toys
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from fxplain.adapters.names import file_stem
+from fxplain.cli import app
+from fxplain.cli_inspect import table
+from fxplain.cli_options import reported, working
+from fxplain.cli_target import parse_target
+from fxplain.errors import FxplainError, LoadError, TargetError
+
+HOSTILE = "</span><script>alert(1)</script>"
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """What the command prints, on both streams."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for make in (toys.vit, toys.bert, toys.clip, toys.t5):
+        make(folder / make.__name__)
+    toys.python_file(folder)
+    toys.program(folder / "attend.pt2")
+    toys.picture(folder / "halves.png")
+    return folder
+
+
+# -- inspect
+
+
+def test_inspect_lists_attentions_and_streams(models: Path) -> None:
+    text = run("inspect", models / "t5")
+    lines = [line.split() for line in text.splitlines()]
+    kinds = [line[1] for line in lines if line and line[0].isdigit()]
+    assert kinds == ["self", "self", "self", "encoder-decoder", "self", "encoder-decoder"]
+    assert "6 attentions" in text
+    assert "encoder.block.0.layer.0.SelfAttention" in text
+    assert re.search(r"decoder_input_ids +\d+ +decoder_input_ids", text)
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "clip", "factories.py:with_inputs", "attend.pt2"])
+def test_inspect_needs_no_inputs(name: str, models: Path) -> None:
+    text = run("inspect", models / name)
+    assert re.search(r"^ +0 +self ", text, re.MULTILINE), text
+
+
+def test_inspect_takes_inputs(models: Path) -> None:
+    assert "6 x 6" in run("inspect", models / "bert", "--text", "the movie was good")
+    torch.save(torch.rand(1, 7, 8), "x.pt")
+    assert "7 x 7" in run("inspect", f"{models}/factories.py:alone", "--input", "x.pt")
+
+
+def test_inspect_tells_what_is_not_attention() -> None:
+    Path("router.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)\n"
+        "    def forward(self, x):\n"
+        "        y = torch.softmax(x @ x.transpose(1, 2), -1) @ self.a(x)\n"
+        "        return torch.softmax(self.b(y), -1)\n"
+        "def net():\n    return Net(), torch.rand(1, 3, 4)\n"
+    )
+    text = run("inspect", "router.py:net")
+    assert "1 attention\n" in text
+    assert "Not attention" in text
+    assert re.search(r"softmax.*: .+", text.partition("Not attention")[2])
+    assert "router.py:9" in text.partition("Not attention")[2]
+
+
+@pytest.mark.parametrize("form", ["json", "dot", "graphml", "html"])
+def test_inspect_writes_the_graph(form: str, models: Path) -> None:
+    run("inspect", models / "vit", "--format", form, "--out", f"graph.{form}")
+    text = Path(f"graph.{form}").read_text()
+    if form == "json":
+        graph = nx.node_link_graph(json.loads(text), edges="edges")
+        assert sum(data["type"] == "attention" for _, data in graph.nodes(data=True)) == 2
+    elif form == "graphml":
+        assert nx.read_graphml(io.BytesIO(text.encode())).number_of_nodes() >= 3
+        ElementTree.fromstring(text)
+    else:
+        assert text.startswith(
+            "digraph" if form == "dot" else "<!DOCTYPE html>" if "<!DOCTYPE" in text else "<!doc"
+        )
+
+
+def test_inspect_takes_the_form_from_the_suffix(models: Path) -> None:
+    run("inspect", models / "vit", "-o", "graph.json")
+    assert json.loads(Path("graph.json").read_text())
+    run("inspect", models / "vit", "-o", "table.txt")
+    assert "2 attentions" in Path("table.txt").read_text()
+    assert "suffix" in run("inspect", models / "vit", "-o", "graph.xyz", code=1)
+
+
+def test_inspect_prints_a_graph_and_writes_a_page(models: Path) -> None:
+    assert json.loads(run("inspect", models / "vit", "--format", "json"))
+    assert "wrote vit-attentions.html" in run("inspect", models / "vit", "--format", "html")
+    assert Path("vit-attentions.html").is_file()
+
+
+# -- explain
+
+
+def test_a_picture_gets_an_overlay(models: Path) -> None:
+    text = run("explain", models / "vit", "--image", models / "halves.png", "--target", "dog, hound")
+    assert "target    1 (dog, hound) of logits" in text
+    assert re.search(r"score +-?\d", text)
+    stem = "vit-halves-relevancy"
+    assert {path.name for path in Path().iterdir()} == {f"{stem}.png", f"{stem}.json"}
+    assert Image.open(f"{stem}.png").size[0] > 200
+    facts = json.loads(Path(f"{stem}.json").read_text())
+    assert facts["target_names"] == ["1 (dog, hound)"]
+    assert facts["captions"] == ["halves.png"]
+
+
+def test_a_text_gets_coloured(models: Path) -> None:
+    run("explain", models / "bert", "--text", "the movie was good", "--target", "Positive")
+    assert {path.name for path in Path().iterdir()} == {"bert-relevancy.html", "bert-relevancy.json"}
+    assert "movie" in Path("bert-relevancy.html").read_text()
+    facts = json.loads(Path("bert-relevancy.json").read_text())
+    assert facts["tokens"]["input_ids"][0][0] == "[CLS]"
+    relevance = next(space for space in facts["spaces"] if space["name"] == "input_ids")["relevance"]
+    assert len(relevance[0]) == 6
+
+
+def test_picture_and_text_get_both(models: Path) -> None:
+    text = run("explain", models / "clip", "--image", models / "halves.png", "--text", "a cat")
+    assert {path.suffix for path in Path().iterdir()} == {".png", ".html", ".json"}
+    assert text.count("wrote") == 3
+
+
+def test_one_picture_is_shown_with_every_text(models: Path) -> None:
+    arguments = ["--image", models / "halves.png", "--text", "a cat", "--text", "a dog"]
+    text = run("explain", models / "clip", *arguments, "-o", "pair.png")
+    assert "sample    1 (halves.png)" in text
+    one = Image.open("pair.png").size
+    run("explain", models / "clip", *arguments[:4], "-o", "single.png")
+    assert one[1] > Image.open("single.png").size[1]
+
+
+def test_a_word_at_a_position_is_a_target(models: Path) -> None:
+    text = run("explain", models / "t5", "--text", "good movie", "--decoder-text", "it was", "-t", "-1,good")
+    index = toys.WORDS.index("good")
+    assert f"target    2, {index} (good) of logits" in text
+
+
+def test_tensors_alone_get_a_report(models: Path) -> None:
+    torch.save({"sequence": torch.rand(2, 5, 8)}, "x.pt")
+    text = run("explain", f"{models}/factories.py:alone", "--input", "x.pt", "--target", "2")
+    assert text.count("target    2 of output") == 2
+    assert {"alone-relevancy.html", "alone-relevancy.json"} <= {path.name for path in Path().iterdir()}
+
+
+@pytest.mark.parametrize("name", ["factories.py:with_inputs", "attend.pt2"])
+def test_models_that_bring_inputs_need_none(name: str, models: Path) -> None:
+    run("explain", models / name, "-o", "out.json")
+    assert json.loads(Path("out.json").read_text())["score"]
+
+
+def test_a_program_is_explained_as_its_model(models: Path) -> None:
+    torch.save(torch.linspace(-1, 1, 80).view(2, 5, 8), "x.pt")
+    run("explain", models / "attend.pt2", "--input", "x.pt", "-t", "1", "-o", "program.json")
+    run("explain", f"{models}/factories.py:alone", "--input", "x.pt", "-t", "1", "-o", "model.json")
+    program, model = (json.loads(Path(f"{name}.json").read_text()) for name in ("program", "model"))
+    assert program["score"] == pytest.approx(model["score"])
+    values = [torch.tensor(facts["spaces"][0]["relevance"]) for facts in (program, model)]
+    torch.testing.assert_close(*values)
+
+
+@pytest.mark.parametrize("method", ["rollout", "raw_attention"])
+def test_other_methods(method: str, models: Path) -> None:
+    assert f"method    {method}" in run(
+        "explain", models / "vit", "--image", models / "halves.png", "--method", method, "-o", "out"
+    )
+    assert Path("out.png").is_file()
+    assert Path("out.json").is_file()
+
+
+def test_several_files_at_once(models: Path) -> None:
+    outs = [part for suffix in ("npz", "html", "json") for part in ("--out", f"a.{suffix}")]
+    run("explain", models / "bert", "--text", "good", *outs)
+    assert {path.name for path in Path().iterdir()} == {"a.npz", "a.html", "a.json"}
+
+
+def test_hostile_names_are_escaped(models: Path) -> None:
+    picture = Path("<img src=x onerror=alert(1)>.png")
+    picture.write_bytes((models / "halves.png").read_bytes())
+    run("explain", models / "clip", "--image", picture, "--text", HOSTILE, "-o", "out.html")
+    page = Path("out.html").read_text()
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+
+
+# -- what goes wrong
+
+
+def test_errors_are_told_in_plain_words(models: Path) -> None:
+    text = run("explain", models / "vit", "--image", "none.png", code=1)
+    assert text.startswith("fxplain: InputError: there is no such picture")
+    assert "Traceback" not in text
+    with pytest.raises(FxplainError):
+        run("explain", models / "vit", "--image", "none.png", "--debug")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "3000"], "TargetError"),
+        (["--target", "catt"], "did you mean 'cat'"),
+        (["--method", "relevanc"], "did you mean 'relevancy'"),
+        (["--output", "nothing"], "nothing"),
+        (["--out", "out.bmp"], "out.bmp"),
+        (["--out", "none/out.png"], "none"),
+        (["--device", "nonsense"], "cannot be moved"),
+        (["--text", "a cat"], "takes no text"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str, models: Path) -> None:
+    text = run("explain", models / "vit", "--image", models / "halves.png", *arguments, code=1)
+    assert message in text
+    assert not list(Path().iterdir())
+
+
+def test_nothing_to_explain(models: Path) -> None:
+    assert "nothing to explain" in run("explain", models / "vit", code=1)
+
+
+@pytest.mark.parametrize("command", ["inspect", "explain"])
+def test_models_that_are_none(command: str) -> None:
+    Path("notes.txt").write_text("hello")
+    Path("empty").mkdir()
+    (Path("cut.pt2")).write_bytes(b"PK\x03\x04")
+    for name, message in {
+        "notes.txt": "is no model",
+        "empty": "no configuration",
+        "cut.pt2": "truncated",
+        "./none": "no such file or folder",
+        "none.py:f": "no such Python file",
+        "torchvision:vit_b16": "did you mean",
+    }.items():
+        assert message in run(command, name, code=1)
+
+
+def test_wrong_use_exits_with_two() -> None:
+    for arguments in (
+        ["explain"],
+        ["explain", "x", "--nonsense"],
+        ["inspect", "x", "--format", "bmp"],
+        ["nope"],
+    ):
+        run(*arguments, code=2)
+
+
+def test_no_attention_is_said() -> None:
+    Path("net.py").write_text(
+        "import torch\ndef net():\n    return torch.nn.Linear(4, 3), torch.rand(1, 4)\n"
+    )
+    assert "NoAttentionError" in run("explain", "net.py:net", code=1)
+    assert "0 attentions" in run("inspect", "net.py:net")
+
+
+# -- the rest
+
+
+def test_methods_are_listed() -> None:
+    lines = run("methods").splitlines()
+    assert [line.split()[0] for line in lines][0] == "relevancy"
+    assert all(len(line.split()) > 2 for line in lines)
+
+
+def test_version_and_help() -> None:
+    assert re.fullmatch(r"fxplain \d+\.\d+\.\d+\n", run("--version"))
+    assert "inspect" in run("--help")
+
+
+def test_python_m_fxplain_is_the_same_and_light() -> None:
+    code = (
+        "import sys; from fxplain.cli import app\n"
+        "heavy = {'transformers', 'torchvision', 'timm', 'matplotlib', 'jinja2', 'networkx'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    shown = subprocess.run([sys.executable, "-m", "fxplain", "--version"], check=True, capture_output=True)
+    assert shown.stdout.startswith(b"fxplain ")
+
+
+def test_targets() -> None:
+    names = {0: "cat", 1: "dog, hound", 2: "Ġbird", 3: "Cat", 4: "7"}
+    assert parse_target("-2", names) == -2
+    assert parse_target(" dog, hound ", names) == 1
+    assert parse_target("bird", names) == 2
+    assert parse_target("Cat", names) == 3
+    assert parse_target("CAT", names) == 0
+    assert parse_target("7", names) == 7
+    assert parse_target("5, Cat", names) == (5, 3)
+    assert parse_target("1,2,3", {}) == (1, 2, 3)
+    for wrong in ("", "brid", "1,", "1;2", "3.5"):
+        with pytest.raises(TargetError):
+            parse_target(wrong, names)
+
+
+def test_tables_are_aligned() -> None:
+    assert table(("a", "bb"), [("ccc", "d")]) == ["  a    bb", "  ccc  d"]
+    assert table(("a",), []) == ["  a"]
+
+
+def test_only_our_own_errors_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), reported(debug=False):
+        1 / 0  # noqa: B018
+    with pytest.raises(typer.Exit), reported(debug=False):
+        raise LoadError("nothing there", found="air")
+    assert capsys.readouterr().err == "fxplain: LoadError: nothing there\n  found: air\n"
+
+
+def test_signs_of_life_where_a_person_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, seen in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with working("thinking"):
+            pass
+        assert ("thinking" in stream.getvalue()) is seen
+
+
+def test_default_names_are_safe() -> None:
+    from fxplain.cli_explain import default_stem
+
+    assert default_stem("a/b:c", (Path("x y.z.png"),), "rollout") == "a-b-c-x-y-z-rollout"
+    assert file_stem("..") == "model"
