@@ -15,7 +15,6 @@ import pytest
 import torch
 import toy_folders as toys
 import typer
-from PIL import Image
 from typer.testing import CliRunner
 
 from fxplain.adapters.names import file_stem
@@ -60,8 +59,8 @@ def test_inspect_lists_attentions_and_streams(models: Path) -> None:
     text = run("inspect", models / "t5")
     lines = [line.split() for line in text.splitlines()]
     kinds = [line[1] for line in lines if line and line[0].isdigit()]
-    assert kinds == ["self", "self", "self", "encoder-decoder", "self", "encoder-decoder"]
-    assert "6 attentions" in text
+    assert kinds == ["self", "self", "encoder-decoder"]
+    assert "3 attentions" in text
     assert "encoder.block.0.layer.0.SelfAttention" in text
     assert re.search(r"decoder_input_ids +\d+ +decoder_input_ids", text)
 
@@ -107,9 +106,7 @@ def test_inspect_writes_the_graph(form: str, models: Path) -> None:
         assert nx.read_graphml(io.BytesIO(text.encode())).number_of_nodes() >= 3
         ElementTree.fromstring(text)
     else:
-        assert text.startswith(
-            "digraph" if form == "dot" else "<!DOCTYPE html>" if "<!DOCTYPE" in text else "<!doc"
-        )
+        assert text.lower().startswith("digraph" if form == "dot" else "<!doctype html>")
 
 
 def test_inspect_takes_the_form_from_the_suffix(models: Path) -> None:
@@ -135,7 +132,7 @@ def test_a_picture_gets_an_overlay(models: Path) -> None:
     assert re.search(r"score +-?\d", text)
     stem = "vit-halves-relevancy"
     assert {path.name for path in Path().iterdir()} == {f"{stem}.png", f"{stem}.json"}
-    assert Image.open(f"{stem}.png").size[0] > 200
+    assert toys.picture_size(f"{stem}.png")[0] > 200
     facts = json.loads(Path(f"{stem}.json").read_text())
     assert facts["target_names"] == ["1 (dog, hound)"]
     assert facts["captions"] == ["halves.png"]
@@ -161,9 +158,9 @@ def test_one_picture_is_shown_with_every_text(models: Path) -> None:
     arguments = ["--image", models / "halves.png", "--text", "a cat", "--text", "a dog"]
     text = run("explain", models / "clip", *arguments, "-o", "pair.png")
     assert "sample    1 (halves.png)" in text
-    one = Image.open("pair.png").size
+    both = toys.picture_size("pair.png")
     run("explain", models / "clip", *arguments[:4], "-o", "single.png")
-    assert one[1] > Image.open("single.png").size[1]
+    assert both[1] > toys.picture_size("single.png")[1]
 
 
 def test_a_word_at_a_position_is_a_target(models: Path) -> None:
@@ -292,7 +289,7 @@ def test_no_attention_is_said() -> None:
 
 def test_methods_are_listed() -> None:
     lines = run("methods").splitlines()
-    assert [line.split()[0] for line in lines][0] == "relevancy"
+    assert lines[0].startswith("relevancy ")
     assert all(len(line.split()) > 2 for line in lines)
 
 
@@ -304,7 +301,7 @@ def test_version_and_help() -> None:
 def test_python_m_fxplain_is_the_same_and_light() -> None:
     code = (
         "import sys; from fxplain.cli import app\n"
-        "heavy = {'transformers', 'torchvision', 'timm', 'matplotlib', 'jinja2', 'networkx'} & set(sys.modules)\n"
+        "heavy = {'transformers', 'torchvision', 'timm', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

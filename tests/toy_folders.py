@@ -84,7 +84,7 @@ def t5(folder: Path) -> Path:
         d_model=16,
         d_kv=8,
         d_ff=16,
-        num_layers=2,
+        num_layers=1,
         num_heads=2,
         decoder_start_token_id=0,
     )
@@ -108,6 +108,12 @@ def lxmert(folder: Path) -> Path:
         l_layers=1, x_layers=1, r_layers=1, num_qa_labels=3, max_position_embeddings=12,
     )  # fmt: skip
     return saved(folder, hf.LxmertForQuestionAnswering(config), tokenizer())
+
+
+def picture_size(path: Path | str) -> tuple[int, int]:
+    """Width and height."""
+    with Image.open(path) as image:
+        return image.size
 
 
 def picture(path: Path, width: int = 40, height: int = 30) -> Path:
