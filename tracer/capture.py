@@ -39,6 +39,11 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: M
         NonFiniteError: NaN or inf in a parameter or in the output.
         CaptureError: every strategy failed; the message has each one's reason.
         VerificationError: graphs were made, and none reproduces the output.
+
+    Example:
+        >>> captured = capture(nn.Linear(2, 3), (torch.ones(1, 2),), {})
+        >>> captured.strategy, captured.outputs, [placeholder.path for placeholder in captured.placeholders]
+        ('export', ('output',), ['weight', 'bias', 'input'])
     """
     if isinstance(model, ExportedProgram):
         return replace(capture(as_module(model), args, kwargs), strategy="program")

@@ -88,7 +88,7 @@ class Captured:
         Raises:
             InputError: the inputs differ from those of the capture in names, shapes, dtypes or structure.
         """
-        tensors, layout = flatten(self.model, args, kwargs)
+        tensors, layout = flatten(self.model, args, kwargs, self.layout)
         check_layout(self.layout, layout)
         return self.bind_tensors(tensors)
 

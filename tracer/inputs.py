@@ -101,12 +101,17 @@ class _Opaque:
         return hash(type(self.value))
 
 
-def flatten(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Tensor], Layout]:
+def flatten(
+    model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], like: Layout | None = None
+) -> tuple[list[Tensor], Layout]:
     """The tensors of a call's arguments in order, and the layout that holds them.
 
-    Positional arguments are named as the parameters of ``model.forward``.
+    Positional arguments are named as the parameters of ``model.forward``. With ``like``, arguments of the
+    same names are brought into its form: which are positional, and the order of the others.
     """
     args, kwargs = _arranged(model, args, kwargs)
+    if like is not None:
+        args, kwargs = _alike(model, args, kwargs, like)
     found: list[tuple[str, Tensor]] = []
 
     def take(path: str, tensor: Tensor) -> Slot:
@@ -142,6 +147,16 @@ def _arranged(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> t
             found=", ".join(values) or "no input",
         )
     return tuple(values[name] for name in names), {name: values[name] for name in keyword.context}
+
+
+def _alike(
+    model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], like: Layout
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    values = {**dict(zip(positional_names(model, len(args)), args, strict=True)), **kwargs}
+    names = positional_names(model, len(like.args))
+    if set(values) != {*names, *like.kwargs} or len(values) != len(args) + len(kwargs):
+        return args, kwargs  # check_layout says what differs
+    return tuple(values[name] for name in names), {name: values[name] for name in like.kwargs}
 
 
 def positional_names(model: Any, count: int) -> list[str]:
@@ -205,10 +220,17 @@ def check_layout(expected: Layout, found: Layout) -> None:
             expected=described(expected),
             found=described(found),
         )
-    if (expected.args, dict(expected.kwargs)) != (found.args, dict(found.kwargs)):
+    if not _equal((expected.args, dict(expected.kwargs)), (found.args, dict(found.kwargs))):
         raise InputError(
             "arguments that are not tensors, or the order of the arguments, differ from the trace",
             expected=f"{expected.args} {dict(expected.kwargs)}",
             found=f"{found.args} {dict(found.kwargs)}",
             hint="trace the model again with these arguments",
         )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # arrays and the like compare to something that is neither true nor false
+        return repr(one) == repr(other)
