@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from spellings import NEGATIVES, SPELLINGS
-from zoo.compare import aligned, assert_close, check_census, check_readout, check_records
+from zoo.compare import aligned, check_census, check_maps, check_readout, check_records
 from zoo.spec import Case
 
 import fxplain
@@ -39,17 +39,7 @@ def test_found_and_typed(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_maps_are_the_modules_own(name: str) -> None:
-    model, inputs, expected = built(name)
-    attentions = aligned(traced(name), expected)
-    found = traced(name).maps(inputs)
-    assert expected.maps is not None
-    for index, own in expected.maps(model, inputs):
-        attention = attentions[index]
-        assert attention is not None
-        weights = found[attention.index]
-        if "extra keys" in expected.marks:
-            weights = weights[..., : own.shape[-1]]
-        assert_close(weights, own, BF16.get(name, TOLERANCE), f"map {index}")
+    check_maps(traced(name), built(name)[1], built(name), BF16.get(name, TOLERANCE))
 
 
 @pytest.mark.parametrize("name", EVERYTHING)

@@ -295,8 +295,8 @@ STREAMS: dict[str, Builder] = {
     "chunked-neighbours": case(Neighbours),
     "shifted": case(Shifted, (site(nq=GRID, nk=GRID),), inputs=IMAGE),
     "axial": case(Axial, (site(nq=GRID, nk=GRID),), inputs=IMAGE),
-    "reduced_keys": case(ReducedKeys, (site("encoder_decoder", nk=3),), marks=("mixed keys",)),
-    "projected_keys": case(Projected, (site("encoder_decoder", nk=3),), marks=("mixed keys",)),
+    "reduced_keys": case(ReducedKeys, (site(nk=3),), marks=("mixed keys",)),
+    "projected_keys": case(Projected, (site(nk=3),), marks=("mixed keys",)),
     "pooling-query": case(
         LearnedQuery, (site("encoder_decoder", ("query",), nq=1),), readout=rows(("query", (0,)))
     ),

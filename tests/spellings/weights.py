@@ -168,6 +168,7 @@ class Fused(Plain):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how = how
+        self.register_buffer("bias", floats(HEADS, TOKENS, TOKENS, seed=11))
 
     def attend(self, x: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = self.qkv(x)
@@ -180,7 +181,7 @@ class Fused(Plain):
             update = functional.scaled_dot_product_attention(q, k, v, attn_mask=causal[None, None])
             return merge(update), scores.masked_fill(~causal, float("-inf")).softmax(-1)
         if self.how == "float":
-            bias = floats(HEADS, TOKENS, TOKENS, seed=11)
+            bias = self.bias
             update = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
             return merge(update), (scores + bias).softmax(-1)
         scale = 0.7 if self.how == "scale" else None

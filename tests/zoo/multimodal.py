@@ -253,7 +253,10 @@ def llava(attn: str) -> Case:
     def maps(model: nn.Module, inputs: Inputs) -> list[tuple[int, Tensor]]:
         with torch.no_grad():
             out = model(**inputs, output_attentions=True)
-        return list(zip([2, 3], out.attentions[-2:], strict=True))
+        # streams list their tokens space by space: the words, then the patches between them
+        order = torch.tensor([0, 1, 6, 7, 8, 2, 3, 4, 5])
+        found = [weights[:, :, order][..., order] for weights in out.attentions[-2:]]
+        return list(zip([2, 3], found, strict=True))
 
     expected = Expected(
         sites=tuple(sites),

@@ -190,6 +190,7 @@ def mha_self(
         batch_axis={"mask": -1} | ({} if batch_first else {"x": 1}),
         maps=mha_map if batched else None,
         marks=("extra keys",) if made else (),
+        separable=mask is not per_head_float,  # a mask [batch * head, ...] cannot be cut by sample
     )
     return make(build), inputs, expected
 

@@ -104,16 +104,16 @@ def sam(attn: str) -> Case:
         "input_points": torch.tensor([[[[5.0, 9.0]]], [[[20.0, 14.0]]]]),
         "input_labels": torch.ones(2, 1, 1, dtype=torch.long),
     }
-    # the tokens: iou, 4 masks, and the point with the padding point that the encoder adds
+    # the tokens: iou, 4 masks, the point; the padding point that the encoder adds is a constant, no token
     tokens = ("iou_token", "mask_tokens", "input_points")
     image = ("pixel_values",)
     transformer = "mask_decoder.transformer"
     sites = list(selves("pixel_values", 4, PATCHES, "vision_encoder.layers.{}.attn", 2))
     for layer in (f"{transformer}.layers.0", f"{transformer}.layers.1"):
-        sites.append(Site("self", tokens, tokens, 2, 7, 7, f"{layer}.self_attn"))
-        sites.append(Site("co", tokens, image, 2, 7, PATCHES, f"{layer}.cross_attn_token_to_image"))
-        sites.append(Site("co", image, tokens, 2, PATCHES, 7, f"{layer}.cross_attn_image_to_token"))
-    sites.append(Site("co", tokens, image, 2, 7, PATCHES, f"{transformer}.final_attn_token_to_image"))
+        sites.append(Site("self", tokens, tokens, 2, 6, 6, f"{layer}.self_attn"))
+        sites.append(Site("co", tokens, image, 2, 6, PATCHES, f"{layer}.cross_attn_token_to_image"))
+        sites.append(Site("co", image, tokens, 2, PATCHES, 6, f"{layer}.cross_attn_image_to_token"))
+    sites.append(Site("co", tokens, image, 2, 6, PATCHES, f"{transformer}.final_attn_token_to_image"))
     expected = Expected(
         sites=tuple(sites), output="iou_scores", target=(0, 1), readout=rows(("iou_token", (0,)))
     )
