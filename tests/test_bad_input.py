@@ -102,9 +102,9 @@ def test_model_that_is_none() -> None:
 
 
 def test_name_that_the_traced_model_does_not_take() -> None:
-    model, inputs, _ = ZOO["bert-sdpa"]()
+    model, inputs = encoder()
     traced = fxplain.trace(model, inputs)
-    raised(InputError, lambda: traced.explain(inputs | {"wrong_name": inputs["input_ids"]}), "wrong_name")
+    raised(InputError, lambda: traced.explain(inputs | {"wrong_name": inputs["x"]}), "wrong_name")
 
 
 def test_other_dtype_than_traced() -> None:

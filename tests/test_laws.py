@@ -56,20 +56,6 @@ def test_fused_and_written_out_attention_agree() -> None:
     assert_same(fused, written, 1e-5, "fused")
 
 
-def test_flex_attention_agrees() -> None:
-    """flex attention, where the export of this torch allows it."""
-    model, inputs, expected = ZOO["llama-sdpa"]()
-    plain = fxplain.explain(model, inputs, target=expected.target)
-    model.set_attn_implementation("flex_attention")
-    try:
-        with torch.no_grad():
-            model(**inputs)
-    except Exception as error:
-        pytest.skip(f"this machine cannot run flex attention: {type(error).__name__}")
-    flex = fxplain.explain(model, inputs, target=expected.target)
-    assert_same(flex, plain, 1e-4, "flex")
-
-
 def test_same_sample_twice_has_the_same_relevance_twice() -> None:
     tokens = ids(1, SIZE, 50).expand(2, -1)
     result = fxplain.explain(make(Bag), {"tokens": tokens}, target=1)
