@@ -65,6 +65,10 @@ def _ids(model: Any, found: Mapping[str, Tensor]) -> Tensor | None:
     return ids[None]
 
 
+def _mask(model: Any, found: Mapping[str, Tensor]) -> Tensor | None:
+    return torch.ones_like(found["input_ids"]) if "input_ids" in found else None
+
+
 def _pixels(model: Any, found: Mapping[str, Tensor]) -> Tensor | None:
     spec = spec_of(model)
     return encode_images([sample_image(spec.height, spec.width)], spec)
@@ -98,6 +102,7 @@ def _regions(width: str) -> Callable[[Any, Mapping[str, Tensor]], Tensor | None]
 
 _MADE: Mapping[str, Callable[[Any, Mapping[str, Tensor]], Tensor | None]] = {
     "input_ids": _ids,
+    "attention_mask": _mask,
     "pixel_values": _pixels,
     "input_features": _spectrogram,
     "input_values": _wave,

@@ -110,6 +110,23 @@ def lxmert(folder: Path) -> Path:
     return saved(folder, hf.LxmertForQuestionAnswering(config), tokenizer())
 
 
+def llava(folder: Path) -> Path:
+    torch.manual_seed(0)
+    words = [*WORDS, "<image>"]
+    speller = hf.BertTokenizer({word: index for index, word in enumerate(words)})
+    speller.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    speller.image_token, speller.image_token_id = "<image>", words.index("<image>")
+    config = hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(**PICTURES | {"patch_size": 4}),
+        text_config=hf.LlamaConfig(**SMALL, vocab_size=len(speller), max_position_embeddings=64),
+        image_token_id=words.index("<image>"),
+    )
+    images = hf.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    select = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    processor = hf.LlavaProcessor(images, speller, patch_size=4, **select)
+    return saved(folder, hf.LlavaForConditionalGeneration(config), processor)
+
+
 def picture_size(path: Path | str) -> tuple[int, int]:
     """Width and height."""
     with Image.open(path) as image:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 def run_explain(ask: Ask, target: str | None, method: str, output: str | None, out: tuple[Path, ...]) -> None:
     """Load, explain, write, and print what was explained and written."""
-    from fxplain.explain import trace
+    from fxplain import trace
     from fxplain.methods import methods
 
     check_method(method, methods())
     for path in out:
-        _check_suffix(path)
+        _check_path(path)
     loaded = ask.load()
     wanted = parse_target(target, loaded.labels) if target is not None else None
     inputs, display = ask.prepare(loaded)
@@ -35,12 +35,15 @@ def run_explain(ask: Ask, target: str | None, method: str, output: str | None, o
         traced = trace(loaded.model, inputs)
     with working(f"explaining by {method}"):
         result = traced.explain(inputs, target=wanted, method=method, output=output)
+    given = {*display.images, *display.tokens}
     display = shown_by_space(display, result.spaces, result.batch)
     stem = default_stem(loaded.name, ask.images, method)
     paths = [path for one in out or (Path(stem),) for path in _expanded(one, display)]
     for path in paths:
         result.save(path, display)
-    for line in summary(result, display, (*loaded.notes, *result.notes)):
+    lost = [name for name in given if name not in {space.source for space in result.spaces}]
+    more = [f"no token was born from the input {name!r}, so it is not drawn" for name in sorted(lost)]
+    for line in summary(result, display, (*loaded.notes, *result.notes, *more)):
         typer.echo(line)
     for path in paths:
         typer.echo(f"wrote     {path}")
@@ -85,8 +88,9 @@ def default_stem(model: str, images: tuple[Path, ...], method: str) -> str:
     return f"{file_stem(model)}{picture}-{method}"
 
 
-def _check_suffix(path: Path) -> None:
-    from fxplain.render.save import WRITERS
+def _check_path(path: Path) -> None:
+    """Refuse early what could not be written after all the work."""
+    from fxplain.render.save import WRITERS, check_folder
 
     if path.suffix and path.suffix.lower() not in WRITERS:
         raise OutputError(
@@ -94,6 +98,7 @@ def _check_suffix(path: Path) -> None:
             expected=f"a name that ends in {', '.join(WRITERS)}, or has no suffix",
             found=path.suffix,
         )
+    check_folder(path)
 
 
 def _expanded(path: Path, display: Display) -> list[Path]:

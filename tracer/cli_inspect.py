@@ -12,8 +12,8 @@ from fxplain.cli_options import Ask, Form, working
 from fxplain.errors import OutputError
 
 if TYPE_CHECKING:
+    from fxplain import Traced
     from fxplain.adapters import Loaded
-    from fxplain.explain import Traced
 
 _SUFFIXES = {
     ".json": Form.json,
@@ -26,9 +26,13 @@ _SUFFIXES = {
 
 def run_inspect(ask: Ask, form: Form | None, out: Path | None) -> None:
     """Load, trace on the given or made-up inputs, and show what was found."""
-    from fxplain.explain import trace
+    from fxplain import trace
 
     form = form or _form_of(out)
+    if out is not None:
+        from fxplain.render.save import check_folder
+
+        check_folder(out)
     loaded = ask.load()
     inputs = ask.prepare(loaded)[0] if ask.has_inputs else loaded.example()
     with working("capturing the model and finding its attentions"):
@@ -74,8 +78,8 @@ def overview(loaded: Loaded, traced: Traced) -> str:
         f"captured by {captured.strategy}; graph and model differ by {captured.verified:.1e} at most",
     ]
     if traced.attentions:
-        streams = [(s.name, str(s.size), ", ".join(s.spaces)) for s in traced.streams]
-        lines += ["", *_attentions(traced), "", "Streams", *table(("stream", "tokens", "made of"), streams)]
+        streams = [(str(s.size), s.name) for s in traced.streams]
+        lines += ["", *_attentions(traced), "", "Streams", *table(("tokens", "stream"), streams)]
     if traced.mixings:
         lines += ["", "Token mixing other than attention", *_mixings(traced)]
     others = [entry for entry in traced.census if entry.role != "attention"]
@@ -88,13 +92,31 @@ def overview(loaded: Loaded, traced: Traced) -> str:
     return "\n".join([*lines, *([""] if notes else []), *(f"note: {note}" for note in notes)])
 
 
+def shorter(spaces: Sequence[str]) -> dict[str, str]:
+    """The last parts of dotted names, where they tell the spaces apart: whole paths make a table too wide.
+
+    Example:
+        >>> shorter(("a.embed.cls_token", "pixel_values", "b.out", "c.out"))
+        {'a.embed.cls_token': 'cls_token', 'pixel_values': 'pixel_values', 'b.out': 'b.out', 'c.out': 'c.out'}
+    """
+    last = [name.rpartition(".")[2] for name in spaces]
+    return {name: end if last.count(end) == 1 else name for name, end in zip(spaces, last, strict=True)}
+
+
 def _attentions(traced: Traced) -> list[str]:
+    names = shorter([space.name for space in traced.spaces])
+
+    def short(name: str) -> str:
+        for space in sorted(names, key=len, reverse=True):
+            name = name.replace(space, names[space])
+        return name
+
     rows = [
         (
             str(a.index),
             a.kind.replace("_", "-"),
-            a.queries.name,
-            a.keys.name,
+            short(a.queries.name),
+            short(a.keys.name),
             str(a.heads),
             f"{a.queries.size} x {a.keys.size}",
             "fused" if a.fused else a.normaliser,
