@@ -13,6 +13,7 @@ import pytest
 import torch
 import toy_folders as toys
 import transformers as hf
+from safetensors.torch import save_file
 
 from fxplain.adapters import LoadOptions, load
 from fxplain.errors import InputError, LoadError, UnsafeFileError
@@ -287,3 +288,46 @@ def test_loading_leaves_the_logging_of_transformers_alone(tmp_path: Path) -> Non
 def test_an_unknown_device(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="cannot be moved"):
         load(str(toys.vit(tmp_path / "model")), LoadOptions(device="nonsense:0"))
+
+
+OWN_CODE = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+class OwnConfig(PretrainedConfig):
+    model_type = "own"
+
+
+class OwnModel(PreTrainedModel):
+    config_class = OwnConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.line = torch.nn.Linear(2, 2)
+        self.post_init()
+
+    def forward(self, values):
+        return self.line(values)
+"""
+
+
+def test_code_beside_the_weights_runs_where_it_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "own.py").write_text(OWN_CODE)
+    config = {
+        "model_type": "own",
+        "architectures": ["OwnModel"],
+        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({"line.weight": torch.eye(2), "line.bias": torch.zeros(2)}, folder / "model.safetensors")
+    with pytest.raises(UnsafeFileError):
+        load(str(folder))
+    model = load(str(folder), LoadOptions(allow_remote_code=True)).model
+    assert type(model).__name__ == "OwnModel"
+    assert torch.equal(model.line.weight, torch.eye(2))
