@@ -139,10 +139,17 @@ def blip2_qformer(attn: str) -> Case:
     cross = f"{layer}.0.crossattention"
     sites.append(Site("encoder_decoder", ("query_tokens",), image, 4, 3, PATCHES + 1, cross))
     sites += selves(both, 4, 3 + LENGTH, f"{layer}.1.attention", 1)
+
+    def maps(model: nn.Module, inputs: Inputs) -> list[tuple[int, Tensor]]:
+        with torch.no_grad():
+            out = model.model(**inputs, use_image_text_matching_head=True, output_attentions=True)
+        return list(enumerate(out.vision_model_output.attentions))
+
     expected = Expected(
         sites=tuple(sites),
         output="logits_per_image",
         readout=rows(("query_tokens", EVERY)),
+        maps=maps,
         padded=PADDED,
         marks=("pooled",),
     )
@@ -253,10 +260,7 @@ def llava(attn: str) -> Case:
     def maps(model: nn.Module, inputs: Inputs) -> list[tuple[int, Tensor]]:
         with torch.no_grad():
             out = model(**inputs, output_attentions=True)
-        # streams list their tokens space by space: the words, then the patches between them
-        order = torch.tensor([0, 1, 6, 7, 8, 2, 3, 4, 5])
-        found = [weights[:, :, order][..., order] for weights in out.attentions[-2:]]
-        return list(zip([2, 3], found, strict=True))
+        return list(zip([2, 3], out.attentions[-2:], strict=True))
 
     expected = Expected(
         sites=tuple(sites),

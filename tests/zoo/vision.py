@@ -69,7 +69,35 @@ def swin(attn: str) -> Case:
         num_labels=5, attn_implementation=attn,
     )  # fmt: skip
     model = make(lambda: hf.SwinForImageClassification(config))
-    return image_case(model, swin_sites(), rows(("pixel_values", EVERY)), maps=None, marks=("pooled",))
+    return image_case(
+        model, swin_sites(), rows(("pixel_values", EVERY)), maps=swin_reported, marks=("pooled",)
+    )
+
+
+def over_grid(weights: Tensor, side: int, window: int, shift: int) -> Tensor:
+    """Maps of windows [batch * windows, head, w, w] -> maps of the whole grid, zero between windows."""
+    count = side // window
+    place = torch.arange(side * side).view(side, side).roll((-shift, -shift), (0, 1))
+    place = place.view(count, window, count, window).transpose(1, 2).reshape(count**2, window**2)
+    parts = weights.unflatten(0, (-1, count**2))
+    full = torch.zeros(parts.shape[0], parts.shape[2], side**2, side**2)
+    for index, tokens in enumerate(place):
+        full[:, :, tokens[:, None], tokens[None]] = parts[:, index]
+    return full
+
+
+def swin_reported(model: nn.Module, inputs: Inputs) -> list[tuple[int, Tensor]]:
+    """The model reports the last block of each stage: the shifted one, and one whose window is the grid."""
+    with torch.no_grad():
+        first, second = model(**inputs, output_attentions=True).attentions
+    return [(1, over_grid(first, 8, 4, 2)), (3, over_grid(second, 4, 4, 0))]
+
+
+def sam_reported(model: nn.Module, inputs: Inputs) -> list[tuple[int, Tensor]]:
+    """The encoder reports its two maps, heads folded into the batch; the decoder none."""
+    with torch.no_grad():
+        windows, whole = model(**inputs, output_attentions=True).vision_attentions
+    return [(0, over_grid(windows.unflatten(0, (-1, 4)), 4, 2, 0)), (1, whole.unflatten(0, (-1, 4)))]
 
 
 def swin_sites() -> tuple[Site, ...]:
@@ -115,7 +143,11 @@ def sam(attn: str) -> Case:
         sites.append(Site("co", image, tokens, 2, PATCHES, 6, f"{layer}.cross_attn_image_to_token"))
     sites.append(Site("co", tokens, image, 2, 6, PATCHES, f"{transformer}.final_attn_token_to_image"))
     expected = Expected(
-        sites=tuple(sites), output="iou_scores", target=(0, 1), readout=rows(("iou_token", (0,)))
+        sites=tuple(sites),
+        output="iou_scores",
+        target=(0, 1),
+        readout=rows(("iou_token", (0,))),
+        maps=sam_reported,
     )
     return make(lambda: hf.SamModel(config)), inputs, expected
 
