@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxplain.attentions import Attention, CensusEntry, Mixing, Stream, TokenSpace
     from fxplain.errors import FxplainError
-    from fxplain.explain import Traced, explain, trace
-    from fxplain.methods import methods
+    from fxplain.traced import Traced, explain, trace
+    from fxplain.method_table import methods
     from fxplain.result import Relevance, Result
 
 __version__ = "0.1.0"
@@ -23,10 +23,10 @@ _HOMES = {
     "Result": "result",
     "Stream": "attentions",
     "TokenSpace": "attentions",
-    "Traced": "explain",
-    "explain": "explain",
-    "methods": "methods",
-    "trace": "explain",
+    "Traced": "traced",
+    "explain": "traced",
+    "methods": "method_table",
+    "trace": "traced",
 }
 
 __all__ = [

@@ -36,6 +36,8 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
         entries.setdefault(node, ("linear attention", reason))
     for node in findings.ledger.losses.values():
         entries[node] = ("unknown", "labelled data reached an operation without a transfer function")
+    for node in findings.ledger.probed:
+        entries[node] = ("token by token", "no transfer function; noise in some tokens changed these tokens only")
     order = {node: place for place, node in enumerate(_nodes(findings))}
     return tuple(
         CensusEntry(node.name, op_name(node).removeprefix("aten::"), role, reason, module_path(node), source_line(node))

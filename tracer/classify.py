@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxplain.attentions import Attention, Kind, Mixing, Stream, TokenSpace
 from fxplain.find import Findings
-from fxplain.labels import Value, codes_of
+from fxplain.labels import Value, codes_of, samples_of
 from fxplain.ledger import Born, Site
 from fxplain.ops.table import op_name
 from fxplain.where import module_path, source_line
@@ -54,7 +54,7 @@ def classify(findings: Findings) -> Classified:
     for place, (site, queries, keys) in enumerate(drafts):
         if site.role == "attention":
             kind = _kind(place, pairs, [s.role == "attention" for s in sites])
-            attentions.append(_attention(site, len(attentions), kind, queries, keys))
+            attentions.append(_attention(site, len(attentions), kind, queries, keys, findings.batch))
         else:
             mixings.append(_mixing(site, len(mixings), queries, keys))
     return Classified(
@@ -156,9 +156,14 @@ class _Namer:
         candidates = [name, *(f"{name}#{number}" for number in range(2, len(taken) + 3))]
         return Stream(
             next(candidate for candidate in candidates if candidate not in taken),
-            tuple(token for _, _, own in firsts for token in own),
+            tuple(in_order(tokens)) if len(firsts) > 1 else tuple(firsts[0][2]),
             tuple(space.name for _, space, _ in firsts),
         )
+
+
+def in_order(tokens: Tensor) -> list[int]:
+    """Distinct tokens in the order in which they first appear."""
+    return list(dict.fromkeys(tokens.tolist()))
 
 
 def _extent(own: list[int], space: TokenSpace) -> str:
@@ -205,28 +210,40 @@ def _kind(place: int, pairs: list[tuple[Tensor, Tensor]], is_attention: list[boo
     return "encoder_decoder"
 
 
-def heads_of(site: Site) -> int:
+def heads_of(site: Site, batch: int) -> int:
     """How many maps a site has over the same rows and columns, whether heads have an axis or are folded."""
-    rows, cols = torch.broadcast_tensors(site.rows.labels, site.cols.labels)
-    joint = 1
-    for size in rows.shape:
-        joint *= size
-    count = 1
-    for size in site.shape:
-        count *= size
-    only_rows, only_cols = site.rows.axes - site.cols.axes, site.cols.axes - site.rows.axes
-    for axis in only_rows | only_cols:
-        rows, cols = rows.narrow(axis, 0, 1), cols.narrow(axis, 0, 1)
+    samples = samples_on_map(site, batch)
+    rows, cols, samples = torch.broadcast_tensors(site.rows.labels, site.cols.labels, samples)
     valid = ((rows > 0) & (cols > 0)).reshape(-1).nonzero()
+    per_place = torch.Size(site.shape).numel() // max(rows.numel(), 1)
     if not len(valid):
-        return count // max(joint, 1)
-    flat_rows, flat_cols = rows.reshape(-1), cols.reshape(-1)
+        return per_place
     first = int(valid[0])
-    same = (flat_rows == flat_rows[first]) & (flat_cols == flat_cols[first])
-    return count // max(joint, 1) * int(same.sum())
+    flat = [labels.reshape(-1) for labels in (rows, cols, samples)]
+    same = (flat[0] == flat[0][first]) & (flat[1] == flat[1][first]) & (flat[2] == flat[2][first])
+    return per_place * int(same.sum())
 
 
-def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream) -> Attention:
+def samples_on_map(site: Site, batch: int) -> Tensor:
+    """The sample that each element of a site's map belongs to, by its rows' or columns' labels; -1 unknown.
+
+    Where rows and columns are shared by all samples (learned queries that have met no input yet), the first
+    axis that heads or samples can lie on and that divides by the batch is taken for the batch axis.
+    """
+    rows, cols = (samples_of(slot.labels) for slot in (site.rows, site.cols))
+    samples = torch.maximum(*torch.broadcast_tensors(rows, cols))
+    if batch == 1:
+        return samples.clamp_min(0)
+    if bool((samples >= 0).any()):
+        return samples
+    for axis, size in enumerate(site.shape):
+        if size % batch == 0 and axis not in site.rows.axes | site.cols.axes:
+            line = torch.arange(size) // (size // batch)
+            return line.view([-1 if a == axis else 1 for a in range(len(site.shape))])
+    return samples
+
+
+def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream, batch: int) -> Attention:
     module = module_path(site.node)
     return Attention(
         index=index,
@@ -234,7 +251,7 @@ def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream
         kind=kind,
         queries=queries,
         keys=keys,
-        heads=heads_of(site),
+        heads=heads_of(site, batch),
         fused=site.form == "fused",
         module=module,
         source=source_line(site.node),

@@ -146,7 +146,7 @@ def explain(
 def methods(debug: Debug = False) -> None:
     """List the methods that --method takes."""
     with reported(debug):
-        from fxplain.methods import methods as known_methods
+        from fxplain.method_table import methods as known_methods
 
         known = known_methods()
         width = max(map(len, known), default=0)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def run_explain(ask: Ask, target: str | None, method: str, output: str | None, out: tuple[Path, ...]) -> None:
     """Load, explain, write, and print what was explained and written."""
     from fxplain import trace
-    from fxplain.methods import methods
+    from fxplain.method_table import methods
 
     check_method(method, methods())
     for path in out:

@@ -14,6 +14,7 @@ from fxplain import ops
 from fxplain.captured import Captured, Placeholder
 from fxplain.labels import DORMANT, NOTHING, Slot, Value, compact, encode
 from fxplain.ledger import Ledger
+from fxplain.ops.probe import by_row
 from fxplain.ops.table import op_name, pointwise
 
 BATCH_AXES: tuple[int | None, ...] = (0, 1, None)
@@ -71,7 +72,7 @@ class Labelling:
         self.placeholders = {p.node: p for p in captured.placeholders}
         self.bound = bound
         self.axis, self.batch = axis, batch
-        self.ledger = Ledger()
+        self.ledger = Ledger(batch=batch, batch_axis=axis)
         self.values: dict[fx.Node, Value] = {}
         self.real: dict[fx.Node, Any] = {}
 
@@ -124,7 +125,7 @@ class Labelling:
         if isinstance(value, tuple):
             return value
         if isinstance(result, Tensor) and result.dtype == torch.bool:
-            return replace(value, slots=(), origin=node.name)
+            return replace(value, slots=tuple(s for s in value.slots if s.strength == DORMANT), origin=node.name)
         return value if value.origin is not None else replace(value, origin=node.name)
 
     def _transfer(self, call: ops.Call) -> Any:
@@ -143,6 +144,10 @@ class Labelling:
         value = call.carry(*call.operands()) if call.operands() else NOTHING
         if not operands:
             return value
+        probed = by_row(call)
+        if probed is not None:
+            self.ledger.probed.append(call.node)
+            return probed
         self.ledger.losses[call.node.name] = call.node
         return replace(value, lost=value.lost | {call.node.name}, softmaxes=frozenset())
 

@@ -139,17 +139,22 @@ def align(slot: Slot, ndim: int) -> Slot:
     return replace(slot, labels=slot.labels[(None,) * missing]) if missing > 0 else slot
 
 
-def merge(operands: Iterable[Sequence[Slot]]) -> tuple[Slot, ...]:
+def merge(operands: Iterable[Sequence[Slot]], additive: bool = False) -> tuple[Slot, ...]:
     """The slots of a pointwise operation's result, from those of its operands in order, aligned.
 
     Slots that vary along the same axes are one: a slot of inputs beats one of parameters, else the first
-    wins. A slot that varies along fewer axes gives way to the finer. Slots on other axes stand side by side.
+    wins. A slot that varies along fewer axes gives way to the finer. Slots on other axes stand side by side,
+    and so do different single tokens that are added up (the mean of two class tokens' logits).
     """
     kept: list[Slot] = []
     for slots in operands:
         before, taken = kept, list(kept)
         for slot in slots:
-            taken = _admit(taken, slot, [old for old in taken if any(old is b for b in before)])
+            earlier = [old for old in taken if any(old is b for b in before)]
+            if additive and _other_single_token(slot, earlier):
+                taken.append(slot)
+            else:
+                taken = _admit(taken, slot, earlier)
         kept = taken
     if any(slot.strength > DORMANT for slot in kept):
         kept = [slot for slot in kept if slot.strength > DORMANT]
@@ -169,6 +174,16 @@ def _admit(kept: list[Slot], new: Slot, earlier: list[Slot]) -> list[Slot]:
         winner = replace(_fill(rivals[0], [new]), reads=reads)
         return [winner if old is rivals[0] else old for old in kept]
     return kept
+
+
+def _other_single_token(new: Slot, earlier: Sequence[Slot]) -> bool:
+    """Whether all are single tokens of a sample, as firmly named, and the new one is not among them."""
+    return bool(earlier) and all(
+        old.strength == new.strength > DORMANT
+        and not (old.token_axes or new.token_axes)
+        and not torch.equal(compact(codes_of(old.labels)), compact(codes_of(new.labels)))
+        for old in earlier
+    )
 
 
 def _comparable(one: frozenset[int], other: frozenset[int]) -> bool:
@@ -242,8 +257,11 @@ class Elements:
         self.roots.append((name, is_input, start, start + count))
         return start
 
-    def root_of(self, code: int) -> tuple[str, bool]:
+    def by_root(self, codes: Tensor) -> dict[tuple[str, bool], Tensor]:
+        """Which of these codes belong to which (input or parameter, is an input), as masks."""
+        found: dict[tuple[str, bool], Tensor] = {}
         for name, is_input, start, stop in self.roots:
-            if start <= code < stop:
-                return name, is_input
-        raise LookupError(code)
+            inside = (codes >= start) & (codes < stop)
+            if bool(inside.any()):
+                found[name, is_input] = found.get((name, is_input), torch.zeros_like(inside)) | inside
+        return found

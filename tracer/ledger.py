@@ -61,6 +61,9 @@ class Site:
 class Ledger:
     """Mutable notes of one labelling run."""
 
+    batch: int = 1
+    batch_axis: int | None = 0
+    """Where the inputs are taken to have the batch."""
     elements: Elements = field(default_factory=Elements)
     spaces: list[Born] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
@@ -68,6 +71,8 @@ class Ledger:
     """Softmax-like node -> (node, what the normalised axis holds: ``tokens`` or ``features``)."""
     losses: dict[str, fx.Node] = field(default_factory=dict)
     """Nodes that labelled data reached and that have no transfer function."""
+    probed: list[fx.Node] = field(default_factory=list)
+    """Nodes without a transfer function that an experiment showed to treat every token by itself."""
     summaries: list[fx.Node] = field(default_factory=list)
     """Products that sum all tokens into features (linear and kernel attention): no token-to-token map."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -89,11 +94,9 @@ class Ledger:
         present = torch.unique(codes[codes >= 0])
         strength = WEAK
         tokens = torch.full_like(present, -1)
-        for name, is_input, start, stop in self.elements.roots:
-            inside = (present >= start) & (present < stop)
-            if bool(inside.any()):
-                tokens[inside] = self._tokens_of(present[inside], slot, node, tag, name, is_input)
-                strength = STRONG if is_input else strength
+        for (name, is_input), inside in self.elements.by_root(present).items():
+            tokens[inside] = self._tokens_of(present[inside], slot, node, tag, name, is_input)
+            strength = STRONG if is_input else strength
         places = torch.searchsorted(present, codes.clamp_min(0)).clamp_max(max(len(present) - 1, 0))
         woken = torch.where(codes >= 0, tokens[places], -1) if len(present) else codes
         return Slot(compact(encode(samples_of(slot.labels), woken)), strength, slot.reads)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.classify import Classified, heads_of
+from fxplain.attentions import Attention
+from fxplain.classify import Classified, heads_of, samples_on_map
 from fxplain.errors import VerificationError
 from fxplain.fused_maps import fused_map
 from fxplain.labels import samples_of
@@ -38,8 +39,16 @@ class Plan:
     folded: int
     """How many maps lie on top of each other besides (heads folded into the batch axis)."""
     sampled: bool
-    """Whether the labels say which sample an element belongs to."""
+    """Whether it is known which sample an element belongs to."""
+    assumed: bool
+    """Whether that is read off the shape alone, and so must be checked against the gradient."""
     batch: int
+
+    def batch_line(self) -> tuple[int, int]:
+        """Of an assumed batch axis: the axis of the map, and how many places along it are the first sample's."""
+        samples = samples_on_map(self.site, self.batch)
+        axis = next(axis for axis, size in enumerate(samples.shape) if size > 1)
+        return axis, samples.shape[axis] // self.batch
 
     def scatter(self, values: Tensor, divide: bool = True) -> Tensor:
         """Add up values of :attr:`place`'s shape into [batch, nq, nk]."""
@@ -53,21 +62,22 @@ class Plan:
 
 def make_plan(site: Site, classified: Classified, batch: int) -> Plan:
     """Work out where the elements of a site's map belong among the tokens."""
-    shape = torch.broadcast_shapes(site.rows.labels.shape, site.cols.labels.shape)
+    samples = samples_on_map(site, batch)
+    shape = torch.broadcast_shapes(site.rows.labels.shape, site.cols.labels.shape, samples.shape)
     rows, cols = (classified.token_ids(slot.labels) for slot in (site.rows, site.cols))
     queries, keys = (torch.unique(ids[ids >= 0]) for ids in (rows, cols))
     row_place, col_place = (torch.searchsorted(u, i.clamp_min(0)) for u, i in ((queries, rows), (keys, cols)))
-    samples = torch.maximum(*torch.broadcast_tensors(samples_of(site.rows.labels), samples_of(site.cols.labels)))
     labelled = (rows >= 0) & (cols >= 0)
-    sampled = batch == 1 or not bool((labelled & (samples < 0)).any())
+    sampled = not bool((labelled & (samples < 0)).any())
+    assumed = bool((torch.maximum(samples_of(site.rows.labels), samples_of(site.cols.labels)) < 0).all()) and batch > 1
     place = (samples.clamp_min(0) * len(queries) + row_place) * len(keys) + col_place
     place = torch.where(labelled & (samples < batch), place, -1).expand(shape)
     heads = tuple(axis for axis, size in enumerate(shape) if size == 1 and site.shape[axis] > 1)
     unfolded = 1
     for axis in heads:
         unfolded *= site.shape[axis]
-    folded = max(heads_of(site) // unfolded, 1) if site.role == "attention" else 1
-    return Plan(site, queries, keys, place, heads, folded, sampled, batch)
+    folded = max(heads_of(site, batch) // unfolded, 1) if site.role == "attention" else 1
+    return Plan(site, queries, keys, place, heads, folded, sampled, assumed and sampled, batch)
 
 
 def attention_weights(plan: Plan, replay: Replay, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:
@@ -82,6 +92,28 @@ def attention_weights(plan: Plan, replay: Replay, gradient: Tensor | None, head_
         maps = replay.kept[site.operands[0].name].detach()
     kept = head_mean(maps, gradient, plan.heads) if plan.heads else _every_head(maps, gradient, head_mean)
     return plan.scatter(kept.reshape(plan.place.shape))
+
+
+def per_head(plan: Plan, replay: Replay, attention: Attention) -> Tensor:
+    """An attention's map as [batch, head, query, key], in the order of its streams."""
+    site = plan.site
+    maps = fused_map(site, replay, None)[0] if site.form == "fused" else replay.kept[site.operands[0].name].detach()
+    front = maps.permute(*plan.heads, *[axis for axis in range(maps.ndim) if axis not in plan.heads])
+    flat = front.reshape(-1, plan.place.numel())
+    order = torch.argsort(plan.place.reshape(-1), stable=True)
+    sorted_place = plan.place.reshape(-1)[order]
+    first = torch.searchsorted(sorted_place, sorted_place)
+    again = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first)
+    size = plan.batch * len(plan.queries) * len(plan.keys)
+    dense = maps.new_zeros(len(flat), plan.folded, size + 1)
+    place = torch.where(plan.place.reshape(-1) >= 0, plan.place.reshape(-1), size).to(maps.device)
+    dense[:, again.clamp_max(plan.folded - 1).to(maps.device), place] = flat
+    dense = dense[..., :size].reshape(-1, plan.batch, len(plan.queries), len(plan.keys)).transpose(0, 1)
+    rows, cols = (
+        torch.searchsorted(own, torch.tensor(stream.tokens)).to(maps.device)
+        for own, stream in ((plan.queries, attention.queries), (plan.keys, attention.keys))
+    )
+    return dense[..., rows, :][..., cols]
 
 
 def _every_head(maps: Tensor, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:

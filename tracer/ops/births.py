@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxplain.labels import DORMANT, Slot, Value, align, encode, samples_of
+from fxplain.labels import DORMANT, Slot, Value, align, codes_of, encode, samples_of
 from fxplain.ops.table import Call, Operand, transfer
 
 
@@ -17,7 +17,7 @@ def woken(call: Call, operand: Operand, features: Iterable[int]) -> Operand:
     if operand.value.labelled or not operand.tensor.is_floating_point():
         return operand
     dormant = operand.value.dormant or _fresh(call, operand)
-    labels = dormant.labels
+    labels = _all_numbered(call, operand, dormant.labels)
     for axis in features:
         labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
     assert operand.node is not None
@@ -27,10 +27,29 @@ def woken(call: Call, operand: Operand, features: Iterable[int]) -> Operand:
 
 def _fresh(call: Call, operand: Operand) -> Slot:
     """Number the places of a tensor whose elements nothing upstream has numbered."""
+    ledger, shape = call.ledger, list(operand.shape)
+    axis = ledger.batch_axis
+    batched = operand.value.from_input and axis is not None and axis < len(shape) and shape[axis] == ledger.batch
+    samples: Tensor | int = 0 if ledger.batch == 1 else -1
+    if batched and axis is not None:
+        samples = torch.arange(shape[axis]).view([-1 if a == axis else 1 for a in range(len(shape))])
+        shape[axis] = 1
+    return Slot(encode(samples, _numbers(call, operand, shape)), DORMANT)
+
+
+def _numbers(call: Call, operand: Operand, shape: list[int]) -> Tensor:
     name = operand.value.root or (operand.node.name if operand.node else call.node.name)
-    start = call.ledger.elements.reserve(name, operand.value.from_input, operand.tensor.numel())
-    codes = torch.arange(operand.tensor.numel()).view(operand.shape) + start
-    return Slot(encode(-1, codes), DORMANT)
+    count = torch.Size(shape).numel()
+    start = call.ledger.elements.reserve(name, operand.value.from_input, count)
+    return torch.arange(count).view(shape) + start
+
+
+def _all_numbered(call: Call, operand: Operand, labels: Tensor) -> Tensor:
+    """Places that constants fill (padding tokens) are tokens too, where others beside them are."""
+    if not bool((codes_of(labels) < 0).any()):
+        return labels
+    samples = samples_of(labels)
+    return torch.where(codes_of(labels) < 0, encode(samples, _numbers(call, operand, list(labels.shape))), labels)
 
 
 @transfer("aten::embedding")

@@ -168,7 +168,7 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
             return _data_mixing(call, rest, side, output)
     lefts = [left.moved(slot, output) for slot in left.alive]
     rights = [right.moved(slot, output) for slot in right.alive]
-    if len(lefts) == len(rights) == 1 and lefts[0].token_axes == rights[0].token_axes != frozenset():
+    if len(lefts) == len(rights) == 1 and lefts[0].axes == rights[0].axes and lefts[0].token_axes:
         return lefts[:1]
     return [*lefts, *rights]
 
@@ -211,7 +211,10 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
         node=call.node, role="attention", form="weights", operands=nodes, shape=shape, rows=rows, cols=cols,
         softmaxes=weights.operand.value.softmaxes, axes=f"{weights.letters},{values.letters}->{output}",
     )
-    lived = Slot(fill_samples(rows.labels, [cols.labels]), max(rows.strength, 1), rows.reads | {site.index})
+    known = cols.labels
+    for axis in weights.axes_of(weights.summed):
+        known = known.narrow(axis, 0, 1)
+    lived = Slot(fill_samples(rows.labels, [known]), max(rows.strength, 1), rows.reads | {site.index})
     return [weights.moved(lived, output), *[values.moved(slot, output) for slot in values.alive]]
 
 

@@ -8,14 +8,21 @@ from fxplain.labels import DORMANT, NOTHING, Slot, Value, encode
 from fxplain.ops.table import Call, transfer
 
 CONSTANT = """zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full
-new_empty scalar_tensor eye rand randn rand_like randn_like randint randperm bernoulli tril_indices
-triu_indices one_hot zero zero_ fill fill_ empty_strided new_empty_strided empty_permuted argmax argmin
-nonzero nonzero_numpy bincount searchsorted bucketize histc unique_dim _unique2 unique_consecutive
-is_nonzero equal item _local_scalar_dense all any isin"""
+new_empty scalar_tensor eye rand randn rand_like randn_like randint randperm tril_indices triu_indices zero
+fill empty_strided new_empty_strided empty_permuted"""
+
+DERIVED = """one_hot argmax argmin nonzero nonzero_numpy bincount searchsorted bucketize histc unique_dim _unique2
+unique_consecutive is_nonzero equal item _local_scalar_dense all any isin bernoulli"""
 
 
 @transfer(*[f"aten::{name}" for name in CONSTANT.split()])
-def constant(call: Call) -> Value | tuple[Value, ...]:
+def constant(call: Call) -> Value:
+    """Depends on shapes alone."""
+    return NOTHING
+
+
+@transfer(*[f"aten::{name}" for name in DERIVED.split()])
+def derived(call: Call) -> Value | tuple[Value, ...]:
     """No labels; what came from an input is still known to depend on it."""
     value = call.carry(*call.operands(), softmaxes=frozenset()) if call.operands() else NOTHING
     return (value,) * len(call.result) if isinstance(call.result, tuple | list) else value

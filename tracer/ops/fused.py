@@ -41,7 +41,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
         softmaxes=frozenset({call.node.name}),
     )
     call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
-    labels = fill_samples(on_rows.labels, [on_cols.labels])
+    labels = fill_samples(on_rows.labels, [on_cols.labels.narrow(-1, 0, 1)])
     lived = Slot(labels, rows.strength, rows.reads | {site.index})
     out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset())
     return (out, *[NOTHING] * (len(call.result) - 1)) if isinstance(call.result, tuple | list) else out

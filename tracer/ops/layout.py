@@ -118,6 +118,23 @@ def _lookup(call: Call, table: Operand) -> Value | None:
     return None
 
 
+@transfer("aten::view_as_complex", "aten::view_as_real", "aten::real", "aten::imag")
+def complex_pairs(call: Call) -> Value:
+    """Complex numbers are pairs of features: the last axis goes, or comes."""
+    operand = call.operands()[0]
+    change = {"aten::view_as_complex": _last_gone, "aten::view_as_real": _last_added}.get(call.op)
+    slots = operand.value.slots
+    return call.carry(operand, slots=[replace(s, labels=change(s.labels)) if change else s for s in slots])
+
+
+def _last_gone(labels: Tensor) -> Tensor:
+    return labels.select(-1, 0)
+
+
+def _last_added(labels: Tensor) -> Tensor:
+    return labels.unsqueeze(-1)
+
+
 @transfer("aten::constant_pad_nd", "aten::pad")
 def pad(call: Call) -> Value:
     """Padding has no label: pad the labels with zeros, whatever the data are padded with."""

@@ -134,5 +134,6 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     """Merge the labels of all operands, broadcast against each other."""
     operands = call.operands() if operands is None else operands
     ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
-    slots = merge([align(slot, ndim) for slot in operand.value.slots] for operand in operands)
+    aligned = ([align(slot, ndim) for slot in operand.value.slots] for operand in operands)
+    slots = merge(aligned, additive=call.op.removesuffix("_") in ("aten::add", "aten::sub"))
     return call.carry(*operands, slots=slots)

@@ -22,9 +22,9 @@ from fxplain.guard import untouched
 from fxplain.inputs import Layout, normalise
 from fxplain.inputs import flatten as flatten_inputs
 from fxplain.labels import reads_of
-from fxplain.maps import Plan, check_rebuilt, make_plan, weights_of
-from fxplain.methods import Method, method_named
-from fxplain.replay import Replay, gradients_of, replay
+from fxplain.maps import Plan, check_rebuilt, make_plan, per_head, weights_of
+from fxplain.method_table import Method, method_named
+from fxplain.replay import Replay, gradients_of, replay, tap_of
 from fxplain.result import Relevance, Result
 from fxplain.schedule import Relevancy, Step, schedule
 from fxplain.steps import steps_of
@@ -92,6 +92,29 @@ class Traced:
     def streams(self) -> tuple[Stream, ...]:
         """What attentions range over."""
         return self._first.classified.streams
+
+    def maps(self, inputs: Any) -> tuple[Tensor, ...]:
+        """The attention maps on these inputs, also where the model's attention is fused.
+
+        Returns:
+            One tensor [batch, head, query, key] for each of :attr:`attentions`; queries and keys in the order of
+            the attention's streams.
+
+        Example:
+            >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+            >>> x = torch.randn(1, 5, 8)
+            >>> trace(model, x).maps(x)[0].shape
+            torch.Size([1, 2, 5, 5])
+        """
+        args, kwargs = normalise(inputs)
+        with untouched(None):
+            labelled, bound, _ = self._for(args, kwargs, False)
+            run = replay(labelled.captured, bound, labelled.classified.sites, gradients=False)
+            sites = [site for site in labelled.classified.sites if site.role == "attention"]
+            return tuple(
+                per_head(labelled.plans[site.index], run, attention)
+                for site, attention in zip(sites, labelled.classified.attentions, strict=True)
+            )
 
     @cached_property
     def census(self) -> tuple[CensusEntry, ...]:
@@ -227,7 +250,7 @@ def _explain(
         )
     _check_readout(labelled, resolved)
     steps = steps_of(labelled.classified, labelled.plans)
-    if _separable(labelled, resolved):
+    if _separable(labelled, resolved) and _assumptions_hold(labelled, run, scores):
         relevancies = [_relevancy(labelled, run, total, method, steps, retain=False)]
         relevancies *= len(resolved.rows)
     else:
@@ -277,6 +300,23 @@ def _separable(labelled: Labelled, resolved: Resolved) -> bool:
         return True
     foreign = any(owner != sample for sample, row in enumerate(resolved.rows) for owner, _ in row)
     return not foreign and all(plan.sampled for plan in labelled.plans.values())
+
+
+def _assumptions_hold(labelled: Labelled, run: Replay, scores: Sequence[Tensor]) -> bool:
+    """Where the batch axis of a map was read off its shape: the first score must not reach other samples there."""
+    assumed = [plan for plan in labelled.plans.values() if plan.assumed]
+    if not assumed or len(scores) == 1:
+        return True
+    tapped = {tap_of(plan.site).name: run.tapped[tap_of(plan.site).name] for plan in assumed}
+    gradients = gradients_of(scores[0], tapped, retain=True)
+    for plan in assumed:
+        gradient = gradients.get(tap_of(plan.site).name)
+        if gradient is None or not gradient.any():
+            continue
+        axis, own = plan.batch_line()
+        if bool(gradient.narrow(axis, own, gradient.shape[axis] - own).any()):
+            return False
+    return True
 
 
 def _relevancy(
