@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,9 +43,13 @@ def classify(findings: Findings) -> Classified:
     """Name and type all sites of a labelling run."""
     ledger = findings.ledger
     count = sum(space.size for space in ledger.spaces)
-    used = _used(ledger.sites, findings.outputs, count)
-    sites = tuple(s for s in ledger.sites if s.role == "attention" or bool(used[_tokens(s.rows.labels)].any()))
-    spaces, renumber = _spaces(ledger.spaces, used)
+    living = without_stems(ledger.sites, findings.outputs, count)
+    used = _used(living, findings.outputs, count)
+    sites = tuple(s for s in living if s.role == "attention" or bool(used[_tokens(s.rows.labels)].any()))
+    made = torch.zeros(count, dtype=torch.bool)
+    for site in sites:
+        made[_tokens(site.rows.labels)] |= site.role == "mixing"
+    spaces, renumber = _spaces(ledger.spaces, used, made)
     names = _Namer(spaces)
     drafts = [_draft(site, renumber, names) for site in sites]
     closure = _Closure(sites, renumber, sum(space.size for space in spaces))
@@ -96,7 +100,32 @@ def _used(sites: Iterable[Site], outputs: Iterable[Value], count: int) -> Tensor
     return used
 
 
-def _spaces(born: list[Born], used: Tensor) -> tuple[tuple[TokenSpace, ...], Tensor]:
+def without_stems(sites: Iterable[Site], outputs: Iterable[Value], count: int) -> list[Site]:
+    """All sites but the windows of a stem: convolutions of tokens that nobody attends to, before any attention.
+
+    A network of convolutions before the first attention makes the tokens; it does not mix them.
+    """
+    sites = list(sites)
+    attended = torch.zeros(count, dtype=torch.bool)
+    before = {site.index for site in sites if site.role == "attention"}
+    for site in sites:
+        if site.role == "attention":
+            attended[_tokens(site.rows.labels)] = True
+            attended[_tokens(site.cols.labels)] = True
+    if not before:
+        return [site for site in sites if site.window is None]
+    kept: list[Site] = []
+    for site in reversed(sites):
+        cols = _tokens(site.cols.labels)
+        stem = site.window is not None and not site.cols.reads & before and not bool(attended[cols].any())
+        if not stem:
+            kept.append(site)
+            if site.role == "mixing" and bool(attended[_tokens(site.rows.labels)].any()):
+                attended[cols] = True
+    return kept[::-1]
+
+
+def _spaces(born: list[Born], used: Tensor, made: Tensor) -> tuple[tuple[TokenSpace, ...], Tensor]:
     """The living spaces with unique names, and the new numbers of their tokens."""
     renumber = torch.full((max(len(used), 1),), -1, dtype=torch.int64)
     spaces: list[TokenSpace] = []
@@ -105,6 +134,8 @@ def _spaces(born: list[Born], used: Tensor) -> tuple[tuple[TokenSpace, ...], Ten
     for space in born:
         if not bool(used[space.start : space.start + space.size].any()):
             continue
+        if space.origin == "mixing" and not bool(made[space.start : space.start + space.size].any()):
+            space = replace(space, origin="input")  # born of a stem
         name = _space_name(space, names)
         names.add(name)
         spaces.append(TokenSpace(name, space.size, start, space.grid, space.origin, space.source))

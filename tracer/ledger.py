@@ -29,7 +29,17 @@ class Born:
     grid: tuple[int, ...]
     origin: Literal["input", "parameter", "mixing"]
     source: str
+    """The input or parameter that they come from, in the end."""
     node: fx.Node
+
+
+@dataclass(frozen=True)
+class Window:
+    """The kernel of a convolution or pooling, the channel axis, and the shape of its output."""
+
+    kernel: tuple[int, ...]
+    channel: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,8 @@ class Site:
     softmaxes: frozenset[str] = frozenset()
     axes: str = ""
     """Letters of the contraction, ``map,values->output``, where the form is ``weights``."""
-    residual: bool = False
-    """A mixing whose rows are the old tokens (it is added back onto them), not new ones."""
+    window: Window | None = None
+    """Where the form is ``taps``: rows lie on the window's output, columns on operand 0."""
 
 
 @dataclass

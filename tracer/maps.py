@@ -16,6 +16,7 @@ from fxplain.fused_maps import fused_map
 from fxplain.labels import samples_of
 from fxplain.ledger import Site
 from fxplain.mixing_maps import contributions
+from fxplain.ops.convolution import concrete
 from fxplain.replay import Replay, tap_of
 from fxplain.where import module_path
 
@@ -62,6 +63,16 @@ class Plan:
 
 def make_plan(site: Site, classified: Classified, batch: int) -> Plan:
     """Work out where the elements of a site's map belong among the tokens."""
+    full = concrete(site)
+    place, queries, keys, sampled, assumed = _places(full, classified, batch)
+    heads = tuple(a for a, size in enumerate(place.shape) if size == 1 and full.shape[a] > 1)
+    unfolded = torch.Size([full.shape[axis] for axis in heads]).numel()
+    folded = max(heads_of(full, batch) // unfolded, 1) if site.role == "attention" else 1
+    return Plan(site, queries, keys, place, heads, folded, sampled, assumed, batch)
+
+
+def _places(site: Site, classified: Classified, batch: int) -> tuple[Tensor, Tensor, Tensor, bool, bool]:
+    """Where each element goes, the tokens of rows and columns, and what is known of samples."""
     samples = samples_on_map(site, batch)
     shape = torch.broadcast_shapes(site.rows.labels.shape, site.cols.labels.shape, samples.shape)
     rows, cols = (classified.token_ids(slot.labels) for slot in (site.rows, site.cols))
@@ -72,12 +83,7 @@ def make_plan(site: Site, classified: Classified, batch: int) -> Plan:
     assumed = bool((torch.maximum(samples_of(site.rows.labels), samples_of(site.cols.labels)) < 0).all()) and batch > 1
     place = (samples.clamp_min(0) * len(queries) + row_place) * len(keys) + col_place
     place = torch.where(labelled & (samples < batch), place, -1).expand(shape)
-    heads = tuple(axis for axis, size in enumerate(shape) if size == 1 and site.shape[axis] > 1)
-    unfolded = 1
-    for axis in heads:
-        unfolded *= site.shape[axis]
-    folded = max(heads_of(site, batch) // unfolded, 1) if site.role == "attention" else 1
-    return Plan(site, queries, keys, place, heads, folded, sampled, assumed and sampled, batch)
+    return place, queries, keys, sampled, assumed and sampled
 
 
 def attention_weights(plan: Plan, replay: Replay, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.ledger import Site
-from fxplain.ops.convolution import kernel_of, tap_views
+from fxplain.ops.convolution import tap_terms, tap_views
 from fxplain.replay import Replay
 
 
@@ -54,8 +54,11 @@ def _weights(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
 
 def _taps(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """A window over a grid: for each place of the window, what the element there contributes."""
-    operand = _wide(replay.kept[site.operands[0].name])
-    kernel, channel, contribute = kernel_of(site.node, replay.kept)
-    views = tap_views(operand, site.node, gradient.shape, kernel, channel)
-    terms = [(contribute(view, place) * gradient).sum(channel, keepdim=True) for place, view in enumerate(views)]
+    assert site.window is not None
+    operand, window = _wide(replay.kept[site.operands[0].name]), site.window
+    contribute = tap_terms(site.node, replay.kept, window)
+    views = tap_views(operand, site.node, window.shape, window.kernel, window.channel)
+    terms = [
+        (contribute(view, place) * gradient).sum(window.channel, keepdim=True) for place, view in enumerate(views)
+    ]
     return torch.stack(terms, -1)

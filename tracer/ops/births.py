@@ -12,17 +12,24 @@ from fxplain.labels import DORMANT, Slot, Value, align, codes_of, encode, sample
 from fxplain.ops.table import Call, Operand, transfer
 
 
-def woken(call: Call, operand: Operand, features: Iterable[int]) -> Operand:
-    """The operand with token labels: its own, or one token for each place but along the feature axes."""
+def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable[int] = ()) -> Operand:
+    """The operand with token labels: its own, or one token for each place but along features and heads."""
     if operand.value.labelled or not operand.tensor.is_floating_point():
         return operand
     dormant = operand.value.dormant or _fresh(call, operand)
     labels = _all_numbered(call, operand, dormant.labels)
-    for axis in features:
+    for axis in [*features, *(axis for axis in heads if not _samples_vary(labels, axis))]:
+        # features of one token are of one sample; if they seem not to be, the batch lies on another axis
+        call.ledger.crossing |= _samples_vary(labels, axis)
         labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
     assert operand.node is not None
     slot = call.ledger.wake(replace(dormant, labels=labels), operand.node)
     return operand.with_slots([slot])
+
+
+def _samples_vary(labels: Tensor, axis: int) -> bool:
+    samples = samples_of(labels)
+    return samples.shape[axis] > 1 and bool((samples != samples.narrow(axis, 0, 1)).any())
 
 
 def _fresh(call: Call, operand: Operand) -> Slot:
@@ -115,6 +122,6 @@ def grid_birth(call: Call, operand: Operand, channel: int) -> Value:
     slot = replace(places(source, axes, shape), strength=2 if operand.value.from_input else 1)
     root = operand.value.root or call.node.name
     origin = operand.value.origin or (operand.node.name if operand.node else call.node.name)
-    born = call.ledger.rebirth(slot, call.node, root, "input", (origin, call.op if operand.value.labelled else ""))
+    born = call.ledger.rebirth(slot, call.node, root, "input", origin)
     return call.carry(operand, slots=[born])
 

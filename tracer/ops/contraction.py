@@ -83,22 +83,27 @@ def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
         slots = _bilinear(call, left, right, output)
     attends = len(call.ledger.sites) > 0 and call.ledger.sites[-1].node is call.node
     value = call.carry(one, other, slots=slots)
-    return replace(value, softmaxes=frozenset()) if attends else value
+    # what is no map between tokens carries no attention weights any further
+    return value if len(slots) > 1 and not attends else replace(value, softmaxes=frozenset())
 
 
 def _wake(call: Call, left: Side, right: Side) -> tuple[Side, Side]:
-    """Give tokens to data that have none: all axes but the summed ones (and the batch, if both are data)."""
+    """Give tokens to data that have none: all axes but the summed ones (and heads, if both are data).
+
+    Only raw data become tokens beside other data: what was labelled once and is no more holds features.
+    """
     both_data = left.operand.value.from_input and right.operand.value.from_input
     shared = "".join(set(left.letters) & set(right.letters)) if both_data else ""
     for_left = not left.operand.is_parameter or right.operand.is_parameter
     for_right = not right.operand.is_parameter
-    if both_data and (left.slots or right.slots):
+    if both_data:
         # weights without labels times labelled values are a pooling, not scores: leave them without
-        for_left, for_right = not right.killed, not left.killed
+        for_left = left.operand.value.dormant is not None and not right.killed
+        for_right = right.operand.value.dormant is not None and not left.killed
     if for_left:
-        left = replace(left, operand=woken(call, left.operand, left.axes_of(left.summed + shared)))
+        left = replace(left, operand=woken(call, left.operand, left.axes_of(left.summed), left.axes_of(shared)))
     if for_right:
-        right = replace(right, operand=woken(call, right.operand, right.axes_of(right.summed + shared)))
+        right = replace(right, operand=woken(call, right.operand, right.axes_of(right.summed), right.axes_of(shared)))
     return left, right
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels import Slot, Value, compact
+from fxplain.ledger import Site, Window
 from fxplain.ops.births import grid_birth
 from fxplain.ops.mixing import new_tokens, pooled, record
 from fxplain.ops.table import Call, Operand, literal, op_name, transfer
@@ -40,10 +41,7 @@ def convolution(call: Call) -> Value:
         return grid_birth(call, operand, channel)
     if all(size == 1 for size in kernel) and operand.shape[channel + 1 :] == call.result.shape[channel + 1 :]:
         return _per_place(call, operand, channel)
-    if not slots[0].reads:
-        return grid_birth(call, operand, channel)
-    new = taps(call, operand, slots[0], kernel, channel)
-    return call.carry(operand, slots=[new])
+    return call.carry(operand, slots=[taps(call, operand, slots[0], kernel)])
 
 
 def _per_place(call: Call, operand: Operand, channel: int) -> Value:
@@ -54,18 +52,32 @@ def _per_place(call: Call, operand: Operand, channel: int) -> Value:
     return call.carry(operand, slots=[new] if new is not None else [])
 
 
-def taps(call: Call, operand: Operand, old: Slot, kernel: Sequence[int], channel: int) -> Slot:
-    """New tokens on the output's grid; the map has an axis for the places of the kernel (the taps)."""
-    space = range(channel + 1, operand.ndim)
-    shape = tuple(call.result.shape)
-    kept = [axis for axis in sorted(old.axes) if axis <= channel] + [a for a in space if shape[a] > 1]
-    rows = new_tokens(call, old, kept, [1 if a == channel else s for a, s in enumerate(shape)])
-    places = old.expanded(operand.shape).narrow(channel, 0, 1)
-    neighbours = torch.stack(tap_views(places, call.node, shape, kernel, channel), -1)
-    cols = Slot(compact(neighbours), old.strength, old.reads)
-    rows_on_map = replace(rows, labels=rows.labels.unsqueeze(-1))
-    new = record(call, "taps", [operand], rows_on_map, cols, (*shape, neighbours.shape[-1]))
+def taps(call: Call, operand: Operand, old: Slot, kernel: Sequence[int]) -> Slot:
+    """New tokens on the output's grid, each made of the old ones in its window.
+
+    Which old token each place of the kernel reads is worked out by :func:`concrete`, if anybody asks: a
+    convolutional stem has fifty of these, and its tokens count from its end.
+    """
+    first = call.result[0] if isinstance(call.result, tuple) else call.result
+    shape, channel = tuple(first.shape), operand.ndim - len(kernel) - 1
+    kept = [axis for axis in sorted(old.axes) if axis < channel]
+    kept += [axis for axis in range(channel + 1, operand.ndim) if shape[axis] > 1]
+    rows = new_tokens(call, old, kept, [1 if axis == channel else size for axis, size in enumerate(shape)])
+    window = Window(tuple(kernel), channel, shape)
+    new = record(call, "taps", [operand], rows, old, tuple(operand.shape), window=window)
     return replace(rows, reads=new.reads)
+
+
+def concrete(site: Site) -> Site:
+    """A site of taps with its map spelled out: rows and columns as [..., grid, tap]. Others stay as they are."""
+    if site.window is None:
+        return site
+    window = site.window
+    places = site.cols.expanded(site.shape).narrow(window.channel, 0, 1)
+    neighbours = torch.stack(tap_views(places, site.node, window.shape, window.kernel, window.channel), -1)
+    rows = replace(site.rows, labels=site.rows.labels.unsqueeze(-1))
+    cols = replace(site.cols, labels=compact(neighbours))
+    return replace(site, rows=rows, cols=cols, shape=(*window.shape, neighbours.shape[-1]), window=None)
 
 
 def tap_views(
@@ -93,31 +105,26 @@ def tap_views(
 Contribute = Callable[[Tensor, int], Tensor]
 
 
-def kernel_of(node: fx.Node, kept: Mapping[str, Any]) -> tuple[list[int], int, Contribute]:
-    """The kernel's sizes, the channel axis, and what the element read at one place adds to the output."""
-    name = op_name(node)
-    operand = kept[node.all_input_nodes[0].name].detach()
-    if name in (f"aten::{conv}" for conv in CONVOLUTIONS.split()):
-        weight = kept[node.all_input_nodes[1].name].detach()
-        kernel = list(weight.shape[2:])
-        groups = int(literal(node, "groups", 1))
-        channel = operand.ndim - len(kernel) - 1
-        flat = weight.reshape(*weight.shape[:2], -1).to(torch.promote_types(weight.dtype, torch.float32))
-
-        def convolve(view: Tensor, place: int) -> Tensor:
-            taps = flat[..., place].reshape(*weight.shape[:2], *[1] * len(kernel))
-            return _CONV[len(kernel)](view, taps, groups=groups)
-
-        return kernel, channel, convolve
-    dims = 1 if "1d" in name else 3 if "3d" in name else 2
-    kernel = _per_axis(literal(node, "kernel_size"), dims)
-    channel = operand.ndim - dims - 1
-    if "avg" in name:
-        count = torch.Size(kernel).numel()
-        return kernel, channel, lambda view, place: view / count
+def tap_terms(node: fx.Node, kept: Mapping[str, Any], window: Window) -> Contribute:
+    """What the element read at one place of the window adds to the output."""
+    if op_name(node) in (f"aten::{name}" for name in CONVOLUTIONS.split()):
+        return _convolved(kept[node.all_input_nodes[1].name].detach(), int(literal(node, "groups", 1)))
+    if "avg" in op_name(node):
+        count = torch.Size(window.kernel).numel()
+        return lambda view, place: view / count
     result = kept[node.name]
     largest = result[0].detach() if isinstance(result, tuple | list) else result.detach()
-    return kernel, channel, lambda view, place: torch.where(view == largest, view, 0.0)
+    return lambda view, place: torch.where(view == largest, view, 0.0)
+
+
+def _convolved(weight: Tensor, groups: int) -> Contribute:
+    flat = weight.reshape(*weight.shape[:2], -1).to(torch.promote_types(weight.dtype, torch.float32))
+
+    def convolve(view: Tensor, place: int) -> Tensor:
+        tap = flat[..., place].reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+        return _CONV[weight.ndim - 2](view, tap, groups=groups)
+
+    return convolve
 
 
 _CONV: dict[int, Callable[..., Tensor]] = {
@@ -146,15 +153,12 @@ def pooling(call: Call) -> Value | tuple[Value, ...]:
     """Windows of a pooling: a new grid before any attention, else taps like a convolution's."""
     operand = call.operands()[0]
     dims = 1 if "1d" in call.op else 3 if "3d" in call.op else 2
-    channel = operand.ndim - dims - 1
     slots = operand.value.active
     kernel = _per_axis(call.argument("kernel_size"), dims)
     if not slots:
         value = call.carry(operand)
-    elif not slots[0].reads:
-        value = grid_birth(call, operand, channel)
     else:
-        value = call.carry(operand, slots=[taps(call, operand, slots[0], kernel, channel)])
+        value = call.carry(operand, slots=[taps(call, operand, slots[0], kernel)])
     return (value, value) if isinstance(call.result, tuple) else value
 
 

@@ -50,7 +50,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
 def _awake(call: Call, operand: Operand) -> Operand:
     """Raw queries and keys: a token for each place of the second to last axis; heads share them."""
     heads = [1] if operand.ndim == 4 else []
-    return woken(call, operand, [*heads, operand.ndim - 1])
+    return woken(call, operand, [operand.ndim - 1], heads)
 
 
 def _as_columns(cols: Slot, query: Operand, key: Operand) -> torch.Tensor:

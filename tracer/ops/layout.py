@@ -282,10 +282,19 @@ def write(call: Call) -> Value:
             continue
         assert new is not None
         under = old.expanded(base.shape) if old else torch.zeros(base.shape, dtype=torch.int64)
-        labels = writer(call, under, new.expanded(source.shape))
+        labels = _spread(writer(call, under, new.expanded(source.shape)), new)
         both = [new, old] if old else [new]
         slots.append(Slot(compact(labels), max(slot.strength for slot in both), reads_of(both)))
     return call.carry(source, base, slots=slots)
+
+
+def _spread(labels: Tensor, source: Slot) -> Tensor:
+    """Where a token's features are written to some places only, the places beside them are the token's too."""
+    if labels.ndim == source.labels.ndim:
+        for axis in range(labels.ndim):
+            if not source.varies(axis):
+                labels = torch.where(labels == 0, labels.amax(axis, keepdim=True), labels)
+    return labels
 
 
 def _slot_or_none(operand: Operand, place: int, awake: bool) -> Slot | None:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from fxplain.labels import STRONG, Slot, codes_of, compact, samples_of
+from fxplain.ledger import Window
 from fxplain.ops.births import places
 from fxplain.ops.table import Call, Operand
 
@@ -20,7 +21,8 @@ def new_tokens(call: Call, old: Slot, axes: Iterable[int], shape: Sequence[int])
     numbered = places(old, axes, tuple(shape))
     codes = torch.unique(codes_of(old.labels))
     memo = (int(codes[0]), int(codes[-1]), len(codes), "mixing")
-    return call.ledger.rebirth(numbered, call.node, call.node.name, "mixing", memo)
+    source = next((o.value.root for o in call.operands() if o.value.root is not None), call.node.name)
+    return call.ledger.rebirth(numbered, call.node, source, "mixing", memo)
 
 
 def pooled(call: Call, operand: Operand, old: Slot, killed: Iterable[int]) -> Slot | None:
@@ -39,13 +41,29 @@ def pooled(call: Call, operand: Operand, old: Slot, killed: Iterable[int]) -> Sl
 
 
 def record(
-    call: Call, form: Form, operands: Sequence[Operand], rows: Slot, cols: Slot, shape: tuple[int, ...], axes: str = ""
+    call: Call,
+    form: Form,
+    operands: Sequence[Operand],
+    rows: Slot,
+    cols: Slot,
+    shape: tuple[int, ...],
+    axes: str = "",
+    window: Window | None = None,
 ) -> Slot:
     """Write a mixing site down; the new tokens' rows hold its increments from here on."""
     nodes = tuple(operand.node for operand in operands if operand.node is not None)
-    check_samples(call, rows, cols)
+    if window is None:
+        check_samples(call, rows, cols)
     site = call.ledger.add_site(
-        node=call.node, role="mixing", form=form, operands=nodes, shape=shape, rows=rows, cols=cols, axes=axes
+        node=call.node,
+        role="mixing",
+        form=form,
+        operands=nodes,
+        shape=shape,
+        rows=rows,
+        cols=cols,
+        axes=axes,
+        window=window,
     )
     return replace(rows, reads=cols.reads | {site.index})
 

@@ -65,8 +65,11 @@ def multiply(call: Call) -> Value:
     if len(operands) != 2:
         return value
     for weights, values in (operands, operands[::-1]):
-        if weights.value.softmaxes and weights.value.labelled and values.value.labelled and not values.value.softmaxes:
-            assert weights.node is not None and values.node is not None
+        if not (weights.value.softmaxes and values.value.labelled and not values.value.softmaxes):
+            continue
+        if len(weights.value.active) < 2:  # one weight a token: the product is data, and no weight any more
+            value = replace(value, softmaxes=frozenset())
+        if weights.value.labelled and weights.node is not None and values.node is not None:
             return replace(value, weighted=(weights.node.name, values.node.name))
     return value
 
