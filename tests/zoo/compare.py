@@ -61,17 +61,21 @@ class Found:
 
     def fits(self, attention: Attention, site: Site, marks: tuple[str, ...]) -> bool:
         extra = "extra keys" in marks
-        sized = attention.queries.size == site.nq and (
-            attention.keys.size >= site.nk if extra else attention.keys.size == site.nk
-        )
         return (
             attention.kind == site.kind
             and attention.heads == site.heads
-            and sized
-            and self.matches(attention.queries, site.queries)
-            and self.matches(attention.keys, site.keys, extra)
             and site.module in attention.module
+            and self.spans(attention.queries, site.queries, site.nq, marks)
+            and self.spans(attention.keys, site.keys, site.nk, marks, extra)
         )
+
+    def spans(
+        self, stream: Stream, wanted: tuple[str, ...], size: int, marks: tuple[str, ...], extra: bool = False
+    ) -> bool:
+        """The stream has the expected spaces and size; ``constant`` ones may count a padding token, too."""
+        constant = "constant token" in marks and len(wanted) > 1
+        sizes = range(size, stream.size + 1) if extra else (size, size + constant)
+        return stream.size in sizes and self.matches(stream, wanted, extra or constant)
 
 
 def describe(attention: Attention) -> str:

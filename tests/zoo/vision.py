@@ -132,7 +132,8 @@ def sam(attn: str) -> Case:
         "input_points": torch.tensor([[[[5.0, 9.0]]], [[[20.0, 14.0]]]]),
         "input_labels": torch.ones(2, 1, 1, dtype=torch.long),
     }
-    # the tokens: iou, 4 masks, the point; the padding point that the encoder adds is a constant, no token
+    # the tokens: iou, 4 masks, the point; the padding point that the encoder adds is a constant, which may or
+    # may not count as a token of its own
     tokens = ("iou_token", "mask_tokens", "input_points")
     image = ("pixel_values",)
     transformer = "mask_decoder.transformer"
@@ -148,6 +149,7 @@ def sam(attn: str) -> Case:
         target=(0, 1),
         readout=rows(("iou_token", (0,))),
         maps=sam_reported,
+        marks=("constant token",),
     )
     return make(lambda: hf.SamModel(config)), inputs, expected
 
