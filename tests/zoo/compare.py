@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 
 from fxplain.attentions import Attention, Stream, TokenSpace
-from fxplain.inputs import normalise
-from fxplain.maps import attention_weights
-from fxplain.replay import replay
 from zoo.spec import Case, Expected, Site
 
 ANY = "*"
@@ -185,50 +182,26 @@ def assert_same(one: Any, other: Any, tolerance: float, what: str) -> None:
         assert_close(one.relevance[name], other.relevance[name], tolerance, f"{what}: {name}")
 
 
-def head_moment(traced: Any, inputs: Any, power: int) -> dict[int, Tensor]:
-    """Mean over heads of A ** power per attention: [batch, query, key], tokens in stream order.
-
-    The library keeps no map per head; two moments (1 and 2) tell maps apart that differ in any one head.
-    """
-
-    def moment(maps: Tensor, gradient: Tensor | None, axes: tuple[int, ...]) -> Tensor:
-        return maps.pow(power).mean(axes)
-
-    args, kwargs = normalise(inputs)
-    labelled, bound, _ = traced._for(args, kwargs, False)
-    run = replay(labelled.captured, bound, labelled.classified.sites, False)
-    result = {}
-    for plan in labelled.plans.values():
-        for attention in traced.attentions:
-            if attention.node == plan.site.node.name and plan.site.role == "attention":
-                found = attention_weights(plan, run, None, moment)
-                rows = torch.searchsorted(plan.queries, torch.tensor(attention.queries.tokens))
-                columns = torch.searchsorted(plan.keys, torch.tensor(attention.keys.tokens))
-                result[attention.index] = found[:, rows][:, :, columns]
-    return result
-
-
 def check_maps(traced: Any, inputs: Any, case: Case, tolerance: float) -> None:
-    """The library's maps are those that the model reports, in number and value."""
+    """The library's maps are those that the model reports: in number, head by head, in value."""
     model, _, expected = case
     attentions, found = aligned(traced, expected), Found(traced)
     assert expected.maps is not None
-    own = expected.maps(model, inputs)
-    for power in (1, 2):
-        moments = head_moment(traced, inputs, power)
-        assert sorted(moments) == list(range(len(traced.attentions)))
-        for index, reported in own:
-            attention = attentions[index]
-            if attention is None:
-                continue  # dead code that the capture dropped
-            names = found.names_of(attention.keys)
-            site = expected.sites[index]
-            columns = [c for c, name in enumerate(names) if any(found.is_named(name, k) for k in site.keys)]
-            weights, wanted = moments[attention.index][..., columns], reported.pow(power).mean(1)
-            if "random" in expected.marks:  # the patches come in another order; text and cls do not
-                weights, wanted = weights[:, :8, :8], wanted[:, :8, :8]
-            what = f"map {index}, moment {power}, of {attention.module}"
-            assert_close(weights, wanted.to(weights.dtype), tolerance, what)
+    own, maps = expected.maps(model, inputs), traced.maps(inputs)
+    assert len(maps) == len(traced.attentions)
+    for attention, weights in zip(traced.attentions, maps, strict=True):
+        assert weights.shape[1:] == (attention.heads, attention.queries.size, attention.keys.size)
+    for index, wanted in own:
+        attention = attentions[index]
+        if attention is None:
+            continue  # dead code that the capture dropped
+        names = found.names_of(attention.keys)
+        site = expected.sites[index]
+        columns = [c for c, name in enumerate(names) if any(found.is_named(name, k) for k in site.keys)]
+        weights = maps[attention.index][..., columns]
+        if "random" in expected.marks:  # the patches come in another order; text and cls do not
+            weights, wanted = weights[..., :8, :8], wanted[..., :8, :8]
+        assert_close(weights, wanted.to(weights.dtype), tolerance, f"map {index} of {attention.module}")
 
 
 def assert_close(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
