@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from fxplain import ops
 from fxplain.captured import Captured, Placeholder
-from fxplain.labels import DORMANT, NOTHING, Slot, Value, compact, encode
+from fxplain.labels import DORMANT, NOTHING, Root, Slot, Value, compact, encode
 from fxplain.ledger import Ledger
 from fxplain.ops.probe import by_row
 from fxplain.ops.table import op_name, pointwise
@@ -171,7 +171,8 @@ class Labelling:
         count = 1
         for size in shape:
             count *= size
-        start = self.ledger.elements.reserve(placeholder.path, is_input, count)
+        root = Root(placeholder.path, is_input, tensor.is_floating_point())
+        start = self.ledger.elements.reserve(root, count)
         codes = torch.arange(count).view(shape) + start
         samples: Tensor | int = -1
         if axis is not None:

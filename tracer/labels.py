@@ -245,23 +245,32 @@ def joined(values: Sequence[Value]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Root:
+    """An input, a parameter or a counting tensor whose elements have numbers."""
+
+    name: str
+    is_input: bool
+    floating: bool
+
+
 @dataclass
 class Elements:
     """Numbers the elements of all inputs and parameters, for dormant labels."""
 
-    roots: list[tuple[str, bool, int, int]] = field(default_factory=list)
-    """(name, is an input, first code, one past the last)."""
+    ranges: list[tuple[Root, int, int]] = field(default_factory=list)
+    """(root, first code, one past the last)."""
 
-    def reserve(self, name: str, is_input: bool, count: int) -> int:
-        start = self.roots[-1][3] if self.roots else 0
-        self.roots.append((name, is_input, start, start + count))
+    def reserve(self, root: Root, count: int) -> int:
+        start = self.ranges[-1][2] if self.ranges else 0
+        self.ranges.append((root, start, start + count))
         return start
 
-    def by_root(self, codes: Tensor) -> dict[tuple[str, bool], Tensor]:
-        """Which of these codes belong to which (input or parameter, is an input), as masks."""
-        found: dict[tuple[str, bool], Tensor] = {}
-        for name, is_input, start, stop in self.roots:
+    def by_root(self, codes: Tensor) -> dict[Root, Tensor]:
+        """Which of these codes belong to which root, as masks."""
+        found: dict[Root, Tensor] = {}
+        for root, start, stop in self.ranges:
             inside = (codes >= start) & (codes < stop)
             if bool(inside.any()):
-                found[name, is_input] = found.get((name, is_input), torch.zeros_like(inside)) | inside
+                found[root] = found.get(root, torch.zeros_like(inside)) | inside
         return found

@@ -12,6 +12,7 @@ from fxplain.labels import (
     STRONG,
     WEAK,
     Elements,
+    Root,
     Slot,
     codes_of,
     compact,
@@ -104,15 +105,16 @@ class Ledger:
         present = torch.unique(codes[codes >= 0])
         strength = WEAK
         tokens = torch.full_like(present, -1)
-        for (name, is_input), inside in self.elements.by_root(present).items():
-            tokens[inside] = self._tokens_of(present[inside], slot, node, tag, name, is_input)
-            strength = STRONG if is_input else strength
+        for root, inside in self.elements.by_root(present).items():
+            tokens[inside] = self._tokens_of(present[inside], slot, node, tag, root)
+            # numbers worked out from a mask are positions, not data; ids count once they are embedded
+            strength = STRONG if root.is_input and (root.floating or tag) else strength
         places = torch.searchsorted(present, codes.clamp_min(0)).clamp_max(max(len(present) - 1, 0))
         woken = torch.where(codes >= 0, tokens[places], -1) if len(present) else codes
         return Slot(compact(encode(samples_of(slot.labels), woken)), strength, slot.reads)
 
     def _tokens_of(
-        self, codes: Tensor, slot: Slot, node: fx.Node, tag: str, source: str, is_input: bool
+        self, codes: Tensor, slot: Slot, node: fx.Node, tag: str, root: Root
     ) -> Tensor:
         keys = [(tag, int(code)) for code in codes.tolist()]
         fresh = [key for key in keys if key not in self._tokens]
@@ -120,8 +122,8 @@ class Ledger:
             start = self.new_tokens(
                 len(fresh),
                 grid=grid_of(slot, len(fresh)),
-                origin="input" if is_input else "parameter",
-                source=source,
+                origin="input" if root.is_input else "parameter",
+                source=root.name,
                 node=node,
             )
             self._tokens.update({key: start + place for place, key in enumerate(fresh)})

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxplain.labels import DORMANT, Slot, Value, align, codes_of, encode, samples_of
+from fxplain.labels import DORMANT, Root, Slot, Value, align, codes_of, encode, samples_of
 from fxplain.ops.table import Call, Operand, transfer
 
 
@@ -47,7 +47,7 @@ def _fresh(call: Call, operand: Operand) -> Slot:
 def _numbers(call: Call, operand: Operand, shape: list[int]) -> Tensor:
     name = operand.value.root or (operand.node.name if operand.node else call.node.name)
     count = torch.Size(shape).numel()
-    start = call.ledger.elements.reserve(name, operand.value.from_input, count)
+    start = call.ledger.elements.reserve(Root(name, operand.value.from_input, floating=True), count)
     return torch.arange(count).view(shape) + start
 
 
