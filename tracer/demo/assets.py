@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,8 @@ def load_demo() -> Demo:
     """
     from fxplain.adapters import load
 
-    return Demo(load(str(MODEL_FOLDER)), read_canvases(CANVAS_FOLDER))
+    loaded = replace(load(str(MODEL_FOLDER)), name="demo ViT")  # rather than its folder's name
+    return Demo(loaded, read_canvases(CANVAS_FOLDER))
 
 
 def read_canvases(folder: Path) -> tuple[Canvas, ...]:
