@@ -31,7 +31,7 @@ BATCH = 50
 def maps(traced: Any, pixels: Tensor, targets: Tensor, method: str) -> Tensor:
     """Relevance maps [n, H, W] of one target per canvas."""
     found = []
-    for part, target in zip(pixels.split(BATCH), targets.split(BATCH), strict=True):
+    for part, target in zip(torch.split(pixels, BATCH), torch.split(targets, BATCH), strict=True):
         result = traced.explain({"pixel_values": part}, target=target, method=method)
         found.append(result.grid("pixel_values"))
     return torch.cat(found)

@@ -23,6 +23,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,22 +57,22 @@ class Training:
 
 def make_model() -> ViTForImageClassification:
     """A ViT with 4 layers and 4 heads of width 24 that names the classes on a canvas."""
-    config = ViTConfig(
-        hidden_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=192,
-        image_size=SIZE,
-        patch_size=PATCH,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        id2label=dict(enumerate(CLASSES)),
-        label2id={name: index for index, name in enumerate(CLASSES)},
-        problem_type="multi_label_classification",
+    settings: dict[str, Any] = {
+        "hidden_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 192,
+        "image_size": SIZE,
+        "patch_size": PATCH,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "id2label": dict(enumerate(CLASSES)),
+        "label2id": {name: index for index, name in enumerate(CLASSES)},
+        "problem_type": "multi_label_classification",
         # eager and bfloat16 is the fastest pair on a CPU at this size
-        attn_implementation="eager",
-    )
-    return ViTForImageClassification(config)
+        "attn_implementation": "eager",
+    }
+    return ViTForImageClassification(ViTConfig(**settings))
 
 
 def pixel_values(canvases: Canvases) -> Tensor:
@@ -101,7 +102,7 @@ def optimizers(model: torch.nn.Module, training: Training) -> list[torch.optim.O
     ]
 
 
-def logits(model: ViTForImageClassification, canvases: Canvases, kept: int | None) -> Tensor:
+def logits(model: Any, canvases: Canvases, kept: int | None) -> Any:
     """The model's logits, computed from the CLS token and at most ``kept`` patches of each canvas.
 
     Most patches of a canvas are empty, and to leave them out halves the time of a step. Patches with an
@@ -139,7 +140,7 @@ def train(model: ViTForImageClassification, objects: Objects, training: Training
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = logits(model, canvases, kept)
         loss = functional.binary_cross_entropy_with_logits(found.float(), wanted(canvases))
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(both, schedules, strict=True):
             optimizer.step()
@@ -152,10 +153,10 @@ def train(model: ViTForImageClassification, objects: Objects, training: Training
 
 
 @torch.no_grad()
-def accuracy(model: ViTForImageClassification, canvases: Canvases) -> float:
+def accuracy(model: Any, canvases: Canvases) -> float:
     """The part of the canvases whose two classes have the two largest logits."""
     model.eval()
-    rows = [model(part).logits for part in pixel_values(canvases).split(200)]
+    rows = [model(part).logits for part in torch.split(pixel_values(canvases), 200)]
     named = torch.cat(rows).topk(2, dim=1).indices.sort(dim=1).values
     right = torch.from_numpy(canvases.classes).sort(dim=1).values
     return float((named == right).all(dim=1).float().mean())

@@ -13,9 +13,9 @@ from fxplain.errors import OutputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fxplain.traced import Traced
     from fxplain.render.display import Display
     from fxplain.result import Result
+    from fxplain.traced import Traced
 
 
 def run_demo(out_dir: str | Path) -> tuple[Path, ...]:
