@@ -12,13 +12,10 @@ from torch import Tensor, fx
 
 from fxplain import ops
 from fxplain.captured import Captured, Placeholder
-from fxplain.labels import DORMANT, NOTHING, Root, Slot, Value, compact, encode
+from fxplain.labels import DORMANT, NOTHING, STRONG, WEAK, Root, Slot, Value, compact, encode
 from fxplain.ledger import Ledger
 from fxplain.ops.probe import by_row
 from fxplain.ops.table import op_name, pointwise
-
-BATCH_AXES: tuple[int | None, ...] = (0, 1, None)
-"""Where the batch may lie, in the order tried; a guess is refuted when attention crosses its samples."""
 
 WEIGHT_ARGUMENTS = frozenset({"weight", "bias", "running_mean", "running_var", "mat2", "scale", "other_weight"})
 PASSING = frozenset({"aten::t", "aten::transpose", "aten::permute", "aten::to", "aten::_to_copy", "aten::detach"})
@@ -43,10 +40,7 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
         bound: a tensor for each placeholder node, as :meth:`Captured.bind` gives them.
     """
     findings = None
-    for axis in BATCH_AXES:
-        batch = batch_size(captured, bound, axis)
-        if batch is None:
-            continue
+    for axis, batch in batch_guesses(captured, bound):
         findings = Labelling(captured, bound, axis, batch).run()
         if not findings.ledger.crossing:
             return findings
@@ -54,14 +48,21 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
     return findings
 
 
-def batch_size(captured: Captured, bound: Mapping[str, Tensor], axis: int | None) -> int | None:
-    """The most common size of that axis among the inputs, the first input's where there is a tie."""
-    if axis is None:
-        return 1
-    sizes = [
-        bound[p.node].shape[axis] for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim > axis
-    ]
-    return max(sizes, key=sizes.count) if sizes else None
+def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[tuple[int | None, int]]:
+    """Where the batch may lie, and its size, in the order tried; one is refuted when attention crosses samples.
+
+    The first axis, then the second; but one that has the same size in all floating inputs (masks may be laid out
+    otherwise), or in all inputs, goes first. At last: there is no batch.
+    """
+    tensors = [bound[p.node] for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim]
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    guesses: list[tuple[bool, bool, int, int]] = []
+    for axis in (0, 1):
+        all_sizes, sizes = ([t.shape[axis] for t in group if t.ndim > axis] for group in (tensors, floating))
+        if all_sizes:
+            common = max(sizes or all_sizes, key=(sizes or all_sizes).count)
+            guesses.append((len(set(sizes)) > 1, len(set(all_sizes)) > 1, axis, common))
+    return [*((axis, size) for _, _, axis, size in sorted(guesses)), (None, 1)]
 
 
 class Labelling:
@@ -124,6 +125,9 @@ class Labelling:
         value = self._transfer(call)
         if isinstance(value, tuple):
             return value
+        if isinstance(result, Tensor) and not all(_fits(slot, result) for slot in value.slots):
+            self.ledger.failures[node.name] = "labels of another shape than the result"
+            value = self._lose(call)
         if isinstance(result, Tensor) and result.dtype == torch.bool:
             return replace(value, slots=tuple(s for s in value.slots if s.strength == DORMANT), origin=node.name)
         return value if value.origin is not None else replace(value, origin=node.name)
@@ -134,7 +138,11 @@ class Labelling:
             function = pointwise
         if function is None:
             return self._lose(call)
-        value = function(call)
+        try:
+            value = function(call)
+        except (RuntimeError, IndexError, ValueError, AssertionError, TypeError) as error:
+            self.ledger.failures[call.node.name] = f"{type(error).__name__}: {error}"
+            return self._lose(call)
         if call.op.endswith("_") and isinstance(value, Value) and isinstance(call.node.args[0], fx.Node):
             self.values[call.node.args[0]] = replace(value, origin=call.node.name)
         return value
@@ -171,7 +179,9 @@ class Labelling:
         count = 1
         for size in shape:
             count *= size
-        root = Root(placeholder.path, is_input, tensor.is_floating_point())
+        # numbers worked out from integers (masks) are positions, not data; ids count once they are embedded
+        data = is_input and tensor.is_floating_point()
+        root = Root(placeholder.path, is_input, STRONG if data else WEAK)
         start = self.ledger.elements.reserve(root, count)
         codes = torch.arange(count).view(shape) + start
         samples: Tensor | int = -1
@@ -180,6 +190,11 @@ class Labelling:
         elif self.batch == 1 and is_input:
             samples = 0
         return Slot(compact(encode(samples, codes)), DORMANT)
+
+
+def _fits(slot: Slot, result: Tensor) -> bool:
+    shape = slot.labels.shape
+    return len(shape) == result.ndim and all(a in (1, b) for a, b in zip(shape, result.shape, strict=True))
 
 
 def is_pointwise(node: fx.Node) -> bool:

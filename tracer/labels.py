@@ -20,8 +20,8 @@ from torch import Tensor
 SHIFT = 40
 CODE_MASK = (1 << SHIFT) - 1
 
-DORMANT, WEAK, STRONG = 0, 1, 2
-"""How firmly a slot names tokens: element codes only; tokens born of parameters; tokens born of inputs."""
+DORMANT, FAINT, WEAK, STRONG = 0, 1, 2, 3
+"""How firmly a slot names tokens: element codes only; tokens of constants, of parameters, of inputs."""
 
 
 def encode(samples: Tensor | int, codes: Tensor) -> Tensor:
@@ -247,11 +247,11 @@ def joined(values: Sequence[Value]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Root:
-    """An input, a parameter or a counting tensor whose elements have numbers."""
+    """An input, a parameter or a constant whose elements have numbers, and how firmly they name tokens."""
 
     name: str
     is_input: bool
-    floating: bool
+    strength: int
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels import (
+    FAINT,
     STRONG,
-    WEAK,
     Elements,
     Root,
     Slot,
@@ -82,6 +82,8 @@ class Ledger:
     """Softmax-like node -> (node, what the normalised axis holds: ``tokens`` or ``features``)."""
     losses: dict[str, fx.Node] = field(default_factory=dict)
     """Nodes that labelled data reached and that have no transfer function."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Node -> why its transfer function failed."""
     probed: list[fx.Node] = field(default_factory=list)
     """Nodes without a transfer function that an experiment showed to treat every token by itself."""
     summaries: list[fx.Node] = field(default_factory=list)
@@ -103,12 +105,11 @@ class Ledger:
         """Turn element codes into tokens: equal codes (under one tag) are the same token everywhere."""
         codes = codes_of(slot.labels)
         present = torch.unique(codes[codes >= 0])
-        strength = WEAK
+        strength = FAINT
         tokens = torch.full_like(present, -1)
         for root, inside in self.elements.by_root(present).items():
             tokens[inside] = self._tokens_of(present[inside], slot, node, tag, root)
-            # numbers worked out from a mask are positions, not data; ids count once they are embedded
-            strength = STRONG if root.is_input and (root.floating or tag) else strength
+            strength = max(strength, STRONG if root.is_input and tag else root.strength)
         places = torch.searchsorted(present, codes.clamp_min(0)).clamp_max(max(len(present) - 1, 0))
         woken = torch.where(codes >= 0, tokens[places], -1) if len(present) else codes
         return Slot(compact(encode(samples_of(slot.labels), woken)), strength, slot.reads)

@@ -74,6 +74,9 @@ def method_named(name: str) -> Method:
     """
     if name not in METHODS:
         raise MethodError(
-            f"there is no method {name!r}", expected=", ".join(METHODS), hint="fxplain methods lists them"
+            f"there is no method {name!r}",
+            expected=", ".join(METHODS),
+            found=repr(name),
+            hint="fxplain.methods() and 'fxplain methods' list them",
         )
     return METHODS[name]

@@ -34,11 +34,24 @@ def choose_output(names: Sequence[str], tensors: Sequence[Tensor], wanted: str |
     """The place of the output to explain: the named one, else ``logits``, else the first floating one."""
     if wanted is not None:
         if wanted not in names:
-            raise TargetError(f"the model has no output {wanted!r}", expected=" or ".join(names))
-        return names.index(wanted)
+            raise TargetError(
+                f"the model has no output {wanted!r}", expected=" or ".join(names), found=repr(wanted)
+            )
+        place = names.index(wanted)
+        if not tensors[place].is_floating_point():
+            raise TargetError(
+                f"the output {wanted!r} is not differentiable",
+                expected="a floating-point output",
+                found=str(tensors[place].dtype),
+            )
+        return place
     floating = [place for place, tensor in enumerate(tensors) if tensor.is_floating_point()]
     if not floating:
-        raise TargetError("the model has no floating-point output to explain", found=", ".join(names))
+        raise TargetError(
+            "the model has no floating-point output to explain",
+            expected="an output that is differentiable",
+            found=", ".join(names),
+        )
     return next((place for place in floating if names[place] == "logits"), floating[0])
 
 
@@ -71,6 +84,8 @@ def resolve(
         value = Value(tuple(Slot(s.labels.unsqueeze(0), s.strength, s.reads) for s in value.slots))
     per_sample = tensor.movedim(axis, 0)
     samples = per_sample.shape[0]
+    if not samples:
+        raise TargetError("there is nothing to explain", expected="at least one sample", found="an empty batch")
     indices = [_index(per_sample[i].detach(), t) for i, t in enumerate(_per_sample(target, samples))]
     scores = torch.stack([per_sample[(i, *index)] for i, index in enumerate(indices)])
     rows = []
@@ -84,7 +99,9 @@ def resolve(
 
 def _check_finite(scores: Tensor) -> None:
     if not bool(torch.isfinite(scores).all()):
-        raise NonFiniteError("the score to explain is NaN or infinite", found=str(scores.tolist()))
+        raise NonFiniteError(
+            "the score to explain is NaN or infinite", expected="finite scores", found=str(scores.tolist())
+        )
 
 
 def batch_axis(tensor: Tensor, value: Value, batch: int) -> int | None:
@@ -140,6 +157,7 @@ def _index(scores: Tensor, target: int | tuple[int, ...] | None) -> tuple[int, .
                 "the target is out of range",
                 expected=f"an index into one sample's output of shape {list(shape)}",
                 found=repr(target),
+                hint="count from 0; a tuple indexes one sample's output, without the batch axis",
             )
     view = scores
     for axis in sorted(fixed):
@@ -170,9 +188,21 @@ def _resolve_callable(
     rebuild: Callable[[Sequence[Tensor]], Any],
 ) -> Resolved:
     """Scores from the user's own function; the rows are those of the output elements it depends on."""
-    scores = target(rebuild(tensors))
+    try:
+        scores = target(rebuild(tensors))
+    except Exception as error:
+        raise TargetError(
+            "the target function raised an error",
+            expected="a function from the model's output to one score per sample",
+            found=f"{type(error).__name__}: {error}",
+            hint=f"the model's outputs are {', '.join(names)}",
+        ) from error
     if not isinstance(scores, Tensor):
-        raise TargetError("the target function must return a tensor", found=type(scores).__name__)
+        raise TargetError(
+            "the target function must return a tensor",
+            expected=f"a tensor of shape [{batch}]",
+            found=type(scores).__name__,
+        )
     scores = scores.reshape(1) if scores.ndim == 0 and batch == 1 else scores
     if scores.ndim != 1 or scores.shape[0] != batch:
         raise TargetError(
@@ -185,6 +215,8 @@ def _resolve_callable(
     if not scores.requires_grad:
         raise TargetError(
             "the target function's score is not differentiable, or depends on no attention",
+            expected="a score made of the outputs by differentiable operations",
+            found="a tensor without a gradient",
             hint="return a sum of elements of the model's output, without argmax, detach or item()",
         )
     rows: list[Readout] = []

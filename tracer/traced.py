@@ -16,7 +16,7 @@ from fxplain.capture import capture
 from fxplain.captured import Captured
 from fxplain.census import census
 from fxplain.classify import Classified, classify
-from fxplain.errors import NoAttentionError, NonFiniteError, TargetError, UnknownOpError
+from fxplain.errors import InputError, NoAttentionError, NonFiniteError, TargetError, UnknownOpError
 from fxplain.find import Findings, find
 from fxplain.guard import untouched
 from fxplain.inputs import Layout, normalise
@@ -54,10 +54,21 @@ class Labelled:
 
 def label(captured: Captured, bound: Mapping[str, Tensor]) -> Labelled:
     """Find and classify all attentions of a captured graph on these tensors."""
+    _check_not_empty(captured, bound)
     findings = find(captured, bound)
     classified = classify(findings)
     plans = {site.index: make_plan(site, classified, findings.batch) for site in classified.sites}
     return Labelled(captured, findings, classified, plans)
+
+
+def _check_not_empty(captured: Captured, bound: Mapping[str, Tensor]) -> None:
+    for placeholder in captured.placeholders:
+        if placeholder.kind == "input" and 0 in bound[placeholder.node].shape[:1]:
+            raise InputError(
+                f"the input {placeholder.path!r} is empty",
+                expected="at least one sample",
+                found=str(list(bound[placeholder.node].shape)),
+            )
 
 
 @dataclass(frozen=True)
@@ -220,6 +231,7 @@ def explain(
         >>> result.relevance["src"].shape
         torch.Size([1, 5])
     """
+    method_named(method)  # a wrong name is told before the model is captured
     return trace(model, inputs).explain(inputs, target, method, output)
 
 
@@ -246,6 +258,8 @@ def _explain(
         raise TargetError(
             "the score depends on no attention",
             where=f"output {resolved.output!r}",
+            expected="an output behind an attention",
+            found=f"no path from {len(labelled.classified.attentions)} attentions to the score",
             hint="explain another output= or target=",
         )
     _check_readout(labelled, resolved)
@@ -290,7 +304,9 @@ def _check_readout(labelled: Labelled, resolved: Resolved) -> None:
         raise TargetError(
             "the explained output belongs to no token, so there is no row of the relevancy to read",
             where=f"output {resolved.output!r}",
-            hint="explain an output that keeps the token axis, or that pools it",
+            expected="an output whose elements belong to tokens, or pool them",
+            found="an output whose token labels are gone",
+            hint="explain another output=, or a callable target that sums elements of one",
         )
 
 

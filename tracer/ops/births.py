@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxplain.labels import DORMANT, Root, Slot, Value, align, codes_of, encode, samples_of
+from fxplain.labels import DORMANT, FAINT, STRONG, WEAK, Root, Slot, Value, align, codes_of, encode, samples_of
 from fxplain.ops.table import Call, Operand, transfer
 
 
@@ -45,18 +45,27 @@ def _fresh(call: Call, operand: Operand) -> Slot:
 
 
 def _numbers(call: Call, operand: Operand, shape: list[int]) -> Tensor:
-    name = operand.value.root or (operand.node.name if operand.node else call.node.name)
+    value = operand.value
+    name = value.root or (operand.node.name if operand.node else call.node.name)
+    strength = STRONG if value.from_input else FAINT if value.root is None else WEAK
     count = torch.Size(shape).numel()
-    start = call.ledger.elements.reserve(Root(name, operand.value.from_input, floating=True), count)
+    start = call.ledger.elements.reserve(Root(name, value.from_input, strength), count)
     return torch.arange(count).view(shape) + start
 
 
 def _all_numbered(call: Call, operand: Operand, labels: Tensor) -> Tensor:
     """Places that constants fill (padding tokens) are tokens too, where others beside them are."""
-    if not bool((codes_of(labels) < 0).any()):
+    missing = codes_of(labels) < 0
+    if not bool(missing.any()):
         return labels
     samples = samples_of(labels)
-    return torch.where(codes_of(labels) < 0, encode(samples, _numbers(call, operand, list(labels.shape))), labels)
+    shape = list(labels.shape)
+    for axis in range(labels.ndim):
+        others = [other for other in range(labels.ndim) if other != axis]
+        line = samples.amax(others, keepdim=True) if others else samples
+        if bool((line != line.narrow(axis, 0, 1)).any()):
+            samples, shape[axis] = line, 1
+    return torch.where(missing, encode(samples, _numbers(call, operand, shape)), labels)
 
 
 @transfer("aten::embedding")
@@ -119,7 +128,7 @@ def grid_birth(call: Call, operand: Operand, channel: int) -> Value:
     source = operand.value.slots[0] if operand.value.slots else Slot(torch.zeros((1,) * len(shape), dtype=torch.int64), DORMANT)
     source = align(source, len(shape))
     axes = [axis for axis in range(len(shape)) if axis != channel]
-    slot = replace(places(source, axes, shape), strength=2 if operand.value.from_input else 1)
+    slot = replace(places(source, axes, shape), strength=STRONG if operand.value.from_input else WEAK)
     root = operand.value.root or call.node.name
     origin = operand.value.origin or (operand.node.name if operand.node else call.node.name)
     born = call.ledger.rebirth(slot, call.node, root, "input", origin)

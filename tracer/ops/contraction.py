@@ -219,7 +219,7 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     known = cols.labels
     for axis in weights.axes_of(weights.summed):
         known = known.narrow(axis, 0, 1)
-    lived = Slot(fill_samples(rows.labels, [known]), max(rows.strength, 1), rows.reads | {site.index})
+    lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
     return [weights.moved(lived, output), *[values.moved(slot, output) for slot in values.alive]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fxplain.labels import DORMANT, NOTHING, Root, Slot, Value, encode
+from fxplain.labels import DORMANT, NOTHING, WEAK, Root, Slot, Value, encode
 from fxplain.ops.table import Call, transfer
 
 CONSTANT = """zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full
@@ -31,6 +31,6 @@ def derived(call: Call) -> Value | tuple[Value, ...]:
 @transfer("aten::arange", "aten::linspace", "aten::logspace", "aten::range")
 def counting(call: Call) -> Value:
     """Each place is an element of its own, as in a parameter."""
-    start = call.ledger.elements.reserve(Root(call.node.name, False, floating=False), call.result.numel())
+    start = call.ledger.elements.reserve(Root(call.node.name, is_input=False, strength=WEAK), call.result.numel())
     codes = torch.arange(call.result.numel()).view(call.result.shape) + start
     return Value(slots=(Slot(encode(-1, codes), DORMANT),), root=call.node.name)

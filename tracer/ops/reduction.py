@@ -121,6 +121,13 @@ def _squeezed(labels: Tensor, axes: Sequence[int]) -> Tensor:
     return labels.reshape(shape)
 
 
+@transfer("aten::log_sigmoid", "aten::log_sigmoid_forward", "aten::rrelu", "aten::rrelu_with_noise", "aten::prelu")
+def untagged_pointwise(call: Call) -> Value | tuple[Value, ...]:
+    """Pointwise operations that ATen does not tag so."""
+    value = call.carry(*call.operands(), slots=call.operands()[0].value.slots)
+    return (value,) * len(call.result) if isinstance(call.result, tuple) else value
+
+
 @transfer("aten::glu")
 def glu(call: Call) -> Value:
     """Half of the features gates the other half; gating halves of the tokens is pointwise on the first half."""
