@@ -21,7 +21,9 @@ def attention_graph(classified: Classified, outputs: tuple[str, ...]) -> nx.Mult
     graph: nx.MultiDiGraph[str] = nx.MultiDiGraph(outputs=", ".join(outputs))
     for stream in classified.streams:
         name = f"stream:{stream.name}"
-        graph.add_node(name, type="stream", name=stream.name, size=stream.size, spaces=", ".join(stream.spaces))
+        graph.add_node(
+            name, type="stream", name=stream.name, size=stream.size, spaces=", ".join(stream.spaces)
+        )
     attentions, mixings = iter(classified.attentions), iter(classified.mixings)
     names: dict[int, str] = {}
     depths: dict[int, int] = {}

@@ -16,7 +16,9 @@ from fxplain.where import module_path, source_line
 CONTRACTIONS = frozenset(
     f"aten::{name}" for name in "matmul mm bmm einsum baddbmm addmm linear tensordot mv dot".split()
 )
-SELECTIONS = frozenset(f"aten::{name}" for name in "topk sort argmax multinomial max argsort kthvalue".split())
+SELECTIONS = frozenset(
+    f"aten::{name}" for name in "topk sort argmax multinomial max argsort kthvalue".split()
+)
 SAMPLERS = frozenset({"aten::grid_sampler", "aten::grid_sampler_2d", "aten::grid_sampler_3d"})
 
 Values = Mapping[fx.Node, "Value | tuple[Value, ...]"]
@@ -37,10 +39,20 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
     for node in findings.ledger.losses.values():
         entries[node] = ("unknown", "labelled data reached an operation without a transfer function")
     for node in findings.ledger.probed:
-        entries[node] = ("token by token", "no transfer function; noise in some tokens changed these tokens only")
+        entries[node] = (
+            "token by token",
+            "no transfer function; noise in some tokens changed these tokens only",
+        )
     order = {node: place for place, node in enumerate(_nodes(findings))}
     return tuple(
-        CensusEntry(node.name, op_name(node).removeprefix("aten::"), role, reason, module_path(node), source_line(node))
+        CensusEntry(
+            node.name,
+            op_name(node).removeprefix("aten::"),
+            role,
+            reason,
+            module_path(node),
+            source_line(node),
+        )
         for node, (role, reason) in sorted(entries.items(), key=lambda entry: order[entry[0]])
     )
 
@@ -56,7 +68,10 @@ def _role(node: fx.Node, over: str, findings: Findings) -> tuple[str, str]:
     summaries = set(findings.ledger.summaries)
     uses = list(_uses(node, values))
     if any(use in summaries for use, _ in uses):
-        return "linear attention", "keys are normalised and summed with the values before any query reads them"
+        return (
+            "linear attention",
+            "keys are normalised and summed with the values before any query reads them",
+        )
     if over == "features" and any(op_name(use) in SELECTIONS for use, _ in uses):
         return "expert router", "its largest weights select among parts of the network"
     for use, path in uses:
@@ -112,7 +127,9 @@ def _multiplied(use: fx.Node, path: fx.Node) -> tuple[str, str]:
     others = [n for n in use.all_input_nodes if n is not path]
     if any(_sampled(n) for n in others):
         return "sampling over points", "weighs values sampled at a few places per query"
-    narrowed = any(op_name(n) in ("aten::slice", "aten::select", "aten::unsqueeze", "aten::unbind") for n in _back(path))
+    narrowed = any(
+        op_name(n) in ("aten::slice", "aten::select", "aten::unsqueeze", "aten::unbind") for n in _back(path)
+    )
     if narrowed:
         return "expert router", "weighs several versions of the same token"
     return "feature gate", "scales features, token by token"

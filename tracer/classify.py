@@ -61,9 +61,7 @@ def classify(findings: Findings) -> Classified:
             attentions.append(_attention(site, len(attentions), kind, queries, keys, findings.batch))
         else:
             mixings.append(_mixing(site, len(mixings), queries, keys))
-    return Classified(
-        spaces, names.streams, tuple(_unique(attentions)), tuple(mixings), sites, renumber
-    )
+    return Classified(spaces, names.streams, tuple(_unique(attentions)), tuple(mixings), sites, renumber)
 
 
 def _unique(attentions: list[Attention]) -> list[Attention]:

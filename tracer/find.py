@@ -17,8 +17,12 @@ from fxplain.ledger import Ledger
 from fxplain.ops.probe import by_row
 from fxplain.ops.table import op_name, pointwise
 
-WEIGHT_ARGUMENTS = frozenset({"weight", "bias", "running_mean", "running_var", "mat2", "scale", "other_weight"})
-PASSING = frozenset({"aten::t", "aten::transpose", "aten::permute", "aten::to", "aten::_to_copy", "aten::detach"})
+WEIGHT_ARGUMENTS = frozenset(
+    {"weight", "bias", "running_mean", "running_var", "mat2", "scale", "other_weight"}
+)
+PASSING = frozenset(
+    {"aten::t", "aten::transpose", "aten::permute", "aten::to", "aten::_to_copy", "aten::detach"}
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,9 @@ class Labelling:
             self.ledger.failures[node.name] = "labels of another shape than the result"
             value = self._lose(call)
         if isinstance(result, Tensor) and result.dtype == torch.bool:
-            return replace(value, slots=tuple(s for s in value.slots if s.strength == DORMANT), origin=node.name)
+            return replace(
+                value, slots=tuple(s for s in value.slots if s.strength == DORMANT), origin=node.name
+            )
         return value if value.origin is not None else replace(value, origin=node.name)
 
     def _transfer(self, call: ops.Call) -> Any:

@@ -41,7 +41,11 @@ def _masked(scores: Tensor, node: fx.Node, replay: Replay) -> Tensor:
         mask = _argument(node, replay, name, None)
         if isinstance(mask, Tensor):
             mask = mask.detach()
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
+            scores = (
+                scores.masked_fill(~mask, -torch.inf)
+                if mask.dtype == torch.bool
+                else scores + mask.to(scores.dtype)
+            )
     return scores
 
 

@@ -114,9 +114,7 @@ class Ledger:
         woken = torch.where(codes >= 0, tokens[places], -1) if len(present) else codes
         return Slot(compact(encode(samples_of(slot.labels), woken)), strength, slot.reads)
 
-    def _tokens_of(
-        self, codes: Tensor, slot: Slot, node: fx.Node, tag: str, root: Root
-    ) -> Tensor:
+    def _tokens_of(self, codes: Tensor, slot: Slot, node: fx.Node, tag: str, root: Root) -> Tensor:
         keys = [(tag, int(code)) for code in codes.tolist()]
         fresh = [key for key in keys if key not in self._tokens]
         if fresh:

@@ -80,7 +80,10 @@ def _places(site: Site, classified: Classified, batch: int) -> tuple[Tensor, Ten
     row_place, col_place = (torch.searchsorted(u, i.clamp_min(0)) for u, i in ((queries, rows), (keys, cols)))
     labelled = (rows >= 0) & (cols >= 0)
     sampled = not bool((labelled & (samples < 0)).any())
-    assumed = bool((torch.maximum(samples_of(site.rows.labels), samples_of(site.cols.labels)) < 0).all()) and batch > 1
+    assumed = (
+        bool((torch.maximum(samples_of(site.rows.labels), samples_of(site.cols.labels)) < 0).all())
+        and batch > 1
+    )
     place = (samples.clamp_min(0) * len(queries) + row_place) * len(keys) + col_place
     place = torch.where(labelled & (samples < batch), place, -1).expand(shape)
     return place, queries, keys, sampled, assumed and sampled
@@ -103,7 +106,11 @@ def attention_weights(plan: Plan, replay: Replay, gradient: Tensor | None, head_
 def per_head(plan: Plan, replay: Replay, attention: Attention) -> Tensor:
     """An attention's map as [batch, head, query, key], in the order of its streams."""
     site = plan.site
-    maps = fused_map(site, replay, None)[0] if site.form == "fused" else replay.kept[site.operands[0].name].detach()
+    maps = (
+        fused_map(site, replay, None)[0]
+        if site.form == "fused"
+        else replay.kept[site.operands[0].name].detach()
+    )
     front = maps.permute(*plan.heads, *[axis for axis in range(maps.ndim) if axis not in plan.heads])
     flat = front.reshape(-1, plan.place.numel())
     order = torch.argsort(plan.place.reshape(-1), stable=True)
@@ -154,7 +161,11 @@ def check_rebuilt(plans: Mapping[int, Plan], replay: Replay, tolerance: float) -
         value = replay.kept[site.operands[2].name].detach().to(maps.dtype)
         found = maps @ grouped(value, maps)
         output = replay.tapped[tap_of(site).name].detach().to(maps.dtype)
-        gap = float((found - output).abs().max() / output.abs().max().clamp_min(1e-30)) if output.numel() else 0.0
+        gap = (
+            float((found - output).abs().max() / output.abs().max().clamp_min(1e-30))
+            if output.numel()
+            else 0.0
+        )
         worst = max(worst, gap)
         if not gap <= tolerance:
             raise VerificationError(

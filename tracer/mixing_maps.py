@@ -59,6 +59,7 @@ def _taps(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     contribute = tap_terms(site.node, replay.kept, window)
     views = tap_views(operand, site.node, window.shape, window.kernel, window.channel)
     terms = [
-        (contribute(view, place) * gradient).sum(window.channel, keepdim=True) for place, view in enumerate(views)
+        (contribute(view, place) * gradient).sum(window.channel, keepdim=True)
+        for place, view in enumerate(views)
     ]
     return torch.stack(terms, -1)

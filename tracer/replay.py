@@ -91,7 +91,9 @@ def kept_nodes(site: Site) -> list[fx.Node]:
     return [*site.node.all_input_nodes, *site.operands, site.node]
 
 
-def gradients_of(score: Tensor, tapped: Mapping[str, Tensor], retain: bool = False) -> dict[str, Tensor | None]:
+def gradients_of(
+    score: Tensor, tapped: Mapping[str, Tensor], retain: bool = False
+) -> dict[str, Tensor | None]:
     """The gradient of a scalar score to each tapped tensor; None where the score does not depend on it."""
     names = [name for name, tensor in tapped.items() if tensor.requires_grad]
     found = torch.autograd.grad(

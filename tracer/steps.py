@@ -27,7 +27,9 @@ def steps_of(classified: Classified, plans: Mapping[int, Plan]) -> list[tuple[St
         kind: StepKind = "carry"
         if site.role == "attention":
             kind = "self" if next(attentions).kind == "self" else "cross"
-        reads = [frozenset(s for i in slot.reads for s in of_site.get(i, [])) for slot in (site.rows, site.cols)]
+        reads = [
+            frozenset(s for i in slot.reads for s in of_site.get(i, [])) for slot in (site.rows, site.cols)
+        ]
         of_site[site.index] = []
         for block_kind, keys in _blocks(site, kind, plan):
             step = Step(len(steps), plan.queries, keys, block_kind, reads[0], reads[1])

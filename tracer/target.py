@@ -85,7 +85,9 @@ def resolve(
     per_sample = tensor.movedim(axis, 0)
     samples = per_sample.shape[0]
     if not samples:
-        raise TargetError("there is nothing to explain", expected="at least one sample", found="an empty batch")
+        raise TargetError(
+            "there is nothing to explain", expected="at least one sample", found="an empty batch"
+        )
     indices = [_index(per_sample[i].detach(), t) for i, t in enumerate(_per_sample(target, samples))]
     scores = torch.stack([per_sample[(i, *index)] for i, index in enumerate(indices)])
     rows = []
@@ -127,7 +129,9 @@ def _per_sample(target: Any, samples: int) -> list[Any]:
     elif hasattr(target, "tolist") and not isinstance(target, int):
         target = target.tolist()
     if isinstance(target, bool) or isinstance(target, float):
-        raise TargetError("a target is an index", expected="None, int, tuple, tensor or callable", found=repr(target))
+        raise TargetError(
+            "a target is an index", expected="None, int, tuple, tensor or callable", found=repr(target)
+        )
     if isinstance(target, list):
         if len(target) != samples:
             raise TargetError(
@@ -242,4 +246,7 @@ def _rows_touched(slot: Slot, gradient: Tensor, sample: int) -> list[tuple[int, 
     labels = slot.labels.expand(gradient.shape)[(gradient != 0).cpu()]
     labels = torch.unique(labels[labels > 0])
     owners = samples_of(labels).tolist()
-    return [(own if own >= 0 else sample, token) for own, token in zip(owners, codes_of(labels).tolist(), strict=True)]
+    return [
+        (own if own >= 0 else sample, token)
+        for own, token in zip(owners, codes_of(labels).tolist(), strict=True)
+    ]

@@ -213,7 +213,9 @@ def trace(model: Any, inputs: Any) -> Traced:
     captured = model if isinstance(model, Captured) else capture(model, args, kwargs)
     with untouched(None):
         labelled = label(captured, captured.bind(args, kwargs))
-    return Traced(captured.model if captured.model is not None else model, labelled, _known(captured, labelled))
+    return Traced(
+        captured.model if captured.model is not None else model, labelled, _known(captured, labelled)
+    )
 
 
 def _known(captured: Captured, labelled: Labelled) -> dict[str, Labelled]:
@@ -280,7 +282,8 @@ def _check_understood(labelled: Labelled) -> None:
         raise NoAttentionError(
             "the model has no attention to explain",
             expected="a softmax, or another weighting, of products of queries and keys, times values",
-            found="; ".join(f"{e.op} in {e.module or 'the model'}: {e.role}" for e in seen) or "no softmax at all",
+            found="; ".join(f"{e.op} in {e.module or 'the model'}: {e.role}" for e in seen)
+            or "no softmax at all",
             hint="fxplain inspect shows the census of what was looked at",
         )
     values = findings.values
@@ -336,7 +339,12 @@ def _assumptions_hold(labelled: Labelled, run: Replay, scores: Sequence[Tensor])
 
 
 def _relevancy(
-    labelled: Labelled, run: Replay, score: Tensor, method: Method, steps: Sequence[tuple[Step, int]], retain: bool
+    labelled: Labelled,
+    run: Replay,
+    score: Tensor,
+    method: Method,
+    steps: Sequence[tuple[Step, int]],
+    retain: bool,
 ) -> Relevancy:
     """The relevancy of one backward pass."""
     gradients = gradients_of(score, run.tapped, retain) if method.gradients else None
@@ -344,7 +352,9 @@ def _relevancy(
         for name, gradient in gradients.items():
             if gradient is not None and not bool(torch.isfinite(gradient).all()):
                 raise NonFiniteError("a gradient is NaN or infinite", where=f"node {name}")
-    weights = {index: weights_of(plan, run, gradients, method.head_mean) for index, plan in labelled.plans.items()}
+    weights = {
+        index: weights_of(plan, run, gradients, method.head_mean) for index, plan in labelled.plans.items()
+    }
     blocks = [step_weights(weights[index], labelled.plans[index], step) for step, index in steps]
     return schedule([step for step, _ in steps], blocks, labelled.classified.tokens, method.rules)
 
@@ -420,7 +430,9 @@ def _matrix(
         if owner != sample:
             space = next(s for s in classified.spaces if s.start <= token < s.start + s.size)
             matrix = matrix.clone()
-            matrix[space.start : space.start + space.size] = full[owner, space.start : space.start + space.size]
+            matrix[space.start : space.start + space.size] = full[
+                owner, space.start : space.start + space.size
+            ]
     return matrix
 
 
@@ -429,7 +441,11 @@ def _notes(labelled: Labelled) -> tuple[str, ...]:
     if labelled.captured.strategy == "record":
         notes.append("captured by recording one run: the graph holds for this input only")
     for mixing in labelled.classified.mixings:
-        notes.append(f"{mixing.op} in {mixing.module or 'the model'} mixes tokens: {mixing.keys.name} -> {mixing.queries.name}")
+        notes.append(
+            f"{mixing.op} in {mixing.module or 'the model'} mixes tokens: {mixing.keys.name} -> {mixing.queries.name}"
+        )
     for node in labelled.findings.ledger.summaries:
-        notes.append(f"{module_path(node) or node.name} sums tokens without a token-to-token map: relevancy does not pass it")
+        notes.append(
+            f"{module_path(node) or node.name} sums tokens without a token-to-token map: relevancy does not pass it"
+        )
     return tuple(dict.fromkeys(notes))

@@ -8,7 +8,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxplain.labels import DORMANT, FAINT, STRONG, WEAK, Root, Slot, Value, align, codes_of, encode, samples_of
+from fxplain.labels import (
+    DORMANT,
+    FAINT,
+    STRONG,
+    WEAK,
+    Root,
+    Slot,
+    Value,
+    align,
+    codes_of,
+    encode,
+    samples_of,
+)
 from fxplain.ops.table import Call, Operand, transfer
 
 
@@ -36,7 +48,9 @@ def _fresh(call: Call, operand: Operand) -> Slot:
     """Number the places of a tensor whose elements nothing upstream has numbered."""
     ledger, shape = call.ledger, list(operand.shape)
     axis = ledger.batch_axis
-    batched = operand.value.from_input and axis is not None and axis < len(shape) and shape[axis] == ledger.batch
+    batched = (
+        operand.value.from_input and axis is not None and axis < len(shape) and shape[axis] == ledger.batch
+    )
     samples: Tensor | int = 0 if ledger.batch == 1 else -1
     if batched and axis is not None:
         samples = torch.arange(shape[axis]).view([-1 if a == axis else 1 for a in range(len(shape))])
@@ -125,7 +139,11 @@ def _rank(line: Tensor) -> Tensor:
 def grid_birth(call: Call, operand: Operand, channel: int) -> Value:
     """Tokens on a grid: one for each place of a convolution's or pooling's output (all axes but channels)."""
     shape = tuple(call.result.shape)
-    source = operand.value.slots[0] if operand.value.slots else Slot(torch.zeros((1,) * len(shape), dtype=torch.int64), DORMANT)
+    source = (
+        operand.value.slots[0]
+        if operand.value.slots
+        else Slot(torch.zeros((1,) * len(shape), dtype=torch.int64), DORMANT)
+    )
     source = align(source, len(shape))
     axes = [axis for axis in range(len(shape)) if axis != channel]
     slot = replace(places(source, axes, shape), strength=STRONG if operand.value.from_input else WEAK)
@@ -133,4 +151,3 @@ def grid_birth(call: Call, operand: Operand, channel: int) -> Value:
     origin = operand.value.origin or (operand.node.name if operand.node else call.node.name)
     born = call.ledger.rebirth(slot, call.node, root, "input", origin)
     return call.carry(operand, slots=[born])
-

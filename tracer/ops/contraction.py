@@ -39,7 +39,9 @@ class Side:
 
     def over(self, slot: Slot) -> str:
         """The summed letters along which a slot varies."""
-        return "".join(letter for axis, letter in enumerate(self.letters) if letter in self.summed and slot.varies(axis))
+        return "".join(
+            letter for axis, letter in enumerate(self.letters) if letter in self.summed and slot.varies(axis)
+        )
 
     @property
     def killed(self) -> list[Slot]:
@@ -65,7 +67,9 @@ def moved(labels: Tensor, letters: str, target: str) -> Tensor:
     labels = labels.reshape([size for axis, size in enumerate(labels.shape) if axis not in drop])
     order = [present.index(letter) for letter in target if letter in present]
     labels = labels.permute(order)
-    return labels.reshape([labels.shape[[t for t in target if t in present].index(c)] if c in present else 1 for c in target])
+    return labels.reshape(
+        [labels.shape[[t for t in target if t in present].index(c)] if c in present else 1 for c in target]
+    )
 
 
 def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
@@ -101,9 +105,13 @@ def _wake(call: Call, left: Side, right: Side) -> tuple[Side, Side]:
         for_left = left.operand.value.dormant is not None and not right.killed
         for_right = right.operand.value.dormant is not None and not left.killed
     if for_left:
-        left = replace(left, operand=woken(call, left.operand, left.axes_of(left.summed), left.axes_of(shared)))
+        left = replace(
+            left, operand=woken(call, left.operand, left.axes_of(left.summed), left.axes_of(shared))
+        )
     if for_right:
-        right = replace(right, operand=woken(call, right.operand, right.axes_of(right.summed), right.axes_of(shared)))
+        right = replace(
+            right, operand=woken(call, right.operand, right.axes_of(right.summed), right.axes_of(shared))
+        )
     return left, right
 
 
@@ -115,7 +123,12 @@ def _linear(call: Call, data: Side, weight: Side, output: str) -> list[Slot]:
     slot = data.killed[0]
     summed = data.over(slot)
     free = [letter for letter in weight.letters if letter not in data.letters and letter in output]
-    if len(summed) == 1 and len(free) == 1 and _is_token_axis(data, slot, summed) and data.operand.value.from_input:
+    if (
+        len(summed) == 1
+        and len(free) == 1
+        and _is_token_axis(data, slot, summed)
+        and data.operand.value.from_input
+    ):
         return [_token_mixing(call, data, weight, slot, free[0], output)]
     new = pooled(call, data.operand, slot, data.axes_of(summed))
     return [data.moved(new, output)] if new is not None else []
@@ -135,7 +148,9 @@ def _is_token_axis(data: Side, slot: Slot, summed: str) -> bool:
 
 def _token_mixing(call: Call, data: Side, weight: Side, old: Slot, row: str, output: str) -> Slot:
     """A parameter's matrix over the token axis: its entries are the map, as if it were an attention's."""
-    kept = "".join(letter for axis, letter in enumerate(data.letters) if old.varies(axis) and letter not in data.summed)
+    kept = "".join(
+        letter for axis, letter in enumerate(data.letters) if old.varies(axis) and letter not in data.summed
+    )
     shape = tuple(call.result.shape)
     axes = sorted(output.index(letter) for letter in kept + row)
     col = data.over(old)
@@ -147,7 +162,13 @@ def _token_mixing(call: Call, data: Side, weight: Side, old: Slot, row: str, out
     spec = f"{weight.letters},{data.letters}->{output}|{cols_letters}"
     sizes = _sizes(weight, data)
     new = record(
-        call, "weights", [weight.operand, data.operand], rows_on_map, cols, tuple(sizes[c] for c in cols_letters), spec
+        call,
+        "weights",
+        [weight.operand, data.operand],
+        rows_on_map,
+        cols,
+        tuple(sizes[c] for c in cols_letters),
+        spec,
     )
     return Slot(compact(rows.labels.squeeze(-1)), rows.strength, new.reads)
 
@@ -188,7 +209,8 @@ def _weights_and_values(left: Side, right: Side) -> tuple[Side | None, Side | No
         return rowed[0]
     for weights, values in sides:
         free = [
-            size for letter, size in zip(weights.letters, weights.operand.shape, strict=True)
+            size
+            for letter, size in zip(weights.letters, weights.operand.shape, strict=True)
             if letter not in values.letters
         ]
         if weights.operand.value.softmaxes and all(size == 1 for size in free):
@@ -202,19 +224,33 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     cols = weights.killed[0]
     ours = values.killed[0]
     if cols.strength < ours.strength and set(values.letters) & set(weights.letters):
-        cols = Slot(moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads)
+        cols = Slot(
+            moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
+        )
     cols = replace(cols, reads=cols.reads | ours.reads)
     if weights.alive:
         rows = weights.alive[0]
     else:
         kept = [axis for axis in sorted(cols.axes) if weights.letters[axis] not in weights.summed]
-        rows = new_tokens(call, cols, kept, [1 if c in weights.summed else s for c, s in zip(weights.letters, shape, strict=True)])
+        rows = new_tokens(
+            call,
+            cols,
+            kept,
+            [1 if c in weights.summed else s for c, s in zip(weights.letters, shape, strict=True)],
+        )
         rows = replace(rows, reads=frozenset())
     check_samples(call, rows, cols)
     nodes = (weights.operand.node, values.operand.node)
     site = call.ledger.add_site(
-        node=call.node, role="attention", form="weights", operands=nodes, shape=shape, rows=rows, cols=cols,
-        softmaxes=weights.operand.value.softmaxes, axes=f"{weights.letters},{values.letters}->{output}",
+        node=call.node,
+        role="attention",
+        form="weights",
+        operands=nodes,
+        shape=shape,
+        rows=rows,
+        cols=cols,
+        softmaxes=weights.operand.value.softmaxes,
+        axes=f"{weights.letters},{values.letters}->{output}",
     )
     known = cols.labels
     for axis in weights.axes_of(weights.summed):
@@ -230,7 +266,11 @@ def _data_mixing(call: Call, weights: Side, values: Side, output: str) -> list[S
     alive = [weights.moved(slot, output) for slot in weights.alive]
     if alive:
         return alive
-    free = [c for c, s in zip(weights.letters, weights.operand.shape, strict=True) if c not in values.letters and s > 1]
+    free = [
+        c
+        for c, s in zip(weights.letters, weights.operand.shape, strict=True)
+        if c not in values.letters and s > 1
+    ]
     if len(free) == 1 and len(summed) == 1:
         return [_token_mixing(call, values, weights, old, free[0], output)]
     new = pooled(call, values.operand, old, values.axes_of(summed))
@@ -248,7 +288,7 @@ def weighted_sum(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot
     sides = []
     for node in (first, second):
         shape = call.ledger.shapes[node.name]
-        mine = letters[operand.ndim - len(shape):]
+        mine = letters[operand.ndim - len(shape) :]
         real = torch.empty(shape, device="meta")
         summed = "".join(c for c in letters if c not in output)
         sides.append(Side(Operand(node, real, call.values[node]), mine, summed))
@@ -270,12 +310,18 @@ def linear(call: Call) -> Value:
     letters = letters_for(operand.ndim, skip="YZ")
     last = letters[-1]
     rows = "Z" if weight.ndim == 2 else ""
-    return contract(call, operand, _unlabelled_weight(weight), f"{letters},{rows}{last}->{letters[:-1]}{rows}")
+    return contract(
+        call, operand, _unlabelled_weight(weight), f"{letters},{rows}{last}->{letters[:-1]}{rows}"
+    )
 
 
 def _unlabelled_weight(weight: Operand) -> Operand:
     """A weight that is itself computed from parameters is still a weight, not tokens."""
-    return weight if weight.value.from_input else weight.with_slots([s for s in weight.value.slots if s.strength == 0])
+    return (
+        weight
+        if weight.value.from_input
+        else weight.with_slots([s for s in weight.value.slots if s.strength == 0])
+    )
 
 
 @transfer("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::linalg_matmul")
@@ -291,8 +337,8 @@ def matmul_spec(left: int, right: int) -> str:
     'aXY,YZ->aXZ'
     """
     batch = letters_for(max(left, right, 2) - 2, skip="XYZ")
-    ours = batch[len(batch) - (left - 2):] + "XY" if left > 1 else "Y"
-    theirs = batch[len(batch) - (right - 2):] + "YZ" if right > 1 else "Y"
+    ours = batch[len(batch) - (left - 2) :] + "XY" if left > 1 else "Y"
+    theirs = batch[len(batch) - (right - 2) :] + "YZ" if right > 1 else "Y"
     ours = "XY" if left == 2 else ours
     theirs = "YZ" if right == 2 else theirs
     return f"{ours},{theirs}->{batch}{'X' if left > 1 else ''}{'Z' if right > 1 else ''}"
@@ -331,12 +377,14 @@ def einsum_letters(equation: str, ndims: Sequence[int]) -> tuple[list[str], str]
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     used = "".join(terms)
-    extra = max([n - len(t.replace("...", "")) for t, n in zip(terms, ndims, strict=True) if "..." in t], default=0)
+    extra = max(
+        [n - len(t.replace("...", "")) for t, n in zip(terms, ndims, strict=True) if "..." in t], default=0
+    )
     dots = letters_for(extra, skip=used)
     full = []
     for term, ndim in zip(terms, ndims, strict=True):
         own = ndim - len(term.replace("...", ""))
-        full.append(term.replace("...", dots[extra - own:]))
+        full.append(term.replace("...", dots[extra - own :]))
     if not arrow:
         once = sorted(c for c in set(used) if c.isalpha() and used.count(c) == 1)
         return full, dots + "".join(once)
@@ -354,4 +402,3 @@ def tensordot(call: Call) -> Value:
     gone = {ours[axis] for axis in dims[0]}
     output = "".join(c for c in [*ours, *theirs] if c not in gone)
     return contract(call, one, other, f"{ours},{''.join(theirs)}->{output}")
-

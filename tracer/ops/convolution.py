@@ -21,7 +21,9 @@ ADAPTIVE = """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adapt
 _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"""
 UPSAMPLINGS = """upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
 _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler grid_sampler_2d interpolate"""
-CONVOLUTIONS = "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d"
+CONVOLUTIONS = (
+    "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d"
+)
 
 
 def _names(text: str) -> list[str]:
@@ -90,7 +92,9 @@ def tap_views(
     dilation = _per_axis(literal(node, "dilation"), dims) or [1] * dims
     out = list(out_shape[channel + 1 :])
     spare = [max(stride) + k * d for k, d in zip(kernel, dilation, strict=True)]
-    pads = [p for pad, extra in zip(reversed(padding), reversed(spare), strict=True) for p in (pad, pad + extra)]
+    pads = [
+        p for pad, extra in zip(reversed(padding), reversed(spare), strict=True) for p in (pad, pad + extra)
+    ]
     padded = torch.nn.functional.pad(tensor, pads)
     views = []
     for place in torch.cartesian_prod(*[torch.arange(k) for k in kernel]).reshape(-1, dims).tolist():
@@ -182,7 +186,9 @@ def adaptive_pooling(call: Call) -> Value | tuple[Value, ...]:
 
 
 def _regrid(call: Call, operand: Operand, old: Slot, channel: int, shape: tuple[int, ...]) -> Slot:
-    kept = [a for a in sorted(old.axes) if a <= channel] + [a for a in range(channel + 1, len(shape)) if shape[a] > 1]
+    kept = [a for a in sorted(old.axes) if a <= channel] + [
+        a for a in range(channel + 1, len(shape)) if shape[a] > 1
+    ]
     rows = new_tokens(call, old, kept, [1 if a == channel else s for a, s in enumerate(shape)])
     spread = rows.labels
     for axis in range(channel + 1, operand.ndim):
@@ -211,4 +217,3 @@ def _spread(call: Call, operand: Operand, channel: int) -> Value:
     if slots or operand.value.labelled:
         return call.carry(operand, slots=slots)
     return grid_birth(call, operand, channel) if "conv" in call.op else call.carry(operand)
-

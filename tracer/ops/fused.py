@@ -37,7 +37,13 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     check_samples(call, on_rows, on_cols)
     nodes = tuple(operand.node for operand in (query, key, value))
     site = call.ledger.add_site(
-        node=call.node, role="attention", form="fused", operands=nodes, shape=shape, rows=on_rows, cols=on_cols,
+        node=call.node,
+        role="attention",
+        form="fused",
+        operands=nodes,
+        shape=shape,
+        rows=on_rows,
+        cols=on_cols,
         softmaxes=frozenset({call.node.name}),
     )
     call.ledger.softmaxes[call.node.name] = (call.node, "tokens")

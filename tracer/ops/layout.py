@@ -81,7 +81,10 @@ def _move(call: Call, slot: Slot, shape: Sequence[int]) -> list[Slot]:
     except (RuntimeError, NotImplementedError):
         moved = operation(labels.double())
     parts = moved if isinstance(moved, list | tuple) else [moved]
-    return [replace(slot, labels=compact(part.round().long() if part.is_floating_point() else part)) for part in parts]
+    return [
+        replace(slot, labels=compact(part.round().long() if part.is_floating_point() else part))
+        for part in parts
+    ]
 
 
 def _rerun(call: Call, changed: dict[int, Any]) -> Any:
@@ -160,13 +163,17 @@ def cat(call: Call) -> Value:
     stacked = call.op == "aten::stack"
     parts = [_unsqueeze(o, axis) if stacked else o for o in operands]
     parts = [part for part in parts if part.tensor.numel() or part.ndim == call.result.ndim]
-    lead = next((p for p in parts if p.value.labelled), None) or next((p for p in parts if p.value.slots), None)
+    lead = next((p for p in parts if p.value.labelled), None) or next(
+        (p for p in parts if p.value.slots), None
+    )
     if lead is None:
         return call.carry(*operands)
     slots = []
     for place, pattern in enumerate(lead.value.active or lead.value.slots):
         pieces = [_piece(call, part, pattern, place, lead, axis) for part in parts]
-        labels = compact(torch.cat([piece.expanded(p.shape) for piece, p in zip(pieces, parts, strict=True)], axis))
+        labels = compact(
+            torch.cat([piece.expanded(p.shape) for piece, p in zip(pieces, parts, strict=True)], axis)
+        )
         strength = max(piece.strength for piece in pieces)
         slots.append(Slot(labels, strength, reads_of(pieces)))
     return call.carry(*operands, slots=slots)
@@ -215,12 +222,17 @@ def where(call: Call) -> Value:
     if len(call.operands()) < 3:
         return pointwise(call, call.operands()[1:] or call.operands())
     condition, one, other = call.operands()[:3]
-    if len(one.value.active) == len(other.value.active) == 1 and one.value.active[0].strength == other.value.active[0].strength:
+    if (
+        len(one.value.active) == len(other.value.active) == 1
+        and one.value.active[0].strength == other.value.active[0].strength
+    ):
         first, second = (align(o.value.active[0], call.result.ndim) for o in (one, other))
         if first.token_axes == second.token_axes:
             labels = torch.where(condition.tensor.cpu(), first.labels, second.labels)
             call.ledger.data_dependent |= condition.value.from_input
-            return call.carry(one, other, slots=[Slot(compact(labels), first.strength, reads_of([first, second]))])
+            return call.carry(
+                one, other, slots=[Slot(compact(labels), first.strength, reads_of([first, second]))]
+            )
     return pointwise(call, [one, other])
 
 
@@ -311,5 +323,7 @@ def ordering(call: Call) -> Value | tuple[Value, ...]:
         return call.carry(operand)
     axis = int(call.argument("dim", -1)) % max(operand.ndim, 1)
     index = call.result[1].cpu()
-    slots = [slot.run(lambda labels: labels.gather(axis, index), operand.shape) for slot in operand.value.slots]
+    slots = [
+        slot.run(lambda labels: labels.gather(axis, index), operand.shape) for slot in operand.value.slots
+    ]
     return call.carry(operand, slots=slots), call.carry(operand, slots=slots)

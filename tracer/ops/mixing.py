@@ -78,4 +78,3 @@ def check_samples(call: Call, rows: Slot, cols: Slot) -> None:
         return
     if bool(((one != other) & (one >= 0) & (other >= 0)).any()):
         call.ledger.crossing = True
-

@@ -101,7 +101,9 @@ def _axes(call: Call, operand: Operand) -> list[int]:
 
 def _survivors(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot]:
     if not operand.value.labelled:
-        return [replace(s, labels=_narrowed(s.labels, axes)) for s in operand.value.slots if s.strength == DORMANT]
+        return [
+            replace(s, labels=_narrowed(s.labels, axes)) for s in operand.value.slots if s.strength == DORMANT
+        ]
     slots = operand.value.active
     alive = [slot for slot in slots if not any(slot.varies(axis) for axis in axes)]
     if alive:
@@ -121,7 +123,9 @@ def _squeezed(labels: Tensor, axes: Sequence[int]) -> Tensor:
     return labels.reshape(shape)
 
 
-@transfer("aten::log_sigmoid", "aten::log_sigmoid_forward", "aten::rrelu", "aten::rrelu_with_noise", "aten::prelu")
+@transfer(
+    "aten::log_sigmoid", "aten::log_sigmoid_forward", "aten::rrelu", "aten::rrelu_with_noise", "aten::prelu"
+)
 def untagged_pointwise(call: Call) -> Value | tuple[Value, ...]:
     """Pointwise operations that ATen does not tag so."""
     value = call.carry(*call.operands(), slots=call.operands()[0].value.slots)
@@ -136,4 +140,3 @@ def glu(call: Call) -> Value:
     half = operand.shape[axis] // 2
     slots = [s.run(lambda labels: labels.narrow(axis, 0, half), operand.shape) for s in operand.value.slots]
     return call.carry(operand, slots=slots)
-

@@ -110,7 +110,9 @@ class Operand:
         return replace(self, value=replace(self.value, slots=tuple(slots)))
 
 
-def pick(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], name: str, default: Any = None) -> Any:
+def pick(
+    node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any], name: str, default: Any = None
+) -> Any:
     """An argument of a node's call by its name in the schema."""
     if name in kwargs:
         return kwargs[name]
