@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxplain.attentions import Attention, CensusEntry, Mixing, Stream, TokenSpace
     from fxplain.errors import FxplainError
-    from fxplain.traced import Traced, explain, trace
     from fxplain.method_table import methods
     from fxplain.result import Relevance, Result
+    from fxplain.traced import Traced, explain, trace
 
 __version__ = "0.1.0"
 

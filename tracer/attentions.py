@@ -1,4 +1,5 @@
-"""What fxplain finds in a model: token spaces, streams, attentions and the census, as plain frozen records."""
+"""What fxplain finds in a model: token spaces, streams, attentions and the census, as plain frozen
+records."""
 
 from __future__ import annotations
 

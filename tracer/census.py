@@ -10,16 +10,12 @@ from fxplain.attentions import CensusEntry
 from fxplain.find import Findings
 from fxplain.labels import NOTHING, Value
 from fxplain.ledger import Site
-from fxplain.ops.table import op_name
+from fxplain.ops.table import aten, op_name
 from fxplain.where import module_path, source_line
 
-CONTRACTIONS = frozenset(
-    f"aten::{name}" for name in "matmul mm bmm einsum baddbmm addmm linear tensordot mv dot".split()
-)
-SELECTIONS = frozenset(
-    f"aten::{name}" for name in "topk sort argmax multinomial max argsort kthvalue".split()
-)
-SAMPLERS = frozenset({"aten::grid_sampler", "aten::grid_sampler_2d", "aten::grid_sampler_3d"})
+CONTRACTIONS = aten("matmul mm bmm einsum baddbmm addmm linear tensordot mv dot")
+SELECTIONS = aten("topk sort argmax multinomial max argsort kthvalue")
+SAMPLERS = aten("grid_sampler grid_sampler_2d grid_sampler_3d")
 
 Values = Mapping[fx.Node, "Value | tuple[Value, ...]"]
 
@@ -88,7 +84,8 @@ def _role(node: fx.Node, over: str, findings: Findings) -> tuple[str, str]:
 
 
 def _uses(node: fx.Node, values: Values) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Every operation that the weights reach while they are still weights, with the argument they come in by."""
+    """Every operation that the weights reach while they are still weights, with the argument they come in
+    by."""
     stack, seen = [node], {node}
     while stack:
         current = stack.pop(0)

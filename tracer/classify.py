@@ -1,4 +1,5 @@
-"""From sites to attentions: which token spaces are alive, what streams a site joins, and of what kind it is."""
+"""From sites to attentions: which token spaces are alive, what streams a site joins, and of what kind it
+is."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fxplain.attentions import Attention, Kind, Mixing, Stream, TokenSpace
 from fxplain.find import Findings
-from fxplain.labels import Value, codes_of, samples_of
+from fxplain.labels import Value, broadcast, codes_of, samples_of
 from fxplain.ledger import Born, Site
 from fxplain.ops.table import op_name
 from fxplain.where import module_path, source_line
@@ -54,7 +55,8 @@ def classify(findings: Findings) -> Classified:
     drafts = [_draft(site, renumber, names) for site in sites]
     closure = _Closure(sites, renumber, sum(space.size for space in spaces))
     pairs = [(closure.leaves(q.tokens), closure.leaves(k.tokens)) for _, q, k in drafts]
-    attentions, mixings = [], []
+    attentions: list[Attention] = []
+    mixings: list[Mixing] = []
     for place, (site, queries, keys) in enumerate(drafts):
         if site.role == "attention":
             kind = _kind(place, pairs, [s.role == "attention" for s in sites])
@@ -99,7 +101,8 @@ def _used(sites: Iterable[Site], outputs: Iterable[Value], count: int) -> Tensor
 
 
 def without_stems(sites: Iterable[Site], outputs: Iterable[Value], count: int) -> list[Site]:
-    """All sites but the windows of a stem: convolutions of tokens that nobody attends to, before any attention.
+    """All sites but the windows of a stem: convolutions of tokens that nobody attends to, before any
+    attention.
 
     A network of convolutions before the first attention makes the tokens; it does not mix them.
     """
@@ -242,9 +245,9 @@ def _kind(place: int, pairs: list[tuple[Tensor, Tensor]], is_attention: list[boo
 def heads_of(site: Site, batch: int) -> int:
     """How many maps a site has over the same rows and columns, whether heads have an axis or are folded."""
     samples = samples_on_map(site, batch)
-    rows, cols, samples = torch.broadcast_tensors(site.rows.labels, site.cols.labels, samples)
+    rows, cols, samples = broadcast(site.rows.labels, site.cols.labels, samples)
     valid = ((rows > 0) & (cols > 0)).reshape(-1).nonzero()
-    per_place = torch.Size(site.shape).numel() // max(rows.numel(), 1)
+    per_place = int(torch.Size(site.shape).numel()) // max(rows.numel(), 1)
     if not len(valid):
         return per_place
     first = int(valid[0])
@@ -260,7 +263,7 @@ def samples_on_map(site: Site, batch: int) -> Tensor:
     axis that heads or samples can lie on and that divides by the batch is taken for the batch axis.
     """
     rows, cols = (samples_of(slot.labels) for slot in (site.rows, site.cols))
-    samples = torch.maximum(*torch.broadcast_tensors(rows, cols))
+    samples = torch.maximum(*broadcast(rows, cols))
     if batch == 1:
         return samples.clamp_min(0)
     if bool((samples >= 0).any()):

@@ -53,10 +53,11 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
 
 
 def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[tuple[int | None, int]]:
-    """Where the batch may lie, and its size, in the order tried; one is refuted when attention crosses samples.
+    """Where the batch may lie, and its size, in the order tried; one is refuted when attention crosses
+    samples.
 
-    The first axis, then the second; but one that has the same size in all floating inputs (masks may be laid out
-    otherwise), or in all inputs, goes first. At last: there is no batch.
+    The first axis, then the second; but one that has the same size in all floating inputs (masks may be
+    laid out otherwise), or in all inputs, goes first. At last: there is no batch.
     """
     tensors = [bound[p.node] for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim]
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
@@ -111,7 +112,7 @@ class Labelling:
         if node.op == "get_attr":
             self.real[node] = getattr(self.graph, str(node.target))
             return
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.real[n])  # type: ignore[misc]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self.real[n])
         result = node.target(*args, **kwargs)  # type: ignore[operator]
         self.real[node] = result
         if isinstance(result, Tensor):
@@ -176,7 +177,8 @@ class Labelling:
         return replace(value, slots=(self._elements(tensor, placeholder),))
 
     def _elements(self, tensor: Tensor, placeholder: Placeholder) -> Slot:
-        """Dormant labels: the number of each element, within its sample where the tensor has the batch axis."""
+        """Dormant labels: the number of each element, within its sample where the tensor has the batch
+        axis."""
         is_input = placeholder.kind == "input"
         axis = self.axis if is_input and self.axis is not None and tensor.ndim > self.axis else None
         if axis is not None and tensor.shape[axis] != self.batch:

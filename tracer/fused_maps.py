@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxplain.flex import flex_scores, is_flex, masked_softmax
 from fxplain.ledger import Site
 from fxplain.ops.table import literal
-from fxplain.replay import Replay
+from fxplain.replay import Replay, arguments
 
 
 def fused_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -24,12 +25,27 @@ def fused_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tens
     if key.ndim > 2 and key.shape[-3] != query.shape[-3]:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = (t.repeat_interleave(repeats, -3) for t in (key, value))
-    scale = _argument(site.node, replay, "scale", None)
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    scores = (query * scale) @ key.transpose(-1, -2)
-    scores = _masked(scores, site.node, replay)
-    maps = torch.softmax(scores, -1).masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0.0)
+    maps = masked_softmax(_scores(query, key, site.node, replay))
     return maps, None if gradient is None else gradient.to(dtype) @ value.transpose(-1, -2)
+
+
+def _scores(query: Tensor, key: Tensor, node: fx.Node, replay: Replay) -> Tensor:
+    if is_flex(node):
+        args, kwargs = arguments(node, replay.kept)
+        return flex_scores(*args, **kwargs).detach()
+    scale = _argument(node, replay, "scale", None)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    return _masked((query * scale) @ key.transpose(-1, -2), node, replay)
+
+
+def own_output(site: Site, replay: Replay) -> Tensor:
+    """What the kernel itself gives for the operands of the replay."""
+    if not is_flex(site.node):
+        return replay.tapped[site.node.name].detach()
+    args, kwargs = arguments(site.node, replay.kept)
+    with torch.no_grad():
+        output: Tensor = site.node.target(*args, **kwargs)[0]  # type: ignore[operator]
+    return output
 
 
 def _masked(scores: Tensor, node: fx.Node, replay: Replay) -> Tensor:

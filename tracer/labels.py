@@ -133,6 +133,11 @@ class Value:
 NOTHING = Value()
 
 
+def broadcast(*arrays: Tensor) -> tuple[Tensor, ...]:
+    """The arrays expanded to one shape."""
+    return tuple(torch.broadcast_tensors(*arrays))  # type: ignore[no-untyped-call]
+
+
 def align(slot: Slot, ndim: int) -> Slot:
     """Add leading axes, as broadcasting does."""
     missing = ndim - slot.labels.ndim
@@ -234,7 +239,8 @@ def reads_of(slots: Iterable[Slot]) -> frozenset[int]:
 
 
 def joined(values: Sequence[Value]) -> dict[str, Any]:
-    """The provenance (everything but slots) that a result inherits from its operands, the first one leading."""
+    """The provenance (everything but slots) that a result inherits from its operands, the first one
+    leading."""
     rooted = [v for v in values if v.root is not None]
     main = next((v for v in rooted if v.from_input), rooted[0] if rooted else NOTHING)
     return {

@@ -12,8 +12,8 @@ from torch import Tensor
 from fxplain.attentions import Attention
 from fxplain.classify import Classified, heads_of, samples_on_map
 from fxplain.errors import VerificationError
-from fxplain.fused_maps import fused_map
-from fxplain.labels import samples_of
+from fxplain.fused_maps import fused_map, own_output
+from fxplain.labels import broadcast, samples_of
 from fxplain.ledger import Site
 from fxplain.mixing_maps import contributions
 from fxplain.ops.convolution import concrete
@@ -46,7 +46,8 @@ class Plan:
     batch: int
 
     def batch_line(self) -> tuple[int, int]:
-        """Of an assumed batch axis: the axis of the map, and how many places along it are the first sample's."""
+        """Of an assumed batch axis: the axis of the map, and how many places along it are the first
+        sample's."""
         samples = samples_on_map(self.site, self.batch)
         axis = next(axis for axis, size in enumerate(samples.shape) if size > 1)
         return axis, samples.shape[axis] // self.batch
@@ -74,7 +75,7 @@ def make_plan(site: Site, classified: Classified, batch: int) -> Plan:
 def _places(site: Site, classified: Classified, batch: int) -> tuple[Tensor, Tensor, Tensor, bool, bool]:
     """Where each element goes, the tokens of rows and columns, and what is known of samples."""
     samples = samples_on_map(site, batch)
-    shape = torch.broadcast_shapes(site.rows.labels.shape, site.cols.labels.shape, samples.shape)
+    shape = broadcast(site.rows.labels, site.cols.labels, samples)[0].shape
     rows, cols = (classified.token_ids(slot.labels) for slot in (site.rows, site.cols))
     queries, keys = (torch.unique(ids[ids >= 0]) for ids in (rows, cols))
     row_place, col_place = (torch.searchsorted(u, i.clamp_min(0)) for u, i in ((queries, rows), (keys, cols)))
@@ -135,7 +136,8 @@ def _every_head(maps: Tensor, gradient: Tensor | None, head_mean: HeadMean) -> T
 
 
 def mixing_weights(plan: Plan, replay: Replay, gradient: Tensor | None) -> Tensor:
-    """The weights of a linear mixing: positive contributions times gradient, even shares where none is positive.
+    """The weights of a linear mixing: positive contributions times gradient, even shares where none is
+    positive.
 
     ⟨∂y/∂oᵢ, Wᵢⱼ xⱼ⟩⁺ is what ∇A ⊙ A is for an attention. Without a gradient every old token counts the same.
     """
@@ -160,7 +162,7 @@ def check_rebuilt(plans: Mapping[int, Plan], replay: Replay, tolerance: float) -
         maps, _ = fused_map(site, replay, None)
         value = replay.kept[site.operands[2].name].detach().to(maps.dtype)
         found = maps @ grouped(value, maps)
-        output = replay.tapped[tap_of(site).name].detach().to(maps.dtype)
+        output = own_output(site, replay).to(maps.dtype)
         gap = (
             float((found - output).abs().max() / output.abs().max().clamp_min(1e-30))
             if output.numel()

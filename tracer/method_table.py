@@ -33,7 +33,7 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(
             "relevancy",
-            "Gradient-weighted attention with self, cross and bi-modal rules (Chefer et al., ICCV 2021, eqs. 1-11)",
+            "Gradient-weighted attention, self and across streams (Chefer et al., ICCV 2021, eqs. 1-11)",
             RELEVANCY,
             head_mean_relevance,
             gradients=True,

@@ -39,9 +39,10 @@ def _again(node: fx.Node, replay: Replay, changed: fx.Node, leaf: Tensor) -> Ten
         kept = replay.kept[used.name]
         return leaf if used is changed else kept.detach() if isinstance(kept, Tensor) else kept
 
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)  # type: ignore[misc]
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
     result = node.target(*args, **kwargs)  # type: ignore[operator]
-    return result[0] if isinstance(result, tuple | list) else result
+    first: Tensor = result[0] if isinstance(result, tuple | list) else result
+    return first
 
 
 def _weights(site: Site, replay: Replay, gradient: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.captured import Captured
+from fxplain.flex import compute
 from fxplain.ledger import Site
 
 
@@ -67,12 +68,12 @@ def _run(captured: Captured, bound: Mapping[str, Tensor], node: fx.Node, real: d
     if node.op == "get_attr":
         return getattr(captured.graph, str(node.target))
     args, kwargs = arguments(node, real)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    return compute(node, args, kwargs)
 
 
 def arguments(node: fx.Node, real: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A node's arguments with real values in the place of nodes."""
-    return fx.node.map_arg((node.args, node.kwargs), lambda n: real[n])  # type: ignore[no-any-return]
+    return fx.node.map_arg((node.args, node.kwargs), lambda n: real[n])
 
 
 def _tap(value: Any, gradients: bool) -> tuple[Any, Tensor]:

@@ -1,4 +1,5 @@
-"""From classified sites to the scheduler's steps: what each reads, and of which kind each block of columns is."""
+"""From classified sites to the scheduler's steps: what each reads, and of which kind each block of columns
+is."""
 
 from __future__ import annotations
 

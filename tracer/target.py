@@ -68,8 +68,8 @@ def resolve(
 
     Args:
         tensors, values, names: the outputs, their labels and names.
-        target: None (arg max per sample), an int, one int (or row of ints) per sample, a tuple that indexes the
-            output without its batch axis, or a callable from the model's output to one score per sample.
+        target: None (arg max per sample), an int, one int (or row of ints) per sample, a tuple that indexes
+            the output without its batch axis, or a callable from the model's output to one score per sample.
         output: name of the output to explain.
         batch: number of samples.
         rebuild: makes the model's own output structure from the tensors, for callables.
@@ -107,7 +107,8 @@ def _check_finite(scores: Tensor) -> None:
 
 
 def batch_axis(tensor: Tensor, value: Value, batch: int) -> int | None:
-    """The axis of an output along which the sample changes; None if it holds one sample without such an axis."""
+    """The axis of an output along which the sample changes; None if it holds one sample without such an
+    axis."""
     for axis in range(tensor.ndim):
         for slot in value.slots:
             samples = samples_of(slot.labels)
@@ -128,7 +129,7 @@ def _per_sample(target: Any, samples: int) -> list[Any]:
             return [target] * samples
     elif hasattr(target, "tolist") and not isinstance(target, int):
         target = target.tolist()
-    if isinstance(target, bool) or isinstance(target, float):
+    if isinstance(target, bool | float):
         raise TargetError(
             "a target is an index", expected="None, int, tuple, tensor or callable", found=repr(target)
         )
@@ -140,7 +141,9 @@ def _per_sample(target: Any, samples: int) -> list[Any]:
         return [tuple(entry) if isinstance(entry, list) else entry for entry in target]
     if not (target is None or isinstance(target, int | tuple)):
         raise TargetError(
-            "this is no target", expected="None, int, tuple, tensor or callable", found=type(target).__name__
+            "this is no target",
+            expected="None, int, tuple, tensor or callable",
+            found=type(target).__name__,
         )
     return [target] * samples
 

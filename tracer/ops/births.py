@@ -87,7 +87,8 @@ def embedding(call: Call) -> Value:
     """One token for each id; ids that come from one node are one set of tokens."""
     index = call.operand("indices")
     table = call.operand("weight")
-    assert index is not None and table is not None
+    assert index is not None
+    assert table is not None
     dormant = index.value.dormant
     if dormant is None:
         dormant = _fresh(call, index)

@@ -27,7 +27,8 @@ def letters_for(count: int, skip: str = "") -> str:
 
 @dataclass(frozen=True)
 class Side:
-    """One operand of a contraction with the letters of its axes, and its slots sorted by what the sum does."""
+    """One operand of a contraction with the letters of its axes, and its slots sorted by what the sum
+    does."""
 
     operand: Operand
     letters: str
@@ -219,7 +220,8 @@ def _weights_and_values(left: Side, right: Side) -> tuple[Side | None, Side | No
 
 
 def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
-    """The site: its map is the weights' value, its rows the weights' living slot, its columns the summed one."""
+    """The site: its map is the weights' value, its rows the weights' living slot, its columns the summed
+    one."""
     shape = tuple(weights.operand.shape)
     cols = weights.killed[0]
     ours = values.killed[0]
@@ -260,7 +262,8 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
 
 
 def _data_mixing(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
-    """Weights without token labels (masks, sampled positions) sum over labelled values: pooling by weights."""
+    """Weights without token labels (masks, sampled positions) sum over labelled values: pooling by
+    weights."""
     old = values.killed[0]
     summed = values.over(old)
     alive = [weights.moved(slot, output) for slot in weights.alive]
@@ -278,7 +281,8 @@ def _data_mixing(call: Call, weights: Side, values: Side, output: str) -> list[S
 
 
 def weighted_sum(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot] | None:
-    """``(weights * values).sum(axis)``: an attention, if the axis is the columns' and the weights were softmaxed."""
+    """``(weights * values).sum(axis)``: an attention, if the axis is the columns' and the weights were
+    softmaxed."""
     if operand.value.weighted is None:
         return None
     nodes = {node.name: node for node in call.node.graph.nodes}
@@ -299,8 +303,8 @@ def weighted_sum(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot
     slots = _attention(call, weights, values, keep)
     back = []
     for slot in slots:
-        shape = [slot.labels.shape[keep.index(c)] if c in keep else 1 for c in letters]
-        back.append(replace(slot, labels=slot.labels.reshape(shape)))
+        sizes = [slot.labels.shape[keep.index(c)] if c in keep else 1 for c in letters]
+        back.append(replace(slot, labels=slot.labels.reshape(sizes)))
     return back
 
 
@@ -373,7 +377,8 @@ def einsum(call: Call) -> Value:
 
 
 def einsum_letters(equation: str, ndims: Sequence[int]) -> tuple[list[str], str]:
-    """The letters of each operand and of the result, with the ellipsis and the implicit result spelled out."""
+    """The letters of each operand and of the result, with the ellipsis and the implicit result spelled
+    out."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     used = "".join(terms)

@@ -13,7 +13,7 @@ from fxplain.labels import Slot, Value, compact
 from fxplain.ledger import Site, Window
 from fxplain.ops.births import grid_birth
 from fxplain.ops.mixing import new_tokens, pooled, record
-from fxplain.ops.table import Call, Operand, literal, op_name, transfer
+from fxplain.ops.table import Call, Operand, aten, literal, op_name, transfer
 
 POOLINGS = """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
 max_pool3d_with_indices max_pool1d_with_indices mkldnn_max_pool2d"""
@@ -26,13 +26,10 @@ CONVOLUTIONS = (
 )
 
 
-def _names(text: str) -> list[str]:
-    return [f"aten::{name}" for name in text.split()]
-
-
-@transfer(*_names(CONVOLUTIONS))
+@transfer(*aten(CONVOLUTIONS))
 def convolution(call: Call) -> Value:
-    """A kernel of one place is a linear map; a wider one bears a grid, or mixes tokens if they have attended."""
+    """A kernel of one place is a linear map; a wider one bears a grid, or mixes tokens if they have
+    attended."""
     operand, weight = call.operands()[:2]
     kernel = tuple(weight.shape[2:])
     channel = operand.ndim - len(kernel) - 1
@@ -63,15 +60,19 @@ def taps(call: Call, operand: Operand, old: Slot, kernel: Sequence[int]) -> Slot
     first = call.result[0] if isinstance(call.result, tuple) else call.result
     shape, channel = tuple(first.shape), operand.ndim - len(kernel) - 1
     kept = [axis for axis in sorted(old.axes) if axis < channel]
-    kept += [axis for axis in range(channel + 1, operand.ndim) if shape[axis] > 1]
-    rows = new_tokens(call, old, kept, [1 if axis == channel else size for axis, size in enumerate(shape)])
+    grid = range(channel + 1, operand.ndim)
+    features = [axis for axis in grid if operand.shape[axis] > 1 and not old.varies(axis)]
+    kept += [axis for axis in grid if shape[axis] > 1 and axis not in features]
+    gone = [channel, *features]
+    rows = new_tokens(call, old, kept, [1 if axis in gone else size for axis, size in enumerate(shape)])
     window = Window(tuple(kernel), channel, shape)
     new = record(call, "taps", [operand], rows, old, tuple(operand.shape), window=window)
     return replace(rows, reads=new.reads)
 
 
 def concrete(site: Site) -> Site:
-    """A site of taps with its map spelled out: rows and columns as [..., grid, tap]. Others stay as they are."""
+    """A site of taps with its map spelled out: rows and columns as [..., grid, tap]. Others stay as they
+    are."""
     if site.window is None:
         return site
     window = site.window
@@ -111,7 +112,7 @@ Contribute = Callable[[Tensor, int], Tensor]
 
 def tap_terms(node: fx.Node, kept: Mapping[str, Any], window: Window) -> Contribute:
     """What the element read at one place of the window adds to the output."""
-    if op_name(node) in (f"aten::{name}" for name in CONVOLUTIONS.split()):
+    if op_name(node) in aten(CONVOLUTIONS):
         return _convolved(kept[node.all_input_nodes[1].name].detach(), int(literal(node, "groups", 1)))
     if "avg" in op_name(node):
         count = torch.Size(window.kernel).numel()
@@ -152,7 +153,7 @@ def _padding(node: fx.Node, kernel: Sequence[int], dims: int) -> list[int]:
     return [0] * dims if padding == "valid" else _per_axis(padding, dims) or [0] * dims
 
 
-@transfer(*_names(POOLINGS))
+@transfer(*aten(POOLINGS))
 def pooling(call: Call) -> Value | tuple[Value, ...]:
     """Windows of a pooling: a new grid before any attention, else taps like a convolution's."""
     operand = call.operands()[0]
@@ -166,7 +167,7 @@ def pooling(call: Call) -> Value | tuple[Value, ...]:
     return (value, value) if isinstance(call.result, tuple) else value
 
 
-@transfer(*_names(ADAPTIVE))
+@transfer(*aten(ADAPTIVE))
 def adaptive_pooling(call: Call) -> Value | tuple[Value, ...]:
     """Pooling to a given grid; every old place goes into the new place that covers it."""
     operand = call.operands()[0]
@@ -198,7 +199,7 @@ def _regrid(call: Call, operand: Operand, old: Slot, channel: int, shape: tuple[
     return replace(rows, reads=new.reads)
 
 
-@transfer(*_names(UPSAMPLINGS))
+@transfer(*aten(UPSAMPLINGS))
 def upsampling(call: Call) -> Value:
     """Every new place belongs to the nearest old token."""
     operand = call.operands()[0]

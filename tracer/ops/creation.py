@@ -5,23 +5,23 @@ from __future__ import annotations
 import torch
 
 from fxplain.labels import DORMANT, NOTHING, WEAK, Root, Slot, Value, encode
-from fxplain.ops.table import Call, transfer
+from fxplain.ops.table import Call, aten, transfer
 
 CONSTANT = """zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full
 new_empty scalar_tensor eye rand randn rand_like randn_like randint randperm tril_indices triu_indices zero
 fill empty_strided new_empty_strided empty_permuted"""
 
-DERIVED = """one_hot argmax argmin nonzero nonzero_numpy bincount searchsorted bucketize histc unique_dim _unique2
-unique_consecutive is_nonzero equal item _local_scalar_dense all any isin bernoulli"""
+DERIVED = """one_hot argmax argmin nonzero nonzero_numpy bincount searchsorted bucketize histc unique_dim
+_unique2 unique_consecutive is_nonzero equal item _local_scalar_dense all any isin bernoulli"""
 
 
-@transfer(*[f"aten::{name}" for name in CONSTANT.split()])
+@transfer(*aten(CONSTANT))
 def constant(call: Call) -> Value:
     """Depends on shapes alone."""
     return NOTHING
 
 
-@transfer(*[f"aten::{name}" for name in DERIVED.split()])
+@transfer(*aten(DERIVED))
 def derived(call: Call) -> Value | tuple[Value, ...]:
     """No labels; what came from an input is still known to depend on it."""
     value = call.carry(*call.operands(), softmaxes=frozenset()) if call.operands() else NOTHING

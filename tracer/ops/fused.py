@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
+from torch import Tensor
 
 from fxplain.labels import NOTHING, Slot, Value, compact, fill_samples
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples
-from fxplain.ops.table import Call, Operand, transfer
+from fxplain.ops.table import Call, Operand, aten, transfer
 
 KERNELS = """scaled_dot_product_attention _scaled_dot_product_flash_attention
 _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
@@ -17,7 +17,7 @@ _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math
 _scaled_dot_product_fused_attention_overrideable"""
 
 
-@transfer(*[f"aten::{name}" for name in KERNELS.split()])
+@transfer(*aten(KERNELS), "flex_attention")
 def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     """Rows are the queries' labels, columns the keys'; the output carries the rows."""
     query, key, value = (_awake(call, operand) for operand in call.operands()[:3])
@@ -25,7 +25,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     if not (query.value.active and key.value.active):
         out = call.carry(query, key, value)
         call.ledger.losses.setdefault(call.node.name, call.node)
-        return (out, *[NOTHING] * (len(call.result) - 1)) if isinstance(call.result, tuple | list) else out
+        return _with_sums(call, out)
     rows, cols = query.value.active[0], key.value.active[0]
     ours = value.value.active[0] if value.value.active else cols
     if cols.strength < ours.strength:
@@ -50,7 +50,17 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     labels = fill_samples(on_rows.labels, [on_cols.labels.narrow(-1, 0, 1)])
     lived = Slot(labels, rows.strength, rows.reads | {site.index})
     out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset())
-    return (out, *[NOTHING] * (len(call.result) - 1)) if isinstance(call.result, tuple | list) else out
+    return _with_sums(call, out)
+
+
+def _with_sums(call: Call, out: Value) -> Value | tuple[Value, ...]:
+    """The output's value, and those of what some kernels give besides: sums of rows, the state of dropout."""
+    if not isinstance(call.result, tuple | list):
+        return out
+    sums = replace(out, slots=tuple(replace(s, labels=s.labels.squeeze(-1)) for s in out.slots))
+    first, *others = call.result
+    of_rows = [isinstance(part, Tensor) and part.shape == first.shape[:-1] for part in others]
+    return (out, *[sums if of_row else NOTHING for of_row in of_rows])
 
 
 def _awake(call: Call, operand: Operand) -> Operand:
@@ -59,7 +69,7 @@ def _awake(call: Call, operand: Operand) -> Operand:
     return woken(call, operand, [operand.ndim - 1], heads)
 
 
-def _as_columns(cols: Slot, query: Operand, key: Operand) -> torch.Tensor:
+def _as_columns(cols: Slot, query: Operand, key: Operand) -> Tensor:
     """Key labels [..., key, dim] as columns [..., 1, key]; grouped heads are repeated for their queries."""
     labels = cols.labels.narrow(-1, 0, 1).transpose(-1, -2)
     if labels.ndim > 3 and labels.shape[-3] > 1 and key.shape[-3] != query.shape[-3]:

@@ -19,7 +19,7 @@ from fxplain.labels import (
     fill_samples,
     reads_of,
 )
-from fxplain.ops.table import Call, Operand, pointwise, transfer
+from fxplain.ops.table import Call, Operand, aten, pointwise, transfer
 
 UNARY = """view reshape _unsafe_view _reshape_alias view_copy permute transpose t numpy_T movedim moveaxis
 swapaxes swapdims adjoint unsqueeze squeeze expand broadcast_to repeat tile repeat_interleave slice
@@ -36,11 +36,7 @@ view_as_real_copy positive conj resolve_conj resolve_neg detach_ float double ha
 requires_grad_ fill_diagonal tril triu _conj alias_copy"""
 
 
-def _names(text: str) -> list[str]:
-    return [f"aten::{name}" for name in text.split()]
-
-
-@transfer(*_names(IDENTITY))
+@transfer(*aten(IDENTITY))
 def identity(call: Call) -> Value | tuple[Value, ...]:
     """The same numbers in the same shape: the labels, and the identity of the tensor, stay."""
     operand = call.operands()[0]
@@ -54,7 +50,7 @@ def _origin(operand: Operand) -> str | None:
     return operand.value.origin or (operand.node.name if operand.node else None)
 
 
-@transfer(*_names(UNARY))
+@transfer(*aten(UNARY))
 def unary(call: Call) -> Value | tuple[Value, ...]:
     """Run the operation itself on every slot's labels, with the real indices."""
     operand = call.operands()[0]
@@ -103,7 +99,8 @@ def _on_cpu(argument: Any) -> Any:
 
 
 def _lookup(call: Call, table: Operand) -> Value | None:
-    """Indexing by data: rows of a parameter picked by input ids are an embedding, else note the dependence."""
+    """Indexing by data: rows of a parameter picked by input ids are an embedding, else note the
+    dependence."""
     indices = [o for o in call.operands()[1:] if not o.tensor.is_floating_point() and o.value.from_input]
     if not indices:
         return None
@@ -301,7 +298,8 @@ def write(call: Call) -> Value:
 
 
 def _spread(labels: Tensor, source: Slot) -> Tensor:
-    """Where a token's features are written to some places only, the places beside them are the token's too."""
+    """Where a token's features are written to some places only, the places beside them are the token's
+    too."""
     if labels.ndim == source.labels.ndim:
         for axis in range(labels.ndim):
             if not source.varies(axis):

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from fxplain.labels import STRONG, Slot, codes_of, compact, samples_of
+from fxplain.labels import STRONG, Slot, broadcast, codes_of, compact, samples_of
 from fxplain.ledger import Window
 from fxplain.ops.births import places
 from fxplain.ops.table import Call, Operand
@@ -71,9 +71,7 @@ def record(
 def check_samples(call: Call, rows: Slot, cols: Slot) -> None:
     """Information never crosses samples: if it seems to, the axis taken for the batch is not one."""
     try:
-        one, other = torch.broadcast_tensors(
-            compact(samples_of(rows.labels)), compact(samples_of(cols.labels))
-        )
+        one, other = broadcast(compact(samples_of(rows.labels)), compact(samples_of(cols.labels)))
     except RuntimeError:
         return
     if bool(((one != other) & (one >= 0) & (other >= 0)).any()):

@@ -1,7 +1,7 @@
 """Operations without a transfer function, asked by experiment: do they work token by token?
 
-If noise in some rows of the operand changes these rows of the result and no other, in two draws, the operation
-maps every token by itself, and labels are carried as a linear map carries them.
+If noise in some rows of the operand changes these rows of the result and no other, in two draws, the
+operation maps every token by itself, and labels are carried as a linear map carries them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _rows_apart(call: Call, operand: Operand, draw: int) -> bool:
         return moved if node is operand.node else real[node]
 
     real = dict(zip(call.node.all_input_nodes, _reals(call), strict=True))
-    args, kwargs = fx.node.map_arg((call.node.args, call.node.kwargs), value)  # type: ignore[misc]
+    args, kwargs = fx.node.map_arg((call.node.args, call.node.kwargs), value)
     again = call.node.target(*args, **kwargs)  # type: ignore[operator]
     changed = (again != call.result).reshape(rows, -1).any(-1)
     return bool((changed == chosen).all())

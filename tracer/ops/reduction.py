@@ -10,12 +10,12 @@ from torch import Tensor
 from fxplain.labels import DORMANT, NOTHING, Slot, Value
 from fxplain.ops.contraction import weighted_sum
 from fxplain.ops.mixing import pooled
-from fxplain.ops.table import Call, Operand, pointwise, transfer
+from fxplain.ops.table import Call, Operand, aten, pointwise, transfer
 
 NORMALISATIONS = """layer_norm native_layer_norm group_norm native_group_norm batch_norm native_batch_norm
-_native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional instance_norm
-rms_norm _fused_rms_norm normalize cumsum cumprod logcumsumexp cudnn_batch_norm miopen_batch_norm
-_batch_norm_impl_index local_response_norm renorm _batch_norm_no_update _weight_norm glu_jvp"""
+_native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional
+instance_norm rms_norm _fused_rms_norm cudnn_batch_norm miopen_batch_norm _batch_norm_impl_index
+local_response_norm renorm _batch_norm_no_update"""
 
 REDUCTIONS = """mean sum amax amin max min logsumexp var std prod norm linalg_vector_norm var_mean std_mean
 median nanmean nansum aminmax mode count_nonzero"""
@@ -24,11 +24,7 @@ SOFTMAXES = "softmax _softmax _safe_softmax"
 OTHER_NORMALISERS = "log_softmax _log_softmax"
 
 
-def _names(text: str) -> list[str]:
-    return [f"aten::{name}" for name in text.split()]
-
-
-@transfer(*_names(NORMALISATIONS))
+@transfer(*aten(NORMALISATIONS))
 def normalise(call: Call) -> Value | tuple[Value, ...]:
     """Statistics are no tokens: the labels of the data stay, also where the statistic spans tokens."""
     operand = call.operands()[0]
@@ -38,7 +34,18 @@ def normalise(call: Call) -> Value | tuple[Value, ...]:
     return value
 
 
-@transfer(*_names(SOFTMAXES))
+@transfer("aten::cumsum", "aten::cumprod", "aten::logcumsumexp", "aten::cummax", "aten::cummin")
+def scan(call: Call) -> Value | tuple[Value, ...]:
+    """Running sums along features keep the labels; along tokens they mix them in a way that has no rule."""
+    operand = call.operands()[0]
+    axis = int(call.argument("dim")) % max(operand.ndim, 1)
+    if operand.tensor.is_floating_point() and any(slot.varies(axis) for slot in operand.value.active):
+        raise ValueError("a running sum over tokens has no transfer function")
+    value = call.carry(operand, slots=operand.value.slots)
+    return (value,) * len(call.result) if isinstance(call.result, tuple) else value
+
+
+@transfer(*aten(SOFTMAXES))
 def softmax(call: Call) -> Value:
     """Note a softmax and what its normalised axis holds; its labels are its scores'."""
     operand = call.operands()[0]
@@ -51,8 +58,8 @@ def softmax(call: Call) -> Value:
     return replace(value, softmaxes=value.softmaxes | {call.node.name})
 
 
-@transfer(*_names(OTHER_NORMALISERS))
-def log_softmax(call: Call) -> Value:
+@transfer(*aten(OTHER_NORMALISERS))
+def log_softmax(call: Call) -> Value | tuple[Value, ...]:
     """Log-probabilities: noted in the census; their exponential may still be a map."""
     return softmax(call)
 
@@ -74,7 +81,7 @@ def multiply(call: Call) -> Value:
     return value
 
 
-@transfer(*_names(REDUCTIONS))
+@transfer(*aten(REDUCTIONS))
 def reduce(call: Call) -> Value | tuple[Value, ...]:
     """Labels that do not vary along the reduced axes stay; the others are pooled into new tokens."""
     operands = call.operands()
@@ -134,7 +141,8 @@ def untagged_pointwise(call: Call) -> Value | tuple[Value, ...]:
 
 @transfer("aten::glu")
 def glu(call: Call) -> Value:
-    """Half of the features gates the other half; gating halves of the tokens is pointwise on the first half."""
+    """Half of the features gates the other half; gating halves of the tokens is pointwise on the first
+    half."""
     operand = call.operands()[0]
     axis = int(call.argument("dim", -1)) % operand.ndim
     half = operand.shape[axis] // 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, fx
@@ -33,6 +34,15 @@ def transfer(*names: str) -> Callable[[Transfer], Transfer]:
         return function
 
     return register
+
+
+def aten(names: str) -> tuple[str, ...]:
+    """Names of ATen operations as their schemas have them.
+
+    >>> aten("mm bmm")
+    ('aten::mm', 'aten::bmm')
+    """
+    return tuple(f"aten::{name}" for name in names.split())
 
 
 @dataclass(frozen=True)
@@ -68,9 +78,8 @@ class Call:
     def operands(self) -> list[Operand]:
         """All tensor arguments in order, those inside lists included."""
         found: list[Operand] = []
-        for node, real in zip(
-            [*self.node.args, *self.node.kwargs.values()], [*self.args, *self.kwargs.values()], strict=True
-        ):
+        nodes: list[Any] = [*self.node.args, *self.node.kwargs.values()]
+        for node, real in zip(nodes, [*self.args, *self.kwargs.values()], strict=True):
             pairs = zip(node, real, strict=True) if isinstance(real, list | tuple) else [(node, real)]
             found += [self._operand(n, r) for n, r in pairs if isinstance(r, Tensor)]
         return found
@@ -94,8 +103,8 @@ class Operand:
     value: Value
 
     @property
-    def shape(self) -> torch.Size:
-        return self.tensor.shape
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
 
     @property
     def ndim(self) -> int:
@@ -116,10 +125,15 @@ def pick(
     """An argument of a node's call by its name in the schema."""
     if name in kwargs:
         return kwargs[name]
-    for place, argument in enumerate(cast(Any, node.target)._schema.arguments):
-        if argument.name == name:
-            return args[place] if place < len(args) else default
-    return default
+    names = _argument_names(node.target)
+    place = names.index(name) if name in names else len(args)
+    return args[place] if place < len(args) else default
+
+
+def _argument_names(target: Any) -> list[str]:
+    """From the schema; higher-order operations have none, but a signature."""
+    schema = getattr(target, "_schema", None)
+    return list(signature(target).parameters) if schema is None else [a.name for a in schema.arguments]
 
 
 def literal(node: fx.Node, name: str, default: Any = None) -> Any:

@@ -1,0 +1,49 @@
+"""A captured graph with everything known of its tokens: the labelling run, classified and planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fxplain.captured import Captured
+from fxplain.classify import Classified, classify
+from fxplain.errors import InputError
+from fxplain.find import Findings, find
+from fxplain.maps import Plan, make_plan
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A captured graph with everything known of its tokens, for one layout of inputs."""
+
+    captured: Captured
+    findings: Findings
+    classified: Classified
+    plans: Mapping[int, Plan]
+    """By index of the site."""
+
+    @property
+    def reusable(self) -> bool:
+        """Whether other inputs of the same layout have the same labels."""
+        return not (self.findings.ledger.data_dependent or self.captured.specialised)
+
+
+def label(captured: Captured, bound: Mapping[str, Tensor]) -> Labelled:
+    """Find and classify all attentions of a captured graph on these tensors."""
+    check_not_empty(captured, bound)
+    findings = find(captured, bound)
+    classified = classify(findings)
+    plans = {site.index: make_plan(site, classified, findings.batch) for site in classified.sites}
+    return Labelled(captured, findings, classified, plans)
+
+
+def check_not_empty(captured: Captured, bound: Mapping[str, Tensor]) -> None:
+    for placeholder in captured.placeholders:
+        if placeholder.kind == "input" and 0 in bound[placeholder.node].shape[:1]:
+            raise InputError(
+                f"the input {placeholder.path!r} is empty",
+                expected="at least one sample",
+                found=str(list(bound[placeholder.node].shape)),
+            )
