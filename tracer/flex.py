@@ -1,9 +1,9 @@
-"""Flex attention written out, since its kernels do not give their map away, nor a derivative on every device.
+"""Flex attention written out: its kernels do not give their map away, nor a derivative on every device.
 
-The arguments are those of ``torch.ops.higher_order.flex_attention``, the operation that a captured graph holds
-for :func:`torch.nn.attention.flex_attention.flex_attention`. Its documentation defines what is computed:
-softmax(mask(score_mod(query keyᵀ · scale))) value, where ``score_mod`` and ``mask_mod`` are functions of single
-scores and of their indices (batch, head, query, key).
+The arguments are those of ``torch.ops.higher_order.flex_attention``, the operation that a captured graph
+holds for :func:`torch.nn.attention.flex_attention.flex_attention`, whose documentation defines what it
+computes: softmax(mask(score_mod(query keyᵀ · scale))) value, where ``score_mod`` and ``mask_mod`` are functions
+of one score and of its indices (batch, head, query, key).
 """
 
 from __future__ import annotations

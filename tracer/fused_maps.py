@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from fxplain.flex import flex_scores, is_flex, masked_softmax
 from fxplain.ledger import Site
 from fxplain.ops.table import literal
-from fxplain.replay import Replay, arguments
+from fxplain.replay import Replay
 
 
 def fused_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -31,7 +31,7 @@ def fused_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tens
 
 def _scores(query: Tensor, key: Tensor, node: fx.Node, replay: Replay) -> Tensor:
     if is_flex(node):
-        args, kwargs = arguments(node, replay.kept)
+        args, kwargs = _arguments(node, replay)
         return flex_scores(*args, **kwargs).detach()
     scale = _argument(node, replay, "scale", None)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -42,7 +42,7 @@ def own_output(site: Site, replay: Replay) -> Tensor:
     """What the kernel itself gives for the operands of the replay."""
     if not is_flex(site.node):
         return replay.tapped[site.node.name].detach()
-    args, kwargs = arguments(site.node, replay.kept)
+    args, kwargs = _arguments(site.node, replay)
     with torch.no_grad():
         output: Tensor = site.node.target(*args, **kwargs)[0]  # type: ignore[operator]
     return output
@@ -63,6 +63,10 @@ def _masked(scores: Tensor, node: fx.Node, replay: Replay) -> Tensor:
                 else scores + mask.to(scores.dtype)
             )
     return scores
+
+
+def _arguments(node: fx.Node, replay: Replay) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return fx.node.map_arg((node.args, node.kwargs), lambda used: replay.kept[used.name])
 
 
 def _argument(node: fx.Node, replay: Replay, name: str, default: Any) -> Any:
