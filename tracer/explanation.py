@@ -73,6 +73,10 @@ def explain_labelled(
 def _check_understood(labelled: Labelled) -> None:
     """Refuse where labels were lost on the way to an attention, or where there is none."""
     findings = labelled.findings
+    reached = [findings.values[site.node] for site in labelled.classified.sites] + list(findings.outputs)
+    parts = [part for value in reached for part in (value if isinstance(value, tuple) else (value,))]
+    for name in sorted({name for part in parts for name in part.lost}):
+        _refuse(labelled, name)
     if not labelled.classified.attentions:
         seen = census(findings, labelled.classified.sites)
         raise NoAttentionError(
@@ -82,11 +86,6 @@ def _check_understood(labelled: Labelled) -> None:
             or "no softmax at all",
             hint="fxplain inspect shows the census of what was looked at",
         )
-    values = findings.values
-    reached = [values[site.node] for site in labelled.classified.sites] + list(findings.outputs)
-    lost = {name for value in reached if not isinstance(value, tuple) for name in value.lost}
-    for name in sorted(lost):
-        _refuse(labelled, name)
 
 
 def _refuse(labelled: Labelled, name: str) -> None:

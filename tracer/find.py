@@ -121,8 +121,8 @@ class Labelling:
 
     def _label(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         if node.target is operator.getitem:
-            parts = self.values.get(node.args[0])  # type: ignore[arg-type]
-            value = parts[node.args[1]] if isinstance(parts, tuple) else NOTHING
+            whole: Any = self.values.get(node.args[0], NOTHING)  # type: ignore[arg-type]
+            value = whole[node.args[1]] if isinstance(whole, tuple) else replace(whole, slots=())
             return replace(value, origin=node.name)
         if not isinstance(result, Tensor | list | tuple):
             return NOTHING
