@@ -11,8 +11,8 @@ objects of the test split, which the model never saw.
 Some canvases to train on show one object alone. Were there always two, a model could name the second by
 elimination, from what the first one is, and an explanation would rightly point at the first.
 
-One CPU core that multiplies bfloat16 fast takes about ten minutes. The same seed gives the same canvases; the
-weights are those of one run, and other machines round otherwise.
+One CPU core that multiplies bfloat16 fast takes about twelve minutes. The same seed gives the same canvases;
+the weights are those of one run, and other machines round otherwise.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 ROOT = Path(__file__).resolve().parent.parent
 PATCH = 8
 HELD_OUT_SEED = 2
-BUNDLED = 200
-"""Canvases that the tests measure on."""
+BUNDLED = 600
+"""Canvases that the tests measure on; they make 600 kB."""
 SHOWN = 6
 """Canvases that come along as pictures."""
 
@@ -46,13 +46,13 @@ SHOWN = 6
 class Training:
     """What one run is made of; the defaults made the bundled model."""
 
-    steps: int = 6000
+    steps: int = 11000
     batch: int = 64
     kept: int = 32
     """Patches of a canvas that most steps look at."""
     muon: float = 0.02
     adam: float = 1.5e-3
-    seed: int = 0
+    seed: int = 1
 
 
 def make_model() -> ViTForImageClassification:
@@ -201,7 +201,7 @@ def main() -> None:
     model = make_model()
     train(model, load_objects(chosen.data, "train"), Training(steps=chosen.steps, seed=chosen.seed))
     unseen = load_objects(chosen.data, "t10k")
-    held_out = draw(unseen, 2000 + BUNDLED, np.random.default_rng(HELD_OUT_SEED))
+    held_out = draw(unseen, 2200, np.random.default_rng(HELD_OUT_SEED))
     print(f"accuracy on {len(held_out.pixels)} held-out canvases: {accuracy(model, held_out):.4f}")
     demo = chosen.out / "tracer" / "demo"
     save_model(model, demo / "model")
@@ -209,9 +209,8 @@ def main() -> None:
     bundled = held_out[:BUNDLED]
     data = chosen.out / "tests" / "data"
     data.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        data / "demo_canvases.npz", pixels=bundled.pixels, classes=bundled.classes, boxes=bundled.boxes
-    )
+    classes, boxes = bundled.classes.astype(np.uint8), bundled.boxes.astype(np.uint8)
+    np.savez_compressed(data / "demo_canvases.npz", pixels=bundled.pixels, classes=classes, boxes=boxes)
 
 
 if __name__ == "__main__":
