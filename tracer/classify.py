@@ -288,7 +288,7 @@ def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream
         module=module,
         source=source_line(site.node),
         node=site.node.name,
-        normaliser="softmax" if site.softmaxes else "none",
+        normaliser=site.normaliser,
     )
 
 

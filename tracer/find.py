@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -14,6 +14,7 @@ from fxplain import ops
 from fxplain.captured import Captured, Placeholder
 from fxplain.labels import DORMANT, NOTHING, STRONG, WEAK, Root, Slot, Value, compact, encode
 from fxplain.ledger import Ledger
+from fxplain.ops.normaliser import follow
 from fxplain.ops.probe import by_row
 from fxplain.ops.table import op_name, pointwise
 
@@ -34,6 +35,11 @@ class Findings:
     values: Mapping[fx.Node, Value | tuple[Value, ...]]
     batch: int
     batch_axis: int | None
+
+    def value(self, node: fx.Node) -> Value:
+        """What is known of a node; of several results, of the first."""
+        value = self.values.get(node, NOTHING)
+        return value[0] if isinstance(value, tuple) else value
 
 
 def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
@@ -121,13 +127,15 @@ class Labelling:
 
     def _label(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         if node.target is operator.getitem:
-            whole: Any = self.values.get(node.args[0], NOTHING)  # type: ignore[arg-type]
-            value = whole[node.args[1]] if isinstance(whole, tuple) else replace(whole, slots=())
+            source, place = cast(tuple[fx.Node, int], node.args)
+            whole: Any = self.values.get(source, NOTHING)
+            value = whole[place] if isinstance(whole, tuple) else replace(whole, slots=())
             return replace(value, origin=node.name)
         if not isinstance(result, Tensor | list | tuple):
             return NOTHING
         call = ops.Call(node, args, kwargs, result, self.values, self.ledger)
         value = self._transfer(call)
+        follow(call)
         if isinstance(value, tuple):
             return value
         if isinstance(result, Tensor) and not all(_fits(slot, result) for slot in value.slots):

@@ -2,8 +2,8 @@
 
 The arguments are those of ``torch.ops.higher_order.flex_attention``, the operation that a captured graph
 holds for :func:`torch.nn.attention.flex_attention.flex_attention`, whose documentation defines what it
-computes: softmax(mask(score_mod(query keyᵀ · scale))) value, where ``score_mod`` and ``mask_mod`` are functions
-of one score and of its indices (batch, head, query, key).
+computes: softmax(mask(score_mod(query keyᵀ · scale))) value, where ``score_mod`` and ``mask_mod`` are
+functions of one score and of its indices (batch, head, query, key).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The map inside a fused attention, rebuilt from its operands."""
+"""The map of an attention: the value of a node, or rebuilt from operands where the graph does not hold it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,33 @@ from fxplain.flex import flex_scores, is_flex, masked_softmax
 from fxplain.ledger import Site
 from fxplain.ops.table import literal
 from fxplain.replay import Replay
+
+
+def map_of(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The map A of an attention, and ∇A from the gradient of the tensor that is tapped for it."""
+    if site.form == "fused":
+        return fused_map(site, replay, gradient)
+    if site.divided:
+        return divided_map(site, replay, gradient)
+    return replay.kept[site.operands[0].name].detach(), gradient
+
+
+def divided_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A = E / sum(E) where the output O = E value is divided by sum(E) later on, and ∇A = sum(E) dO valueᵀ.
+
+    This is the gradient of (E / sum(E)) value to its map; that to E itself would pass the sum as well.
+    """
+    inputs, output = site.axes.split("->")
+    letters, of_value = inputs.split(",")
+    weights, value = (replay.kept[node.name].detach() for node in site.operands)
+    dtype = torch.promote_types(weights.dtype, torch.float32)
+    columns = [axis for axis, letter in enumerate(letters) if letter not in output]
+    sums = weights.to(dtype).sum(columns, keepdim=True)
+    sums = torch.where(sums == 0, 1.0, sums)
+    if gradient is not None:
+        product = torch.einsum(f"{output},{of_value}->{letters}", gradient.to(dtype), value.to(dtype))
+        gradient = (product * sums).sum_to_size(weights.shape)
+    return weights / sums, gradient
 
 
 def fused_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:

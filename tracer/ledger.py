@@ -62,10 +62,24 @@ class Site:
     rows: Slot
     cols: Slot
     softmaxes: frozenset[str] = frozenset()
+    normaliser: str = "softmax"
+    """What made weights out of scores: ``softmax``, ``sigmoid`` or ``none``."""
+    divided: bool = False
+    """The sums of the map's rows divide the output later on, which makes weights of the map in the end."""
     axes: str = ""
     """Letters of the contraction, ``map,values->output``, where the form is ``weights``."""
     window: Window | None = None
     """Where the form is ``taps``: rows lie on the window's output, columns on operand 0."""
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """The sums of a site's rows, laid out as some tensor that they may divide."""
+
+    site: int
+    sums: Tensor
+    positive: bool
+    """Whether no weight of the site is negative."""
 
 
 @dataclass
@@ -86,6 +100,8 @@ class Ledger:
     """Node -> why its transfer function failed."""
     probed: list[fx.Node] = field(default_factory=list)
     """Nodes without a transfer function that an experiment showed to treat every token by itself."""
+    undivided: dict[str, RowSums] = field(default_factory=dict)
+    """Nodes that hold the output of an attention whose rows do not sum to 1."""
     summaries: list[fx.Node] = field(default_factory=list)
     """Products that sum all tokens into features (linear and kernel attention): no token-to-token map."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)

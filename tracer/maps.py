@@ -12,7 +12,7 @@ from torch import Tensor
 from fxplain.attentions import Attention
 from fxplain.classify import Classified, heads_of, samples_on_map
 from fxplain.errors import VerificationError
-from fxplain.fused_maps import fused_map, own_output
+from fxplain.fused_maps import fused_map, map_of, own_output
 from fxplain.labels import broadcast, samples_of
 from fxplain.ledger import Site
 from fxplain.mixing_maps import contributions
@@ -95,23 +95,14 @@ def attention_weights(plan: Plan, replay: Replay, gradient: Tensor | None, head_
 
     ``gradient`` is that of the site's tapped tensor; None where the score does not depend on it.
     """
-    site = plan.site
-    if site.form == "fused":
-        maps, gradient = fused_map(site, replay, gradient)
-    else:
-        maps = replay.kept[site.operands[0].name].detach()
+    maps, gradient = map_of(plan.site, replay, gradient)
     kept = head_mean(maps, gradient, plan.heads) if plan.heads else _every_head(maps, gradient, head_mean)
     return plan.scatter(kept.reshape(plan.place.shape))
 
 
 def per_head(plan: Plan, replay: Replay, attention: Attention) -> Tensor:
     """An attention's map as [batch, head, query, key], in the order of its streams."""
-    site = plan.site
-    maps = (
-        fused_map(site, replay, None)[0]
-        if site.form == "fused"
-        else replay.kept[site.operands[0].name].detach()
-    )
+    maps, _ = map_of(plan.site, replay, None)
     front = maps.permute(*plan.heads, *[axis for axis in range(maps.ndim) if axis not in plan.heads])
     flat = front.reshape(-1, plan.place.numel())
     order = torch.argsort(plan.place.reshape(-1), stable=True)

@@ -27,8 +27,12 @@ class Replay:
 
 def tap_of(site: Site) -> fx.Node:
     """The node whose gradient a site needs: its map where the graph holds one, else its output."""
-    has_map = site.role == "attention" and site.form == "weights"
-    return site.operands[0] if has_map else site.node
+    return site.operands[0] if has_map(site) else site.node
+
+
+def has_map(site: Site) -> bool:
+    """Whether the graph holds the very map of an attention, not only what it can be rebuilt from."""
+    return site.role == "attention" and site.form == "weights" and not site.divided
 
 
 def replay(captured: Captured, bound: Mapping[str, Tensor], sites: Iterable[Site], gradients: bool) -> Replay:
@@ -87,7 +91,7 @@ def _tap(value: Any, gradients: bool) -> tuple[Any, Tensor]:
 
 def kept_nodes(site: Site) -> list[fx.Node]:
     """The nodes whose values are needed to rebuild a site's map."""
-    if site.role == "attention" and site.form == "weights":
+    if has_map(site):
         return [site.operands[0]]
     return [*site.node.all_input_nodes, *site.operands, site.node]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from fxplain.labels import Slot, Value, codes_of, compact, fill_samples
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples, new_tokens, pooled, record
+from fxplain.ops.normaliser import await_division, normaliser_of, row_sums
 from fxplain.ops.table import Call, Operand, pointwise, transfer
 
 
@@ -79,7 +80,7 @@ def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
     left_letters, right_letters = inputs.split(",")
     summed = "".join(letter for letter in set(left_letters + right_letters) if letter not in output)
     left, right = Side(one, left_letters, summed), Side(other, right_letters, summed)
-    left, right = _wake(call, left, right)
+    left, right = (_without_padding(side) for side in _wake(call, left, right))
     slots: Sequence[Slot]
     if left.operand.is_parameter or right.operand.is_parameter:
         data, weight = (right, left) if left.operand.is_parameter else (left, right)
@@ -114,6 +115,22 @@ def _wake(call: Call, left: Side, right: Side) -> tuple[Side, Side]:
             right, operand=woken(call, right.operand, right.axes_of(right.summed), right.axes_of(shared))
         )
     return left, right
+
+
+def _without_padding(side: Side) -> Side:
+    """Rows and columns both seem to vary along the summed axis where a band of a map was padded: see past it."""
+    if len(side.slots) < 2 or side.alive:
+        return side
+    axes = side.axes_of(side.summed)
+    seen = [_past_padding(slot, axes) for slot in side.slots]
+    return replace(side, operand=side.operand.with_slots(seen))
+
+
+def _past_padding(slot: Slot, axes: Sequence[int]) -> Slot:
+    """The slot constant along the axes, if all labels there are one or none; else as it was."""
+    top = slot.labels.amax(axes, keepdim=True)
+    constant = bool(((slot.labels == top) | (codes_of(slot.labels) < 0)).all())
+    return replace(slot, labels=compact(top)) if constant else slot
 
 
 def _linear(call: Call, data: Side, weight: Side, output: str) -> list[Slot]:
@@ -185,6 +202,9 @@ def _sizes(*sides: Side) -> dict[str, int]:
 def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     """Data times data: scores (both slots live on), or weights times values (an attention)."""
     if left.killed and right.killed:
+        if _is_map(left, right) and _is_map(right, left):
+            # a product of maps is a map: what multiplies the values in the end is their product
+            return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
         weights, values = _weights_and_values(left, right)
         if weights is not None and values is not None:
             return _attention(call, weights, values, output)
@@ -198,6 +218,13 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     if len(lefts) == len(rights) == 1 and lefts[0].axes == rights[0].axes and lefts[0].token_axes:
         return lefts[:1]
     return [*lefts, *rights]
+
+
+def _is_map(side: Side, other: Side) -> bool:
+    """True for softmaxed weights with rows or columns of their own beside the summed ones."""
+    free = [axis for axis, letter in enumerate(side.letters) if letter not in other.letters]
+    own = bool(free) and all(any(slot.varies(axis) for slot in side.alive) for axis in free)
+    return own and bool(side.operand.value.softmaxes)
 
 
 def _weights_and_values(left: Side, right: Side) -> tuple[Side | None, Side | None]:
@@ -243,6 +270,8 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
         rows = replace(rows, reads=frozenset())
     check_samples(call, rows, cols)
     nodes = (weights.operand.node, values.operand.node)
+    summed = weights.axes_of(weights.summed)
+    sums = row_sums(weights.operand.tensor, summed)
     site = call.ledger.add_site(
         node=call.node,
         role="attention",
@@ -252,10 +281,13 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
         rows=rows,
         cols=cols,
         softmaxes=weights.operand.value.softmaxes,
+        normaliser=normaliser_of(call, weights.operand, sums),
         axes=f"{weights.letters},{values.letters}->{output}",
     )
+    if site.normaliser != "softmax":
+        await_division(call, site, weights.operand, moved(sums, weights.letters, output))
     known = cols.labels
-    for axis in weights.axes_of(weights.summed):
+    for axis in summed:
         known = known.narrow(axis, 0, 1)
     lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
     return [weights.moved(lived, output), *[values.moved(slot, output) for slot in values.alive]]
