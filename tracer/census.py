@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from torch import fx
 
 from fxplain.attentions import CensusEntry
 from fxplain.find import Findings
-from fxplain.labels import NOTHING, Value
+from fxplain.labels import NOTHING
 from fxplain.ledger import Site
 from fxplain.ops.table import aten, op_name
 from fxplain.where import module_path, source_line
@@ -16,8 +16,6 @@ from fxplain.where import module_path, source_line
 CONTRACTIONS = aten("matmul mm bmm einsum baddbmm addmm linear tensordot mv dot")
 SELECTIONS = aten("topk sort argmax multinomial max argsort kthvalue")
 SAMPLERS = aten("grid_sampler grid_sampler_2d grid_sampler_3d")
-
-Values = Mapping[fx.Node, "Value | tuple[Value, ...]"]
 
 
 def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ...]:
@@ -60,9 +58,8 @@ def _nodes(findings: Findings) -> list[fx.Node]:
 
 def _role(node: fx.Node, over: str, findings: Findings) -> tuple[str, str]:
     """What a softmax that weighs no values is for, read off the operations that use it."""
-    values = findings.values
     summaries = set(findings.ledger.summaries)
-    uses = list(_uses(node, values))
+    uses = list(_uses(node))
     if any(use in summaries for use, _ in uses):
         return (
             "linear attention",
@@ -72,8 +69,8 @@ def _role(node: fx.Node, over: str, findings: Findings) -> tuple[str, str]:
         return "expert router", "its largest weights select among parts of the network"
     for use, path in uses:
         if op_name(use) in CONTRACTIONS:
-            return _contracted(use, path, values, summaries)
-    if not _value(values, node).from_input:
+            return _contracted(use, path, findings)
+    if not findings.value(node).from_input:
         return "learned mixture", "weights of parameters only: the same for every input"
     for use, path in uses:
         if use.op != "output" and op_name(use) in ("aten::mul", "aten::multiply"):
@@ -83,9 +80,8 @@ def _role(node: fx.Node, over: str, findings: Findings) -> tuple[str, str]:
     return "unused", f"a distribution over {over} that weighs no values"
 
 
-def _uses(node: fx.Node, values: Values) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Every operation that the weights reach while they are still weights, with the argument they come in
-    by."""
+def _uses(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Every operation that the weights reach while they are weights, with the argument they come in by."""
     stack, seen = [node], {node}
     while stack:
         current = stack.pop(0)
@@ -97,19 +93,15 @@ def _uses(node: fx.Node, values: Values) -> Iterator[tuple[fx.Node, fx.Node]]:
                 stack.append(user)
 
 
-def _value(values: Values, node: fx.Node) -> Value:
-    value = values.get(node, NOTHING)
-    return value[0] if isinstance(value, tuple) else value
-
-
-def _contracted(use: fx.Node, path: fx.Node, values: Values, summaries: set[fx.Node]) -> tuple[str, str]:
+def _contracted(use: fx.Node, path: fx.Node, findings: Findings) -> tuple[str, str]:
     others = [n for n in use.all_input_nodes if n is not path]
-    other = _value(values, others[0]) if others else NOTHING
+    summaries = set(findings.ledger.summaries)
+    other = findings.value(others[0]) if others else NOTHING
     if not other.from_input:
         return "codebook", "assigns tokens softly to learned vectors"
     if any(_reaches(n, summaries) for n in others):
         return "linear attention", "queries read a summary of all tokens: there is no token-to-token map"
-    if not _value(values, path).labelled:
+    if not findings.value(path).labelled:
         return "channel attention", "a map between features, from which the tokens were summed out"
     return "expert router", "mixes several versions of the same token"
 

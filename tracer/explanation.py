@@ -45,7 +45,7 @@ def explain_labelled(
     captured, findings, sites = labelled.captured, labelled.findings, labelled.classified.sites
     needs_gradients = method.gradients or callable(target)
     run = replay(captured, bound, sites, needs_gradients)
-    check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs))
+    rebuilt = check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs))
     with torch.set_grad_enabled(needs_gradients):
         resolved = resolve(
             run.outputs, findings.outputs, captured.outputs, target, output, findings.batch, captured.rebuild
@@ -67,7 +67,7 @@ def explain_labelled(
         relevancies *= len(resolved.rows)
     else:
         relevancies = [_relevancy(labelled, run, score, method, steps, retain=True) for score in scores]
-    return _result(labelled, resolved, relevancies, method, verified, steps)
+    return _result(labelled, resolved, relevancies, method, max(verified, rebuilt), steps)
 
 
 def _check_understood(labelled: Labelled) -> None:
@@ -173,12 +173,14 @@ def _result(
     classified = labelled.classified
     read = reads_of(resolved.slots)
     behind = frozenset(step.index for step, index in steps if index in read)
-    everything = torch.arange(classified.tokens)
+    everything = frozenset(step.index for step, _ in steps)
     rows, matrices = [], []
     readout = tuple(_renumbered(classified, row) for row in resolved.rows)
     for sample, (relevancy, pairs) in enumerate(zip(relevancies, readout, strict=True)):
         rows.append(_row(relevancy, pairs, behind, classified.tokens))
-        matrices.append(_matrix(relevancy, everything, steps, sample, pairs, classified))
+        if sample == 0 or relevancy is not relevancies[sample - 1]:
+            full = relevancy.rows(torch.arange(classified.tokens), everything)
+        matrices.append(_matrix(full, sample, pairs, classified))
     relevance = Relevance.from_rows(torch.stack(rows), classified.spaces)
     return Result(
         method=method.name,
@@ -211,24 +213,15 @@ def _row(relevancy: Relevancy, pairs: Readout, behind: frozenset[int], tokens: i
     return total
 
 
-def _matrix(
-    relevancy: Relevancy,
-    everything: Tensor,
-    steps: Sequence[tuple[Step, int]],
-    sample: int,
-    pairs: Readout,
-    classified: Classified,
-) -> Tensor:
+def _matrix(full: Tensor, sample: int, pairs: Readout, classified: Classified) -> Tensor:
     """R after all steps for one explained sample; spaces read from another sample come from there."""
-    full = relevancy.rows(everything, frozenset(step.index for step, _ in steps))
-    matrix = full[min(sample, relevancy.batch - 1)]
+    matrix = full[min(sample, len(full) - 1)]
     for owner, token in pairs:
         if owner != sample:
             space = next(s for s in classified.spaces if s.start <= token < s.start + s.size)
+            own = slice(space.start, space.start + space.size)
             matrix = matrix.clone()
-            matrix[space.start : space.start + space.size] = full[
-                owner, space.start : space.start + space.size
-            ]
+            matrix[own] = full[owner, own]
     return matrix
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fxplain.captured import Captured
@@ -23,11 +24,12 @@ class Labelled:
     classified: Classified
     plans: Mapping[int, Plan]
     """By index of the site."""
+    inputs: Mapping[str, Tensor]
+    """The inputs that were labelled, where the graph holds for them alone; else empty."""
 
-    @property
-    def reusable(self) -> bool:
-        """Whether other inputs of the same layout have the same labels."""
-        return not (self.findings.ledger.data_dependent or self.captured.specialised)
+    def holds_for(self, bound: Mapping[str, Tensor]) -> bool:
+        """Whether the captured graph stands for the model on these inputs too."""
+        return all(torch.equal(tensor, bound[node]) for node, tensor in self.inputs.items())
 
 
 def label(captured: Captured, bound: Mapping[str, Tensor]) -> Labelled:
@@ -36,7 +38,8 @@ def label(captured: Captured, bound: Mapping[str, Tensor]) -> Labelled:
     findings = find(captured, bound)
     classified = classify(findings)
     plans = {site.index: make_plan(site, classified, findings.batch) for site in classified.sites}
-    return Labelled(captured, findings, classified, plans)
+    own = {p.node: bound[p.node].clone() for p in captured.placeholders if p.kind == "input"}
+    return Labelled(captured, findings, classified, plans, own if captured.specialised else {})
 
 
 def check_not_empty(captured: Captured, bound: Mapping[str, Tensor]) -> None:

@@ -131,15 +131,16 @@ class Traced:
         """The labelled graph for these inputs: a known one of their layout, or a new capture."""
         _, layout = flatten_inputs(self.captured.model, args, kwargs)
         known = self._layouts.get(_key(layout))
-        if known is None or known.captured.specialised:
+        bound = {} if known is None else known.captured.bind(args, kwargs)
+        if known is None or not known.holds_for(bound):
             captured = capture(self.model, args, kwargs)
             bound = captured.bind(args, kwargs)
-            known = label(captured, bound)
-            self._layouts[_key(layout)] = known
+            known = self._layouts[_key(layout)] = label(captured, bound)
             return known, bound, captured.verified
-        bound = known.captured.bind(args, kwargs)
-        verified = verify_graph(known.captured, args, kwargs) if check else known.captured.verified
-        if not known.reusable:
+        # a recorded graph holds constants of the weights too: it is compared again even on its own input
+        again = check or known.captured.specialised
+        verified = verify_graph(known.captured, args, kwargs) if again else known.captured.verified
+        if known.findings.ledger.data_dependent and not known.captured.specialised:
             known = label(known.captured, bound)
         return known, bound, verified
 
