@@ -6,6 +6,7 @@ console are shown only. Paths written there land in a temporary folder.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import dataclass
@@ -93,3 +94,14 @@ def test_text_straight_after_code_is_what_it_prints() -> None:
 def test_a_block_without_an_end_is_told() -> None:
     with pytest.raises(AssertionError, match="line 2 never ends"):
         blocks("text\n```python\na = 1\n")
+
+
+def test_the_readme_has_the_measured_numbers() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "demo_numbers.json").read_text(encoding="utf-8"))
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for method, scores in measured["pointing_game"].items():
+        row = " | ".join(f"{100 * score:.1f} %" for score in scores.values())
+        assert f"| {method} | {row} |" in text
+    assert f"on {measured['canvases']} canvases" in text
+    assert f"the\n{measured['objects']} objects" in text or f"the {measured['objects']} objects" in text
+    assert f"right on {100 * measured['accuracy']:.1f} % of these" in text
