@@ -44,9 +44,15 @@ class Display:
         picture = np.asarray(pictures[sample])
         return np.repeat(picture[..., None], 3, axis=-1) if picture.ndim == 2 else picture
 
-    def texts(self, space: str, sample: int) -> Sequence[str] | None:
-        """The token texts of one sample, or None."""
+    def texts(self, space: str, sample: int, size: int | None = None) -> Sequence[str] | None:
+        """The token texts of one sample, or None.
+
+        ``size``: how many tokens the space has in a sample. Where all texts together have as many (several
+        texts beside one picture), they are one sample's.
+        """
         samples = self.tokens.get(space, ())
+        if len(samples) > 1 and sum(map(len, samples)) == size:
+            return [text for texts in samples for text in texts]
         return samples[sample] if sample < len(samples) else None
 
     def caption(self, sample: int) -> str:

@@ -47,7 +47,7 @@ def coloured_texts(result: Result, display: Display, sample: int) -> list[Colour
     """Every space of one sample that ``display`` has the words of."""
     found = []
     for name in result.relevance:
-        texts = display.texts(name, sample)
+        texts = display.texts(name, sample, result.relevance[name].shape[1])
         if texts is not None:
             found.append(_coloured(shown(result, name, sample), texts))
     return found
