@@ -117,6 +117,10 @@ class Ledger:
         self.spaces.append(Born(start=start, size=count, **facts))  # type: ignore[arg-type]
         return start
 
+    def source_of(self, token: int) -> str:
+        """The input or parameter that a token comes from."""
+        return next(s.source for s in reversed(self.spaces) if s.start <= token)
+
     def wake(self, slot: Slot, node: fx.Node, tag: str = "") -> Slot:
         """Turn element codes into tokens: equal codes (under one tag) are the same token everywhere."""
         codes = codes_of(slot.labels)

@@ -122,10 +122,9 @@ def places(old: Slot, axes: Iterable[int], shape: tuple[int, ...]) -> Slot:
 
 
 def _line(samples: Tensor, axis: int) -> Tensor:
-    for other in range(samples.ndim):
-        if other != axis:
-            samples = samples.narrow(other, 0, 1)
-    return samples.reshape(-1)
+    """The sample at each place along one axis; where some places are padding, the others tell."""
+    others = [other for other in range(samples.ndim) if other != axis]
+    return (samples.amax(others) if others else samples).reshape(-1)
 
 
 def _rank(line: Tensor) -> Tensor:

@@ -118,18 +118,21 @@ def _wake(call: Call, left: Side, right: Side) -> tuple[Side, Side]:
 
 
 def _without_padding(side: Side) -> Side:
-    """Rows and columns both seem to vary along the summed axis where a band of a map was padded: see past it."""
-    if len(side.slots) < 2 or side.alive:
+    """Rows and columns both seem to vary along the summed axis where a band of a map was padded or its corners
+    masked: see past these."""
+    if len(side.slots) < 2 or side.alive or not side.operand.value.softmaxes:
         return side
-    axes = side.axes_of(side.summed)
-    seen = [_past_padding(slot, axes) for slot in side.slots]
+    seen = [_past_padding(slot, side) for slot in side.slots]
     return replace(side, operand=side.operand.with_slots(seen))
 
 
-def _past_padding(slot: Slot, axes: Sequence[int]) -> Slot:
-    """The slot constant along the axes, if all labels there are one or none; else as it was."""
-    top = slot.labels.amax(axes, keepdim=True)
-    constant = bool(((slot.labels == top) | (codes_of(slot.labels) < 0)).all())
+def _past_padding(slot: Slot, side: Side) -> Slot:
+    """The slot constant along the summed axes, if all labels with a weight are one there; else as it was."""
+    weighty = side.operand.tensor.cpu() != 0
+    for axis, size in enumerate(slot.labels.shape):
+        weighty = weighty.any(axis, keepdim=True) if size == 1 else weighty
+    top = (slot.labels * weighty).amax(side.axes_of(side.summed), keepdim=True)
+    constant = bool(((slot.labels == top) | ~weighty | (codes_of(slot.labels) < 0)).all())
     return replace(slot, labels=compact(top)) if constant else slot
 
 
@@ -213,6 +216,9 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     for side, rest in ((left, right), (right, left)):
         if side.killed and not side.alive and side.operand.value.from_input:
             return _data_mixing(call, rest, side, output)
+    for side, rest in ((left, right), (right, left)):
+        if not (side.killed or rest.killed) and _weighs_one(side, rest):
+            return _attention(call, side, rest, output)
     lefts = [left.moved(slot, output) for slot in left.alive]
     rights = [right.moved(slot, output) for slot in right.alive]
     if len(lefts) == len(rights) == 1 and lefts[0].axes == rights[0].axes and lefts[0].token_axes:
@@ -225,6 +231,13 @@ def _is_map(side: Side, other: Side) -> bool:
     free = [axis for axis, letter in enumerate(side.letters) if letter not in other.letters]
     own = bool(free) and all(any(slot.varies(axis) for slot in side.alive) for axis in free)
     return own and bool(side.operand.value.softmaxes)
+
+
+def _weighs_one(weights: Side, values: Side) -> bool:
+    """True for a softmax over a single key: one row slot, one column slot, and nothing that varies to tell."""
+    sizes = _sizes(weights)
+    single = bool(weights.summed) and all(sizes[letter] == 1 for letter in weights.summed)
+    return single and len(weights.slots) > 1 and bool(weights.operand.value.softmaxes) and bool(values.slots)
 
 
 def _weights_and_values(left: Side, right: Side) -> tuple[Side | None, Side | None]:
@@ -250,8 +263,8 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     """The site: its map is the weights' value, its rows the weights' living slot, its columns the summed
     one."""
     shape = tuple(weights.operand.shape)
-    cols = weights.killed[0]
-    ours = values.killed[0]
+    cols = weights.killed[0] if weights.killed else weights.slots[-1]
+    ours = values.killed[0] if values.killed else values.slots[0]
     if cols.strength < ours.strength and set(values.letters) & set(weights.letters):
         cols = Slot(
             moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
@@ -290,7 +303,8 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     for axis in summed:
         known = known.narrow(axis, 0, 1)
     lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
-    return [weights.moved(lived, output), *[values.moved(slot, output) for slot in values.alive]]
+    others = values.alive if values.killed else values.slots[1:]
+    return [weights.moved(lived, output), *[values.moved(slot, output) for slot in others]]
 
 
 def _data_mixing(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:

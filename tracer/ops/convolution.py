@@ -59,6 +59,8 @@ def taps(call: Call, operand: Operand, old: Slot, kernel: Sequence[int]) -> Slot
     """
     first = call.result[0] if isinstance(call.result, tuple) else call.result
     shape, channel = tuple(first.shape), operand.ndim - len(kernel) - 1
+    if old.varies(channel):  # features of several tokens side by side: one token a place first
+        old = pooled(call, operand, old, [channel]) or old
     kept = [axis for axis in sorted(old.axes) if axis < channel]
     grid = range(channel + 1, operand.ndim)
     features = [axis for axis in grid if operand.shape[axis] > 1 and not old.varies(axis)]

@@ -15,6 +15,7 @@ from fxplain.labels import (
     Slot,
     Value,
     align,
+    codes_of,
     compact,
     fill_samples,
     reads_of,
@@ -29,6 +30,8 @@ tensor_split hsplit vsplit take_along_dim index_select gather index masked_selec
 view_as expand_as reshape_as upsample_nearest1d upsample_nearest2d upsample_nearest3d reflection_pad1d
 reflection_pad2d replication_pad1d replication_pad2d mT mH permute_copy transpose_copy expand_copy
 slice_copy select_copy squeeze_copy unsqueeze_copy _unsafe_index replication_pad3d _mkldnn_reshape"""
+
+STRIDED = ("aten::as_strided", "aten::as_strided_copy")
 
 IDENTITY = """clone contiguous detach alias to _to_copy lift_fresh lift_fresh_copy dropout feature_dropout
 alpha_dropout native_dropout type_as _autocast_to_reduced_precision _autocast_to_full_precision
@@ -72,6 +75,8 @@ def _move(call: Call, slot: Slot, shape: Sequence[int]) -> list[Slot]:
         return _rerun(call, {0: labels})
 
     labels = slot.expanded(shape)
+    if call.op in STRIDED:
+        labels = _laid_out_as(call.operands()[0].tensor, labels)
     try:
         moved = operation(labels)
     except (RuntimeError, NotImplementedError):
@@ -81,6 +86,11 @@ def _move(call: Call, slot: Slot, shape: Sequence[int]) -> list[Slot]:
         replace(slot, labels=compact(part.round().long() if part.is_floating_point() else part))
         for part in parts
     ]
+
+
+def _laid_out_as(tensor: Tensor, labels: Tensor) -> Tensor:
+    """The labels in memory as the tensor is, for operations that count in memory."""
+    return torch.empty_strided(labels.shape, tensor.stride(), dtype=labels.dtype).copy_(labels)
 
 
 def _rerun(call: Call, changed: dict[int, Any]) -> Any:
@@ -154,9 +164,11 @@ def pad(call: Call) -> Value:
 def cat(call: Call) -> Value:
     """Concatenate the labels; parts without any are completed from their neighbours or wake up."""
     operands = call.operands()
-    if call.op in ("aten::hstack", "aten::vstack"):
-        return call.carry(*operands)
     axis = int(call.argument("dim", 0)) % call.result.ndim
+    if call.op in ("aten::hstack", "aten::vstack"):
+        if any(operand.ndim != call.result.ndim for operand in operands):
+            raise ValueError("stacks vectors as rows")
+        axis = 1 if call.op == "aten::hstack" and call.result.ndim > 1 else 0
     stacked = call.op == "aten::stack"
     parts = [_unsqueeze(o, axis) if stacked else o for o in operands]
     parts = [part for part in parts if part.tensor.numel() or part.ndim == call.result.ndim]
@@ -167,13 +179,26 @@ def cat(call: Call) -> Value:
         return call.carry(*operands)
     slots = []
     for place, pattern in enumerate(lead.value.active or lead.value.slots):
-        pieces = [_piece(call, part, pattern, place, lead, axis) for part in parts]
+        pieces = _of_one_place([_piece(call, part, pattern, place, lead, axis) for part in parts], call, axis)
         labels = compact(
             torch.cat([piece.expanded(p.shape) for piece, p in zip(pieces, parts, strict=True)], axis)
         )
         strength = max(piece.strength for piece in pieces)
         slots.append(Slot(labels, strength, reads_of(pieces)))
     return call.carry(*operands, slots=slots)
+
+
+def _of_one_place(pieces: list[Slot], call: Call, axis: int) -> list[Slot]:
+    """Features side by side that come from several elements of one input, place by place (the coordinates of a
+    box, hashes of an id): its tokens are the first one's. Parts with tokens in common (neighbours) stay."""
+    if any(p.strength == DORMANT or p.reads or p.varies(axis) for p in pieces):
+        return pieces
+    tokens = [codes[codes >= 0] for codes in (torch.unique(codes_of(piece.labels)) for piece in pieces)]
+    alike = all(len(own) == len(tokens[0]) > 1 for own in tokens)
+    if not alike or len(torch.unique(torch.cat(tokens))) < sum(len(own) for own in tokens):
+        return pieces
+    sources = {call.ledger.source_of(int(own[0])) for own in tokens}
+    return [pieces[0]] * len(pieces) if len(sources) == 1 else pieces
 
 
 def _unsqueeze(operand: Operand, axis: int) -> Operand:

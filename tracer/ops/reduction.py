@@ -20,6 +20,8 @@ local_response_norm renorm _batch_norm_no_update"""
 REDUCTIONS = """mean sum amax amin max min logsumexp var std prod norm linalg_vector_norm var_mean std_mean
 median nanmean nansum aminmax mode count_nonzero"""
 
+SUMS = ("sum", "mean", "nansum", "nanmean")
+
 SOFTMAXES = "softmax _softmax _safe_softmax"
 OTHER_NORMALISERS = "log_softmax _log_softmax"
 
@@ -115,6 +117,8 @@ def _survivors(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot]:
     alive = [slot for slot in slots if not any(slot.varies(axis) for axis in axes)]
     if alive:
         return alive
+    if call.op.removeprefix("aten::") not in SUMS and len(axes) == operand.ndim and call.ledger.batch > 1:
+        return []  # one extreme or spread of all samples is a number to scale by, and nobody's token
     new = pooled(call, operand, slots[0], axes) if operand.tensor.is_floating_point() else None
     return [new] if new is not None else []
 

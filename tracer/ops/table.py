@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, fx
 
 from fxplain.labels import NOTHING, Slot, Value, align, joined, merge
@@ -152,4 +153,13 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
     aligned = ([align(slot, ndim) for slot in operand.value.slots] for operand in operands)
     slots = merge(aligned, additive=call.op.removesuffix("_") in ("aten::add", "aten::sub"))
-    return call.carry(*operands, slots=slots)
+    return call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
+
+
+def _origin_of_ids(call: Call, operands: Sequence[Operand]) -> str | None:
+    """Arithmetic on ids (hashes, offsets) gives other ids of the same tokens; comparisons give masks."""
+    if not isinstance(call.result, Tensor) or call.result.is_floating_point() or call.result.dtype == torch.bool:
+        return None
+    ids = [o for o in operands if o.value.from_input and o.value.dormant is not None]
+    same = len(ids) == 1 and ids[0].shape == call.result.shape
+    return ids[0].value.origin if same and ids[0].tensor.dtype != torch.bool else None
