@@ -306,20 +306,28 @@ def write(call: Call) -> Value:
         return call.carry(base, slots=base.value.slots)
     if any(o.value.from_input for o in call.operands() if not o.tensor.is_floating_point()):
         call.ledger.data_dependent |= source.value.labelled or base.value.labelled
-    patterns = source.value.active or base.value.active or source.value.slots or base.value.slots
-    awake = any(slot.strength > DORMANT for slot in patterns)
+    awake = source.value.labelled or base.value.labelled
+    olds, news = (list(o.value.active if awake else o.value.slots) for o in (base, source))
     slots = []
-    for place in range(len(patterns)):
-        old, new = (_slot_or_none(o, place, awake) for o in (base, source))
-        if new is None and old is not None:
-            slots.append(old)
-            continue
-        assert new is not None
+    for new in news:
+        alone = writer(call, torch.zeros(base.shape, dtype=torch.int64), new.expanded(source.shape))
+        old = _closest(Slot(compact(alone), new.strength), olds)
+        olds = [slot for slot in olds if slot is not old]
         under = old.expanded(base.shape) if old else torch.zeros(base.shape, dtype=torch.int64)
         labels = _spread(writer(call, under, new.expanded(source.shape)), new)
         both = [new, old] if old else [new]
         slots.append(Slot(compact(labels), max(slot.strength for slot in both), reads_of(both)))
+    blank = torch.zeros(source.shape, dtype=torch.int64)
+    for old in olds:
+        # where the source has no such labels, none are written; a source without any leaves all as they are
+        labels = writer(call, old.expanded(base.shape), blank) if news else old.labels
+        slots.append(replace(old, labels=compact(labels)))
     return call.carry(source, base, slots=slots)
+
+
+def _closest(new: Slot, olds: Sequence[Slot]) -> Slot | None:
+    """The slot that a written one continues: the one that varies along the most of its axes."""
+    return max(olds, key=lambda old: len(old.token_axes & new.token_axes), default=None)
 
 
 def _spread(labels: Tensor, source: Slot) -> Tensor:
@@ -330,11 +338,6 @@ def _spread(labels: Tensor, source: Slot) -> Tensor:
             if not source.varies(axis):
                 labels = torch.where(labels == 0, labels.amax(axis, keepdim=True), labels)
     return labels
-
-
-def _slot_or_none(operand: Operand, place: int, awake: bool) -> Slot | None:
-    slots = operand.value.active if awake else operand.value.slots
-    return slots[min(place, len(slots) - 1)] if slots else None
 
 
 @transfer("aten::sort", "aten::topk", "aten::argsort", "aten::kthvalue", "aten::msort")
