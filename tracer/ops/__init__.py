@@ -1,6 +1,6 @@
 """Transfer functions: how every kind of operation carries token labels (importing it fills the table)."""
 
-from fxplain.ops import births, contraction, convolution, creation, fused, layout, reduction
+from fxplain.ops import births, contraction, convolution, creation, fused, layout, products, reduction
 from fxplain.ops.table import TABLE, Call, Operand, transfer
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "creation",
     "fused",
     "layout",
+    "products",
     "reduction",
     "transfer",
 ]

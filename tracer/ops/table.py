@@ -158,7 +158,11 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
 
 def _origin_of_ids(call: Call, operands: Sequence[Operand]) -> str | None:
     """Arithmetic on ids (hashes, offsets) gives other ids of the same tokens; comparisons give masks."""
-    if not isinstance(call.result, Tensor) or call.result.is_floating_point() or call.result.dtype == torch.bool:
+    if (
+        not isinstance(call.result, Tensor)
+        or call.result.is_floating_point()
+        or call.result.dtype == torch.bool
+    ):
         return None
     ids = [o for o in operands if o.value.from_input and o.value.dormant is not None]
     same = len(ids) == 1 and ids[0].shape == call.result.shape

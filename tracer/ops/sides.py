@@ -1,0 +1,63 @@
+"""The operands of a sum of products, with a letter for each axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from string import ascii_letters
+
+from torch import Tensor
+
+from fxplain.labels import Slot
+from fxplain.ops.table import Operand
+
+
+def letters_for(count: int, skip: str = "") -> str:
+    return "".join([letter for letter in ascii_letters if letter not in skip][:count])
+
+
+@dataclass(frozen=True)
+class Side:
+    """One operand of a contraction with the letters of its axes, and its slots sorted by what the sum
+    does."""
+
+    operand: Operand
+    letters: str
+    summed: str
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self.operand.value.active
+
+    def over(self, slot: Slot) -> str:
+        """The summed letters along which a slot varies."""
+        return "".join(
+            letter for axis, letter in enumerate(self.letters) if letter in self.summed and slot.varies(axis)
+        )
+
+    @property
+    def killed(self) -> list[Slot]:
+        return [slot for slot in self.slots if self.over(slot)]
+
+    @property
+    def alive(self) -> list[Slot]:
+        return [slot for slot in self.slots if not self.over(slot)]
+
+    def axes_of(self, letters: str) -> list[int]:
+        return [axis for axis, letter in enumerate(self.letters) if letter in letters]
+
+    def moved(self, slot: Slot, target: str) -> Slot:
+        """The slot with its axes in the order of ``target``; letters it lacks get size 1."""
+        return replace(slot, labels=moved(slot.labels, self.letters, target))
+
+
+def moved(labels: Tensor, letters: str, target: str) -> Tensor:
+    drop = [axis for axis, letter in enumerate(letters) if letter not in target]
+    for axis in drop:
+        labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
+    present = [letter for letter in letters if letter in target]
+    labels = labels.reshape([size for axis, size in enumerate(labels.shape) if axis not in drop])
+    order = [present.index(letter) for letter in target if letter in present]
+    labels = labels.permute(order)
+    return labels.reshape(
+        [labels.shape[[t for t in target if t in present].index(c)] if c in present else 1 for c in target]
+    )
