@@ -163,7 +163,19 @@ def merge(operands: Iterable[Sequence[Slot]], additive: bool = False) -> tuple[S
         kept = taken
     if any(slot.strength > DORMANT for slot in kept):
         kept = [slot for slot in kept if slot.strength > DORMANT]
-    return tuple(kept)
+    return tuple(_distinct(kept))
+
+
+def _distinct(slots: Sequence[Slot]) -> list[Slot]:
+    """Without repeats: two slots that say the same are one."""
+    found: list[Slot] = []
+    for slot in slots:
+        place = next((n for n, old in enumerate(found) if torch.equal(old.labels, slot.labels)), None)
+        if place is None:
+            found.append(slot)
+        else:
+            found[place] = replace(found[place], reads=found[place].reads | slot.reads)
+    return found
 
 
 def _admit(kept: list[Slot], new: Slot, earlier: list[Slot]) -> list[Slot]:

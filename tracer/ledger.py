@@ -117,6 +117,12 @@ class Ledger:
         self.spaces.append(Born(start=start, size=count, **facts))  # type: ignore[arg-type]
         return start
 
+    def is_raw(self, slot: Slot | None) -> bool:
+        """Whether dormant labels number elements of an input (and not of a parameter that scales features)."""
+        return slot is not None and any(
+            root.is_input for root in self.elements.by_root(codes_of(slot.labels))
+        )
+
     def source_of(self, token: int) -> str:
         """The input or parameter that a token comes from."""
         return next(s.source for s in reversed(self.spaces) if s.start <= token)

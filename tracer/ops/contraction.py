@@ -64,8 +64,10 @@ def _wake(call: Call, left: Side, right: Side) -> tuple[Side, Side]:
 
 
 def _without_padding(side: Side) -> Side:
-    """Rows and columns both seem to vary along the summed axis where a band of a map was padded or its corners
-    masked: see past these."""
+    """See past the padding of a band of a map, or its masked corners.
+
+    They make rows and columns both seem to vary along the summed axis.
+    """
     if len(side.slots) < 2 or side.alive or not side.operand.value.softmaxes:
         return side
     seen = [_past_padding(slot, side) for slot in side.slots]
@@ -180,7 +182,7 @@ def _is_map(side: Side, other: Side) -> bool:
 
 
 def _weighs_one(weights: Side, values: Side) -> bool:
-    """True for a softmax over a single key: one row slot, one column slot, and nothing that varies to tell."""
+    """True for a softmax over a single key: a row slot, a column slot, and nothing that varies to tell."""
     sizes = _sizes(weights)
     single = bool(weights.summed) and all(sizes[letter] == 1 for letter in weights.summed)
     return single and len(weights.slots) > 1 and bool(weights.operand.value.softmaxes) and bool(values.slots)

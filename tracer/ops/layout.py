@@ -189,8 +189,11 @@ def cat(call: Call) -> Value:
 
 
 def _of_one_place(pieces: list[Slot], call: Call, axis: int) -> list[Slot]:
-    """Features side by side that come from several elements of one input, place by place (the coordinates of a
-    box, hashes of an id): its tokens are the first one's. Parts with tokens in common (neighbours) stay."""
+    """Features side by side that come from several elements of one input, place by place.
+
+    The coordinates of a box, or hashes of an id, make one token: the first one's. Parts with tokens in common
+    (neighbours) stay.
+    """
     if any(p.strength == DORMANT or p.reads or p.varies(axis) for p in pieces):
         return pieces
     tokens = [codes[codes >= 0] for codes in (torch.unique(codes_of(piece.labels)) for piece in pieces)]
