@@ -73,7 +73,7 @@ def _role(node: fx.Node, over: str, findings: Findings) -> tuple[str, str]:
     if not findings.value(node).from_input:
         return "learned mixture", "weights of parameters only: the same for every input"
     for use, path in uses:
-        if use.op != "output" and op_name(use) in ("aten::mul", "aten::multiply"):
+        if use.op != "output" and op_name(use) == "aten::mul":
             return _multiplied(use, path)
     if any(use.op == "output" for use, _ in uses):
         return "output distribution", f"a distribution over {over} that the model returns"

@@ -146,8 +146,9 @@ def _spaces(born: list[Born], used: Tensor, made: Tensor) -> tuple[tuple[TokenSp
 
 
 def _space_name(space: Born, taken: set[str]) -> str:
-    base = module_path(space.node) or space.source if space.origin == "mixing" else space.source
-    candidates = [base, f"{base}@{module_path(space.node)}"]
+    made = module_path(space.node) or op_name(space.node).removeprefix("aten::")
+    base = made if space.origin == "mixing" else space.source
+    candidates = [base, f"{base}@{made}"]
     candidates += [f"{base}#{number}" for number in range(2, len(taken) + 3)]
     return next(name for name in candidates if name not in taken)
 

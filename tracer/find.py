@@ -15,7 +15,7 @@ from fxplain.captured import Captured, Placeholder
 from fxplain.labels import DORMANT, NOTHING, STRONG, WEAK, Root, Slot, Value, compact, encode
 from fxplain.ledger import Ledger
 from fxplain.ops.normaliser import follow
-from fxplain.ops.probe import by_row
+from fxplain.ops.probe import by_experiment
 from fxplain.ops.table import op_name, pointwise
 
 WEIGHT_ARGUMENTS = frozenset(
@@ -167,7 +167,7 @@ class Labelling:
         value = call.carry(*call.operands()) if call.operands() else NOTHING
         if not operands:
             return value
-        probed = by_row(call)
+        probed = by_experiment(call)
         if probed is not None:
             self.ledger.probed.append(call.node)
             return probed

@@ -167,10 +167,11 @@ def merge(operands: Iterable[Sequence[Slot]], additive: bool = False) -> tuple[S
 
 
 def _distinct(slots: Sequence[Slot]) -> list[Slot]:
-    """Without repeats: two slots that say the same are one."""
+    """Without repeats: two slots that say the same are one, but for a map of a single token to itself."""
     found: list[Slot] = []
     for slot in slots:
-        place = next((n for n, old in enumerate(found) if torch.equal(old.labels, slot.labels)), None)
+        alike = (n for n, old in enumerate(found) if slot.token_axes and torch.equal(old.labels, slot.labels))
+        place = next(alike, None)
         if place is None:
             found.append(slot)
         else:

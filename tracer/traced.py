@@ -71,6 +71,7 @@ class Traced:
             order of the attention's streams.
 
         Example:
+            >>> import torch
             >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
             >>> x = torch.randn(1, 5, 8)
             >>> trace(model, x).maps(x)[0].shape
@@ -160,6 +161,7 @@ def trace(model: Any, inputs: Any) -> Traced:
         InputError, CaptureError, VerificationError, NonFiniteError, DeviceError: see :mod:`fxplain.errors`.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
         >>> traced = trace(model, torch.randn(1, 5, 8))
         >>> [(a.kind, a.queries.name, a.queries.size, a.heads) for a in traced.attentions]
@@ -184,6 +186,7 @@ def explain(
     """Explain one prediction of any PyTorch transformer: :func:`trace`, then :meth:`Traced.explain`.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
         >>> result = explain(model, torch.randn(1, 5, 8), target=(0, 3))
         >>> result.relevance["src"].shape

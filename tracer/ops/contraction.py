@@ -213,7 +213,8 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     shape = tuple(weights.operand.shape)
     cols = weights.killed[0] if weights.killed else weights.slots[-1]
     ours = values.killed[0] if values.killed else values.slots[0]
-    if cols.strength < ours.strength and set(values.letters) & set(weights.letters):
+    sampled = bool(values.killed) and not weights.killed  # which tokens are weighed is known of the values alone
+    if (sampled or cols.strength < ours.strength) and set(values.letters) & set(weights.letters):
         cols = Slot(
             moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
         )
@@ -251,7 +252,7 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     for axis in summed:
         known = known.narrow(axis, 0, 1)
     lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
-    others = values.alive if values.killed else values.slots[1:]
+    others = [] if sampled else values.alive if values.killed else values.slots[1:]
     return [weights.moved(lived, output), *[values.moved(slot, output) for slot in others]]
 
 
@@ -291,7 +292,8 @@ def weighted_sum(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot
         summed = "".join(c for c in letters if c not in output)
         sides.append(Side(Operand(node, real, call.values[node]), mine, summed))
     weights, values = sides
-    if not (weights.killed and values.killed):
+    sampled = weights.alive and weights.operand.value.softmaxes
+    if not values.killed or not (weights.killed or sampled):
         return None
     keep = "".join(c if c in output else "" for c in letters)
     slots = _attention(call, weights, values, keep)

@@ -160,7 +160,7 @@ def pad(call: Call) -> Value:
     return call.carry(operand, slots=[slot.run(operation, operand.shape) for slot in operand.value.slots])
 
 
-@transfer("aten::cat", "aten::concat", "aten::concatenate", "aten::stack", "aten::hstack", "aten::vstack")
+@transfer("aten::cat", "aten::stack", "aten::hstack", "aten::vstack")
 def cat(call: Call) -> Value:
     """Concatenate the labels; parts without any are completed from their neighbours or wake up."""
     operands = call.operands()
@@ -239,6 +239,15 @@ def _awake(call: Call, dormant: Slot, pattern: Slot, axis: int) -> Slot:
 
 def _first(labels: Tensor, axis: int) -> Tensor:
     return labels.narrow(axis, 0, min(1, labels.shape[axis]))
+
+
+@transfer("aten::broadcast_tensors")
+def broadcast_tensors(call: Call) -> tuple[Value, ...]:
+    """Each operand grows leading axes; labels need no more."""
+    return tuple(
+        call.carry(operand, slots=[align(slot, result.ndim) for slot in operand.value.slots])
+        for operand, result in zip(call.operands(), call.result, strict=True)
+    )
 
 
 @transfer("aten::where")

@@ -19,7 +19,7 @@ from fxplain.ops.table import Call, Operand, aten, op_name
 
 MOVES = frozenset(aten(f"{UNARY} {IDENTITY}"))
 DIVISIONS = frozenset(aten("div divide true_divide"))
-PRODUCTS = frozenset(aten("mul multiply"))
+PRODUCTS = frozenset(aten("mul"))
 TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far from 1 a row may sum up; 1e-4 in other types."""
 

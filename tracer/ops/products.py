@@ -32,7 +32,7 @@ def _unlabelled_weight(weight: Operand) -> Operand:
     )
 
 
-@transfer("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::linalg_matmul")
+@transfer("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot")
 def matmul(call: Call) -> Value:
     one, other = call.operands()[:2]
     return contract(call, one, other, matmul_spec(one.ndim, other.ndim))
@@ -111,3 +111,12 @@ def tensordot(call: Call) -> Value:
     gone = {ours[axis] for axis in dims[0]}
     output = "".join(c for c in [*ours, *theirs] if c not in gone)
     return contract(call, one, other, f"{ours},{''.join(theirs)}->{output}")
+
+
+@transfer("aten::cdist", "aten::_cdist_forward")
+def cdist(call: Call) -> Value:
+    """Distances between all rows of two tensors: scores, as the product of one with the other transposed."""
+    one, other = call.operands()[:2]
+    batch = letters_for(max(one.ndim, other.ndim) - 2, skip="XYZ")
+    ours, theirs = (batch[len(batch) - (operand.ndim - 2) :] for operand in (one, other))
+    return contract(call, one, other, f"{ours}XY,{theirs}ZY->{batch}XZ")

@@ -20,6 +20,11 @@ local_response_norm renorm _batch_norm_no_update"""
 REDUCTIONS = """mean sum amax amin max min logsumexp var std prod norm linalg_vector_norm var_mean std_mean
 median nanmean nansum aminmax mode count_nonzero"""
 
+UNTAGGED = """log_sigmoid log_sigmoid_forward rrelu rrelu_with_noise prelu _prelu_kernel hardswish hardsigmoid
+hardtanh mish softplus softshrink hardshrink threshold leaky_relu elu celu gelu selu relu relu6 silu absolute clip
+divide floor_divide true_divide negative subtract remainder rsub arccos arccosh arcsin arcsinh arctan arctanh
+arctan2 complex polar isnan isinf isclose not_equal greater greater_equal less less_equal fix"""
+
 SUMS = ("sum", "mean", "nansum", "nanmean")
 
 SOFTMAXES = "softmax _softmax _safe_softmax"
@@ -66,7 +71,7 @@ def log_softmax(call: Call) -> Value | tuple[Value, ...]:
     return softmax(call)
 
 
-@transfer("aten::mul", "aten::multiply")
+@transfer("aten::mul")
 def multiply(call: Call) -> Value:
     """Pointwise; a product of attention weights and labelled values may be half of a weighted sum."""
     value = pointwise(call)
@@ -134,13 +139,28 @@ def _squeezed(labels: Tensor, axes: Sequence[int]) -> Tensor:
     return labels.reshape(shape)
 
 
-@transfer(
-    "aten::log_sigmoid", "aten::log_sigmoid_forward", "aten::rrelu", "aten::rrelu_with_noise", "aten::prelu"
-)
+@transfer(*aten(UNTAGGED))
 def untagged_pointwise(call: Call) -> Value | tuple[Value, ...]:
-    """Pointwise operations that ATen does not tag so."""
-    value = call.carry(*call.operands(), slots=call.operands()[0].value.slots)
-    return (value,) * len(call.result) if isinstance(call.result, tuple) else value
+    """Pointwise operations that ATen does not tag so, in every overload."""
+    if isinstance(call.result, tuple):
+        value = call.carry(*call.operands(), slots=call.operands()[0].value.slots)
+        return (value,) * len(call.result)
+    return pointwise(call)
+
+
+@transfer("aten::cosine_similarity", "aten::pairwise_distance")
+def compared(call: Call) -> Value:
+    """Two tensors broadcast against each other and summed over features: scores, if their tokens lie apart."""
+    merged = pointwise(call, call.operands()[:2])
+    ndim = max(operand.ndim for operand in call.operands()[:2])
+    axis = int(call.argument("dim", 1 if call.op == "aten::cosine_similarity" else -1)) % ndim
+    keep = bool(call.argument("keepdim", False))
+    slots = [slot for slot in merged.slots if not slot.varies(axis)]
+    if len(slots) < len(merged.slots):
+        raise ValueError("a comparison that sums over tokens has no transfer function")
+    return replace(
+        merged, slots=tuple(s if keep else replace(s, labels=_squeezed(s.labels, [axis])) for s in slots)
+    )
 
 
 @transfer("aten::glu")

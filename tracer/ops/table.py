@@ -142,9 +142,35 @@ def literal(node: fx.Node, name: str, default: Any = None) -> Any:
     return pick(node, node.args, node.kwargs, name, default)
 
 
+ALIASES = {
+    "aten::subtract": "aten::sub",
+    "aten::multiply": "aten::mul",
+    "aten::divide": "aten::div",
+    "aten::true_divide": "aten::div",
+    "aten::negative": "aten::neg",
+    "aten::absolute": "aten::abs",
+    "aten::clip": "aten::clamp",
+    "aten::concat": "aten::cat",
+    "aten::concatenate": "aten::cat",
+    "aten::special_softmax": "aten::softmax",
+    "aten::special_log_softmax": "aten::log_softmax",
+    "aten::linalg_matmul": "aten::matmul",
+    "aten::ravel": "aten::flatten",
+    "aten::arccos": "aten::acos",
+    "aten::arctan2": "aten::atan2",
+    "aten::special_expit": "aten::sigmoid",
+    "aten::special_logsumexp": "aten::logsumexp",
+    "aten::greater": "aten::gt",
+    "aten::less": "aten::lt",
+    "aten::not_equal": "aten::ne",
+}
+"""Second names of operations; ATen keeps them apart, and tags only the first."""
+
+
 def op_name(node: fx.Node) -> str:
     schema = getattr(node.target, "_schema", None)
-    return schema.name if schema is not None else str(node.target)
+    name = schema.name if schema is not None else str(node.target)
+    return ALIASES.get(name, name)
 
 
 def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
