@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import fxplain
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+import fxplain
 
 Scores = Callable[[Tensor, Tensor], Tensor]
 

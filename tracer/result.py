@@ -108,7 +108,8 @@ class Result:
     readout: Readout
     attentions: tuple[Attention, ...]
     verified: float
-    """Largest relative difference between the captured graph's output and the model's own."""
+    """The largest relative difference between the captured graph's output and the model's own, or between a
+    fused attention's output and that of its rebuilt map."""
     notes: tuple[str, ...]
     """What a reader must know: fallbacks taken, steps that are approximate."""
 
