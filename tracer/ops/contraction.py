@@ -213,8 +213,7 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     shape = tuple(weights.operand.shape)
     cols = weights.killed[0] if weights.killed else weights.slots[-1]
     ours = values.killed[0] if values.killed else values.slots[0]
-    sampled = bool(values.killed) and not weights.killed  # which tokens are weighed is known of the values alone
-    if (sampled or cols.strength < ours.strength) and set(values.letters) & set(weights.letters):
+    if cols.strength < ours.strength and set(values.letters) & set(weights.letters):
         cols = Slot(
             moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
         )
@@ -252,7 +251,7 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     for axis in summed:
         known = known.narrow(axis, 0, 1)
     lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
-    others = [] if sampled else values.alive if values.killed else values.slots[1:]
+    others = values.alive if values.killed else values.slots[1:]
     return [weights.moved(lived, output), *[values.moved(slot, output) for slot in others]]
 
 
@@ -292,8 +291,7 @@ def weighted_sum(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot
         summed = "".join(c for c in letters if c not in output)
         sides.append(Side(Operand(node, real, call.values[node]), mine, summed))
     weights, values = sides
-    sampled = weights.alive and weights.operand.value.softmaxes
-    if not values.killed or not (weights.killed or sampled):
+    if not (weights.killed and values.killed):
         return None
     keep = "".join(c if c in output else "" for c in letters)
     slots = _attention(call, weights, values, keep)
