@@ -1,4 +1,4 @@
-"""Kinds of operations found in architectures that nobody tuned to, each in the smallest module that shows it."""
+"""Kinds of operations found in models that nobody tuned to, each in the smallest module that shows it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_band_of_the_map_padded_to_a_square() -> None:
 
 
 class Landmarks(Kind):
-    """Nyström: tokens <- landmarks, landmarks <- landmarks, landmarks <- tokens; a product of maps is a map."""
+    """Nyström: tokens <- landmarks <- landmarks <- tokens; a product of maps is a map."""
 
     def attend(self, x: Tensor) -> Tensor:
         q, k, v = map(heads, self.qkv(x).chunk(3, -1))

@@ -20,10 +20,11 @@ local_response_norm renorm _batch_norm_no_update"""
 REDUCTIONS = """mean sum amax amin max min logsumexp var std prod norm linalg_vector_norm var_mean std_mean
 median nanmean nansum aminmax mode count_nonzero"""
 
-UNTAGGED = """log_sigmoid log_sigmoid_forward rrelu rrelu_with_noise prelu _prelu_kernel hardswish hardsigmoid
-hardtanh mish softplus softshrink hardshrink threshold leaky_relu elu celu gelu selu relu relu6 silu absolute clip
-divide floor_divide true_divide negative subtract remainder rsub arccos arccosh arcsin arcsinh arctan arctanh
-arctan2 complex polar isnan isinf isclose not_equal greater greater_equal less less_equal fix"""
+UNTAGGED = """log_sigmoid log_sigmoid_forward rrelu rrelu_with_noise prelu _prelu_kernel hardswish
+hardsigmoid hardtanh mish softplus softshrink hardshrink threshold leaky_relu elu celu gelu selu relu relu6
+silu absolute clip divide floor_divide true_divide negative subtract remainder rsub arccos arccosh arcsin
+arcsinh arctan arctanh arctan2 complex polar isnan isinf isclose not_equal greater greater_equal less
+less_equal fix"""
 
 SUMS = ("sum", "mean", "nansum", "nanmean")
 
@@ -150,7 +151,7 @@ def untagged_pointwise(call: Call) -> Value | tuple[Value, ...]:
 
 @transfer("aten::cosine_similarity", "aten::pairwise_distance")
 def compared(call: Call) -> Value:
-    """Two tensors broadcast against each other and summed over features: scores, if their tokens lie apart."""
+    """Two tensors broadcast and summed over features: scores, if their tokens lie apart."""
     merged = pointwise(call, call.operands()[:2])
     ndim = max(operand.ndim for operand in call.operands()[:2])
     axis = int(call.argument("dim", 1 if call.op == "aten::cosine_similarity" else -1)) % ndim
