@@ -118,7 +118,7 @@ class Ledger:
         return start
 
     def is_raw(self, slot: Slot | None) -> bool:
-        """Whether dormant labels number elements of an input (and not of a parameter that scales features)."""
+        """Whether dormant labels number elements of an input (not of a parameter that scales features)."""
         return slot is not None and any(
             root.is_input for root in self.elements.by_root(codes_of(slot.labels))
         )
