@@ -101,6 +101,25 @@ def test_a_band_of_the_map_padded_to_a_square() -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, HEADS, 6))
 
 
+class Pieces(Kind):
+    """Scores written piece by piece into one tensor: rows stay rows, columns stay columns."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = map(heads, self.qkv(x).chunk(3, -1))
+        scores = (q @ k.transpose(-1, -2)).flatten(-2)[..., :-1]  # a skewed view: both vary along all axes
+        skewed = torch.zeros(BATCH, HEADS, TOKENS - 1, TOKENS + 1)
+        skewed[:, :, :, 2:] = scores.unflatten(-1, (TOKENS - 1, TOKENS + 1))[..., 2:]
+        skewed[:, :, 2:] = scores.unflatten(-1, (TOKENS - 1, TOKENS + 1))[:, :, 2:]
+        skewed[:, :, :2, :2] = scores.unflatten(-1, (TOKENS - 1, TOKENS + 1))[:, :, :2, :2]
+        straight = nn.functional.pad(skewed.flatten(-2), (0, 1)).unflatten(-1, (TOKENS, TOKENS))
+        return (straight.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def test_a_map_written_piece_by_piece() -> None:
+    found, _ = traced(Pieces(), tokens())
+    assert kinds(found) == [("self", "x", 6, "x", 6, HEADS)]
+
+
 class Landmarks(Kind):
     """Nyström: tokens <- landmarks <- landmarks <- tokens; a product of maps is a map."""
 

@@ -321,9 +321,10 @@ def write(call: Call) -> Value:
     awake = source.value.labelled or base.value.labelled
     olds, news = (list(o.value.active if awake else o.value.slots) for o in (base, source))
     slots = []
+    alike = len(olds) == len(news)  # rows go into rows and columns into columns, in their order
     for new in news:
         alone = writer(call, torch.zeros(base.shape, dtype=torch.int64), new.expanded(source.shape))
-        old = _closest(Slot(compact(alone), new.strength), olds)
+        old = olds[0] if alike else _closest(Slot(compact(alone), new.strength), olds)
         olds = [slot for slot in olds if slot is not old]
         under = old.expanded(base.shape) if old else torch.zeros(base.shape, dtype=torch.int64)
         labels = _spread(writer(call, under, new.expanded(source.shape)), new)
