@@ -280,3 +280,56 @@ def test_sampled_values_belong_to_the_query_that_asked() -> None:
     assert not found.mixings
     assert "sampling over points" in {entry.role for entry in found.census}
     assert [row[0][0] for row in result.readout] == [0, 0]
+
+
+class Folded(Kind):
+    """Windows of a grid [2, 3] taken apart and folded back, side by side or overlapping, before attention."""
+
+    def __init__(self, kernel: tuple[int, int], padding: tuple[int, int]) -> None:
+        super().__init__()
+        self.kernel, self.padding = kernel, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(x)
+        grid = x.transpose(1, 2).reshape(BATCH, WIDTH, 2, 3)
+        stride = self.kernel if self.padding == (0, 0) else (1, 1)
+        windows = nn.functional.unfold(grid, self.kernel, padding=self.padding, stride=stride)
+        back = nn.functional.fold(windows.tanh(), (2, 3), self.kernel, padding=self.padding, stride=stride)
+        return super().forward(back.flatten(2).transpose(1, 2))
+
+
+def test_windows_side_by_side_are_folded_back() -> None:
+    found, _ = traced(Folded((1, 3), (0, 0)), tokens())
+    assert kinds(found) == [("self", "x", 6, "x", 6, HEADS)] * 2
+    assert not found.mixings
+
+
+def test_overlapping_windows_make_new_tokens() -> None:
+    found, result = traced(Folded((1, 3), (0, 1)), tokens())
+    assert [(a.kind, a.queries.size, a.keys.size) for a in found.attentions] == [("self", 6, 6)] * 2
+    assert [(m.queries.size, m.keys.size) for m in found.mixings] == [(6, 6)]
+    assert found.attentions[0].keys.name != found.attentions[1].keys.name
+    assert float(result.relevance["x"].sum()) > 0
+
+
+class Outlook(Kind):
+    """Each token says how much it takes from its left, itself and its right, with no keys at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(WIDTH, 3)
+
+    def attend(self, x: Tensor) -> Tensor:
+        v = nn.functional.pad(self.qkv(x)[..., :WIDTH], (0, 0, 1, 1)).unfold(
+            1, 3, 1
+        )  # [batch, token, width, 3]
+        weights = self.weigh(x).softmax(-1)[:, :, None]
+        return (weights @ v.transpose(-1, -2)).flatten(2)
+
+
+def test_weights_of_places_told_by_the_query() -> None:
+    found, _ = traced(Outlook(), tokens())
+    assert kinds(found) == [("self", "x", 6, "x", 6, 1)]
+    (weights,) = found.maps((tokens(),))
+    distance = (torch.arange(6)[:, None] - torch.arange(6)).abs()
+    assert float(weights[..., distance > 1].abs().max()) == 0

@@ -1,6 +1,16 @@
 """Transfer functions: how every kind of operation carries token labels (importing it fills the table)."""
 
-from fxplain.ops import births, contraction, convolution, creation, fused, layout, products, reduction
+from fxplain.ops import (
+    births,
+    contraction,
+    convolution,
+    creation,
+    folding,
+    fused,
+    layout,
+    products,
+    reduction,
+)
 from fxplain.ops.table import TABLE, Call, Operand, transfer
 
 __all__ = [
@@ -11,6 +21,7 @@ __all__ = [
     "contraction",
     "convolution",
     "creation",
+    "folding",
     "fused",
     "layout",
     "products",

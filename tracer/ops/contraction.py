@@ -163,6 +163,8 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
         return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
     for side, rest in ((left, right), (right, left)):
         if side.killed and not side.alive and side.operand.value.from_input:
+            if rest.alive and rest.operand.value.softmaxes:
+                return _attention(call, rest, side, output)
             return _data_mixing(call, rest, side, output)
     for side, rest in ((left, right), (right, left)):
         if not (side.killed or rest.killed) and _weighs_one(side, rest):
@@ -213,7 +215,8 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     shape = tuple(weights.operand.shape)
     cols = weights.killed[0] if weights.killed else weights.slots[-1]
     ours = values.killed[0] if values.killed else values.slots[0]
-    if cols.strength < ours.strength and set(values.letters) & set(weights.letters):
+    told = bool(values.killed) and not weights.killed  # a query weighs places: the values tell whose they are
+    if (told or cols.strength < ours.strength) and set(values.letters) & set(weights.letters):
         cols = Slot(
             moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
         )
