@@ -33,4 +33,5 @@ def main(wheel: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    # an empty string would count as a failure: exit codes are None, a number or a message
+    sys.exit(main(*sys.argv[1:]) or None)
