@@ -181,7 +181,15 @@ def _result(
         if sample == 0 or relevancy is not relevancies[sample - 1]:
             full = relevancy.rows(torch.arange(classified.tokens), everything)
         matrices.append(_matrix(full, sample, pairs, classified))
-    relevance = Relevance.from_rows(torch.stack(rows), classified.spaces)
+    read_rows = torch.stack(rows)
+    if not bool(torch.isfinite(read_rows).all()):
+        raise NonFiniteError(
+            "the relevance is NaN or infinite",
+            expected="finite maps and gradients",
+            found=f"a score of {resolved.scores.detach().abs().max():g}",
+            hint="the model's values explode: explain it in a wider dtype, or check its weights",
+        )
+    relevance = Relevance.from_rows(read_rows, classified.spaces)
     return Result(
         method=method.name,
         score=resolved.scores.detach(),
@@ -235,4 +243,15 @@ def _notes(labelled: Labelled) -> tuple[str, ...]:
     for node in labelled.findings.ledger.summaries:
         where = module_path(node) or node.name
         notes.append(f"{where} sums tokens without a token-to-token map: relevancy does not pass it")
+    notes += _dropped(labelled)
     return tuple(dict.fromkeys(notes))
+
+
+def _dropped(labelled: Labelled) -> list[str]:
+    """Additions whose second operand had attended, and whose increments are not followed any further."""
+    attending = {site.index for site in labelled.classified.sites if site.role == "attention"}
+    nodes = [node for node, slot in labelled.findings.ledger.dropped if slot.reads & attending]
+    return [
+        f"{module_path(node) or node.name} adds different tokens: only the first's relevancy goes on"
+        for node in nodes
+    ]

@@ -102,6 +102,8 @@ class Ledger:
     """Nodes without a transfer function that an experiment showed to treat every token by itself."""
     undivided: dict[str, RowSums] = field(default_factory=dict)
     """Nodes that hold the output of an attention whose rows do not sum to 1."""
+    dropped: list[tuple[fx.Node, Slot]] = field(default_factory=list)
+    """Additions of different tokens place by place, with the slot that gave way."""
     summaries: list[fx.Node] = field(default_factory=list)
     """Products that sum all tokens into features (linear and kernel attention): no token-to-token map."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels import NOTHING, Slot, Value, align, joined, merge
+from fxplain.labels import NOTHING, STRONG, Slot, Value, align, codes_of, joined, merge
 
 if TYPE_CHECKING:
     from fxplain.ledger import Ledger
@@ -177,9 +177,26 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     """Merge the labels of all operands, broadcast against each other."""
     operands = call.operands() if operands is None else operands
     ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
-    aligned = ([align(slot, ndim) for slot in operand.value.slots] for operand in operands)
-    slots = merge(aligned, additive=call.op.removesuffix("_") in ("aten::add", "aten::sub"))
+    aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
+    additive = call.op.removesuffix("_") in ("aten::add", "aten::sub")
+    slots = merge(aligned, additive=additive)
+    if additive:
+        call.ledger.dropped += [(call.node, slot) for slot in _not_in(aligned, slots)]
     return call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
+
+
+def _not_in(operands: Sequence[Sequence[Slot]], kept: Sequence[Slot]) -> list[Slot]:
+    """Slots of an addition that gave way to as firm ones of other tokens, place by place."""
+    lost = []
+    for slot in (slot for slots in operands for slot in slots if slot.strength == STRONG):
+        rivals = [k for k in kept if k.strength == STRONG and k.token_axes == slot.token_axes]
+        if rivals and slot.token_axes and all(_first_code(k) != _first_code(slot) for k in rivals):
+            lost.append(slot)
+    return lost
+
+
+def _first_code(slot: Slot) -> int:
+    return int(codes_of(slot.labels).amax()) if slot.labels.numel() else -1
 
 
 def _origin_of_ids(call: Call, operands: Sequence[Operand]) -> str | None:
