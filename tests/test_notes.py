@@ -1,0 +1,44 @@
+"""What a result says of steps whose relevancy is not followed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxplain
+from fxplain.errors import NonFiniteError
+
+
+class Convolved(nn.Module):
+    """Attention, then a convolution over the tokens that is added back."""
+
+    def __init__(self, add_back: bool) -> None:
+        super().__init__()
+        self.attend = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.conv = nn.Conv1d(8, 8, 3, padding=1, groups=8)
+        self.head = nn.Linear(8, 3)
+        self.add_back = add_back
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.attend(x)
+        mixed = self.conv(hidden.transpose(1, 2)).transpose(1, 2)
+        logits: Tensor = self.head((hidden + mixed if self.add_back else mixed)[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize("add_back", [True, False])
+def test_added_tokens_that_give_way_are_told(add_back: bool) -> None:
+    torch.manual_seed(0)
+    result = fxplain.explain(Convolved(add_back).eval(), torch.randn(1, 6, 8), target=1)
+    assert any("adds different tokens" in note for note in result.notes) == add_back
+    assert any("mixes tokens" in note for note in result.notes) != add_back
+
+
+def test_relevance_that_is_not_finite_is_refused() -> None:
+    torch.manual_seed(0)
+    model = Convolved(False).eval()
+    with torch.no_grad():
+        model.head.weight *= 1e38
+    with pytest.raises(NonFiniteError):
+        fxplain.explain(model, 1e3 * torch.randn(1, 6, 8), target=1)
