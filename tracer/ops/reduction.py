@@ -20,11 +20,10 @@ local_response_norm renorm _batch_norm_no_update"""
 REDUCTIONS = """mean sum amax amin max min logsumexp var std prod norm linalg_vector_norm var_mean std_mean
 median nanmean nansum aminmax mode count_nonzero"""
 
-UNTAGGED = """log_sigmoid log_sigmoid_forward rrelu rrelu_with_noise prelu _prelu_kernel hardswish
-hardsigmoid hardtanh mish softplus softshrink hardshrink threshold leaky_relu elu celu gelu selu relu relu6
-silu absolute clip divide floor_divide true_divide negative subtract remainder rsub arccos arccosh arcsin
-arcsinh arctan arctanh arctan2 complex polar isnan isinf isclose not_equal greater greater_equal less
-less_equal fix"""
+UNTAGGED = """log_sigmoid log_sigmoid_forward rrelu rrelu_with_noise prelu _prelu_kernel hardswish hardsigmoid
+hardtanh mish softplus softshrink hardshrink threshold leaky_relu elu celu gelu selu relu relu6 silu
+floor_divide remainder rsub arccosh arcsin arcsinh arctan arctanh complex polar isnan isinf isclose
+greater_equal less_equal fix"""
 
 SUMS = ("sum", "mean", "nansum", "nanmean")
 
