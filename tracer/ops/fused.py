@@ -25,7 +25,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     if not (query.value.active and key.value.active):
         out = call.carry(query, key, value)
         call.ledger.losses.setdefault(call.node.name, call.node)
-        return _with_sums(call, out)
+        return _with_sums(call, replace(out, lost=out.lost | {call.node.name}))
     rows, cols = query.value.active[0], key.value.active[0]
     ours = value.value.active[0] if value.value.active else cols
     if cols.strength < ours.strength:
