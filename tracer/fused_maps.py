@@ -40,6 +40,13 @@ def divided_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Te
     return weights / sums, gradient
 
 
+def grouped(tensor: Tensor, like: Tensor) -> Tensor:
+    """Keys or values [..., head, key, dim] of grouped heads, repeated for the heads of ``like``."""
+    if tensor.ndim > 2 and tensor.shape[-3] not in (1, like.shape[-3]):
+        tensor = tensor.repeat_interleave(like.shape[-3] // tensor.shape[-3], -3)
+    return tensor
+
+
 def fused_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """A = softmax(query keyᵀ · scale + mask), and ∇A = dO valueᵀ from the gradient dO of the output.
 
@@ -49,9 +56,7 @@ def fused_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tens
     query, key, value = (replay.kept[node.name].detach() for node in site.operands)
     dtype = torch.promote_types(query.dtype, torch.float32)
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if key.ndim > 2 and key.shape[-3] != query.shape[-3]:
-        repeats = query.shape[-3] // key.shape[-3]
-        key, value = (t.repeat_interleave(repeats, -3) for t in (key, value))
+    key, value = grouped(key, query), grouped(value, query)
     maps = masked_softmax(_scores(query, key, site.node, replay))
     return maps, None if gradient is None else gradient.to(dtype) @ value.transpose(-1, -2)
 

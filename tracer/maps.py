@@ -12,7 +12,7 @@ from torch import Tensor
 from fxplain.attentions import Attention
 from fxplain.classify import Classified, heads_of, samples_on_map
 from fxplain.errors import VerificationError
-from fxplain.fused_maps import fused_map, map_of, own_output
+from fxplain.fused_maps import fused_map, grouped, map_of, own_output
 from fxplain.labels import broadcast, samples_of
 from fxplain.ledger import Site
 from fxplain.mixing_maps import contributions
@@ -169,13 +169,6 @@ def check_rebuilt(plans: Mapping[int, Plan], replay: Replay, tolerance: float) -
                 hint="please report this model: a variant of fused attention is not understood",
             )
     return worst
-
-
-def grouped(value: Tensor, maps: Tensor) -> Tensor:
-    """Values of grouped heads, repeated for the heads of the map."""
-    if value.ndim > 2 and value.shape[-3] not in (1, maps.shape[-3]):
-        value = value.repeat_interleave(maps.shape[-3] // value.shape[-3], -3)
-    return value
 
 
 def weights_of(
