@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from fxplain.method_table import methods
     from fxplain.result import Relevance, Result
     from fxplain.traced import Traced, explain, trace
+    from fxplain.verdict import Finding, Verdict, check
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Attention": "attentions",
     "CensusEntry": "attentions",
+    "Finding": "verdict",
     "FxplainError": "errors",
     "Mixing": "attentions",
     "Relevance": "result",
@@ -24,6 +26,8 @@ _HOMES = {
     "Stream": "attentions",
     "TokenSpace": "attentions",
     "Traced": "traced",
+    "Verdict": "verdict",
+    "check": "verdict",
     "explain": "traced",
     "methods": "method_table",
     "trace": "traced",
@@ -32,6 +36,7 @@ _HOMES = {
 __all__ = [
     "Attention",
     "CensusEntry",
+    "Finding",
     "FxplainError",
     "Mixing",
     "Relevance",
@@ -39,6 +44,8 @@ __all__ = [
     "Stream",
     "TokenSpace",
     "Traced",
+    "Verdict",
+    "check",
     "explain",
     "methods",
     "trace",

@@ -92,6 +92,11 @@ class Traced:
         """Every softmax-like operation with its role and the reason for it."""
         return census(self._first.findings, self._first.classified.sites)
 
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Names of the nodes at which token labels were lost; the census says where they are."""
+        return tuple(self._first.findings.ledger.losses)
+
     @cached_property
     def graph(self) -> nx.MultiDiGraph[str]:
         """Streams and attentions as a graph, see :func:`fxplain.attention_graph.attention_graph`."""
