@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fxplain.attentions import Attention, CensusEntry, Mixing, Stream, TokenSpace
+    from fxplain.comparison import Comparison
     from fxplain.errors import FxplainError
     from fxplain.method_table import methods
     from fxplain.result import Relevance, Result
-    from fxplain.traced import Traced, explain, trace
+    from fxplain.traced import Traced, compare, explain, trace
     from fxplain.verdict import Finding, Verdict, check
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Attention": "attentions",
     "CensusEntry": "attentions",
+    "Comparison": "comparison",
     "Finding": "verdict",
     "FxplainError": "errors",
     "Mixing": "attentions",
@@ -28,6 +30,7 @@ _HOMES = {
     "Traced": "traced",
     "Verdict": "verdict",
     "check": "verdict",
+    "compare": "traced",
     "explain": "traced",
     "methods": "method_table",
     "trace": "traced",
@@ -36,6 +39,7 @@ _HOMES = {
 __all__ = [
     "Attention",
     "CensusEntry",
+    "Comparison",
     "Finding",
     "FxplainError",
     "Mixing",
@@ -46,6 +50,7 @@ __all__ = [
     "Traced",
     "Verdict",
     "check",
+    "compare",
     "explain",
     "methods",
     "trace",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from fxplain.labels import broadcast, samples_of
 from fxplain.ledger import Site
 from fxplain.mixing_maps import contributions
 from fxplain.ops.convolution import concrete
-from fxplain.replay import Replay, tap_of
+from fxplain.replay import Replay
 from fxplain.where import module_path
 
 HeadMean = Callable[[Tensor, "Tensor | None", tuple[int, ...]], Tensor]
@@ -103,22 +102,27 @@ def attention_weights(plan: Plan, replay: Replay, gradient: Tensor | None, head_
 def per_head(plan: Plan, replay: Replay, attention: Attention) -> Tensor:
     """An attention's map as [batch, head, query, key], in the order of its streams."""
     maps, _ = map_of(plan.site, replay, None)
-    front = maps.permute(*plan.heads, *[axis for axis in range(maps.ndim) if axis not in plan.heads])
+    found = dense(plan, maps)
+    rows, cols = (
+        torch.searchsorted(own, torch.tensor(stream.tokens)).to(maps.device)
+        for own, stream in ((plan.queries, attention.queries), (plan.keys, attention.keys))
+    )
+    return found[..., rows, :][..., cols]
+
+
+def dense(plan: Plan, values: Tensor) -> Tensor:
+    """Values of the map's shape as [batch, head, query, key], queries and keys in the order of the plan."""
+    front = values.permute(*plan.heads, *[axis for axis in range(values.ndim) if axis not in plan.heads])
     flat = front.reshape(-1, plan.place.numel())
     order = torch.argsort(plan.place.reshape(-1), stable=True)
     sorted_place = plan.place.reshape(-1)[order]
     first = torch.searchsorted(sorted_place, sorted_place)
     again = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first)
     size = plan.batch * len(plan.queries) * len(plan.keys)
-    dense = maps.new_zeros(len(flat), plan.folded, size + 1)
-    place = torch.where(plan.place.reshape(-1) >= 0, plan.place.reshape(-1), size).to(maps.device)
-    dense[:, again.clamp_max(plan.folded - 1).to(maps.device), place] = flat
-    dense = dense[..., :size].reshape(-1, plan.batch, len(plan.queries), len(plan.keys)).transpose(0, 1)
-    rows, cols = (
-        torch.searchsorted(own, torch.tensor(stream.tokens)).to(maps.device)
-        for own, stream in ((plan.queries, attention.queries), (plan.keys, attention.keys))
-    )
-    return dense[..., rows, :][..., cols]
+    found = values.new_zeros(len(flat), plan.folded, size + 1)
+    place = torch.where(plan.place.reshape(-1) >= 0, plan.place.reshape(-1), size).to(values.device)
+    found[:, again.clamp_max(plan.folded - 1).to(values.device), place] = flat
+    return found[..., :size].reshape(-1, plan.batch, len(plan.queries), len(plan.keys)).transpose(0, 1)
 
 
 def _every_head(maps: Tensor, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:
@@ -169,13 +173,3 @@ def check_rebuilt(plans: Mapping[int, Plan], replay: Replay, tolerance: float) -
                 hint="please report this model: a variant of fused attention is not understood",
             )
     return worst
-
-
-def weights_of(
-    plan: Plan, replay: Replay, gradients: Mapping[str, Tensor | None] | None, head_mean: HeadMean
-) -> Tensor:
-    """The weights of any site, attention or mixing."""
-    gradient: Any = None if gradients is None else gradients.get(tap_of(plan.site).name)
-    if plan.site.role == "attention":
-        return attention_weights(plan, replay, gradient, head_mean)
-    return mixing_weights(plan, replay, gradient)

@@ -1,82 +1,165 @@
-"""The methods: each a table of rules for the scheduler and a way to make a map of its heads."""
+"""The methods: name, paper, one line, and the function that explains a prediction by it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from fxplain.attention_weights import gradcam, gradcam_of_rows
 from fxplain.errors import MethodError
-from fxplain.maps import HeadMean
+from fxplain.prediction import Prediction
 from fxplain.rules.raw_attention import head_mean
-from fxplain.rules.relevancy import head_mean_relevance
-from fxplain.schedule import RAW_ATTENTION, RELEVANCY, ROLLOUT, Rules
+from fxplain.rules.relevancy import Flags, head_mean_relevance
+from fxplain.schedule import RAW_ATTENTION, RELEVANCY, ROLLOUT, Rules, relevancy_rules, rollout_rules
+from fxplain.scheduled import Explained, Scheduled, Weigh, by_heads
+
+ICCV = "Chefer et al., ICCV 2021"
+CVPR = "Chefer et al., CVPR 2021"
+LIBRA = "+libra"
+"""Ends the name of a method that is to take balanced gradients."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to explain: its rules, how heads are averaged, and whether it needs gradients."""
+    """One way to explain."""
 
     name: str
+    paper: str
     description: str
-    rules: Rules
-    head_mean: HeadMean
+    explain: Callable[[Prediction], Explained]
     gradients: bool
+    """Whether it takes plain gradients of the graph, so that ``+libra`` says something."""
+    attentions: bool = True
+    """Whether it goes attention by attention, so that ``layers=`` says something."""
+    libra: bool = False
+    """Whether its gradients are to be balanced."""
 
 
-def _plain_mean(maps: Tensor, gradients: Tensor | None, dim: tuple[int, ...]) -> Tensor:
+METHODS: dict[str, Method] = {}
+"""Name -> method, in the order in which they are listed."""
+
+
+def register(*methods: Method) -> None:
+    """Add methods to the table."""
+    METHODS.update({method.name: method for method in methods})
+
+
+def plain_mean(maps: Tensor, gradients: Tensor | None, dim: tuple[int, ...]) -> Tensor:
+    """The mean of the maps over heads."""
     return head_mean(maps, dim)
 
 
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            "relevancy",
-            "Gradient-weighted attention, self and across streams (Chefer et al., ICCV 2021, eqs. 1-11)",
-            RELEVANCY,
-            head_mean_relevance,
-            gradients=True,
-        ),
-        Method(
-            "rollout",
-            "Product of the head means of all attention maps and the identity (Abnar and Zuidema, ACL 2020)",
-            ROLLOUT,
-            _plain_mean,
-            gradients=False,
-        ),
-        Method(
-            "raw_attention",
-            "Head mean of the last attention map alone, the simplest baseline",
-            RAW_ATTENTION,
-            _plain_mean,
-            gradients=False,
-        ),
-    )
-}
+def scheduled(
+    name: str, paper: str, description: str, rules: Rules, weigh: Weigh, gradients: bool, last: bool = False
+) -> Method:
+    """A method that weighs every attention and runs a table of rules over them."""
+    explain = Scheduled(rules, weigh, gradients, layers=-1 if last else None)
+    return Method(name, paper, description, explain, gradients)
+
+
+EQ_5, MEAN = by_heads(head_mean_relevance), by_heads(plain_mean)
+
+register(
+    scheduled("relevancy", ICCV, "gradient times attention, self and across streams", RELEVANCY, EQ_5, True),
+    scheduled(
+        "rollout",
+        "Abnar and Zuidema, ACL 2020",
+        "product of (mean map + identity), rows divided by their sums; across streams by eq. 12",
+        ROLLOUT,
+        MEAN,
+        False,
+    ),
+    scheduled(
+        "rollout_unnormalised",
+        CVPR,
+        "the same with rows as they are (eq. 16)",
+        rollout_rules(False),
+        MEAN,
+        False,
+    ),
+    scheduled("raw_attention", ICCV, "head mean of the last attention map alone", RAW_ATTENTION, MEAN, False),
+    scheduled(
+        "attention_gradcam",
+        ICCV,
+        "last map, its heads weighed by the mean gradient of the whole map",
+        RAW_ATTENTION,
+        gradcam,
+        True,
+    ),
+    scheduled(
+        "attention_gradcam_row",
+        CVPR,
+        "last map, its heads weighed by the mean gradient of the rows that are read",
+        RAW_ATTENTION,
+        gradcam_of_rows,
+        True,
+    ),
+    scheduled(
+        "relevancy_no_gradient", ICCV, "ablation: the plain mean of heads for eq. 5", RELEVANCY, MEAN, False
+    ),
+    scheduled(
+        "relevancy_last_layer", ICCV, "ablation: the last layer alone", RELEVANCY, EQ_5, True, last=True
+    ),
+    scheduled(
+        "relevancy_no_normalisation",
+        ICCV,
+        "ablation: eq. 10 without the normalisation of eqs. 8 and 9",
+        relevancy_rules(Flags(normalize_self_attention=False)),
+        EQ_5,
+        True,
+    ),
+    scheduled(
+        "relevancy_no_aggregation",
+        ICCV,
+        "ablation: increments take the place of rows, instead of being added",
+        relevancy_rules(Flags(aggregate=False)),
+        EQ_5,
+        True,
+    ),
+    scheduled(
+        "relevancy_no_self_in_eq10",
+        ICCV,
+        "ablation: eq. 10 without its self-attention terms",
+        relevancy_rules(Flags(self_in_rule_10=False)),
+        EQ_5,
+        True,
+    ),
+)
 
 
 def methods() -> dict[str, str]:
-    """The methods that ``explain`` takes, with one line on each.
+    """The methods that ``explain`` takes, with one line on each, and the paper it comes from.
 
     Example:
-        >>> sorted(methods())
-        ['raw_attention', 'relevancy', 'rollout']
+        >>> methods()["raw_attention"]
+        'head mean of the last attention map alone (Chefer et al., ICCV 2021)'
     """
-    return {name: method.description for name, method in METHODS.items()}
+    return {name: f"{method.description} ({method.paper})" for name, method in METHODS.items()}
 
 
 def method_named(name: str) -> Method:
-    """The method of that name.
+    """The method of that name; ``NAME+libra`` is the method on balanced gradients.
 
     Raises:
         MethodError: there is none.
     """
-    if name not in METHODS:
+    plain = name.removesuffix(LIBRA)
+    if plain not in METHODS:
         raise MethodError(
             f"there is no method {name!r}",
             expected=", ".join(METHODS),
             found=repr(name),
             hint="fxplain.methods() and 'fxplain methods' list them",
         )
-    return METHODS[name]
+    method = METHODS[plain]
+    if plain == name:
+        return method
+    if not method.gradients:
+        raise MethodError(
+            f"the method {plain!r} takes no gradient that {LIBRA} could balance",
+            expected=", ".join(n for n, m in METHODS.items() if m.gradients),
+            found=repr(name),
+        )
+    return replace(method, name=name, libra=True)

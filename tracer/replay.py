@@ -101,6 +101,8 @@ def gradients_of(
 ) -> dict[str, Tensor | None]:
     """The gradient of a scalar score to each tapped tensor; None where the score does not depend on it."""
     names = [name for name, tensor in tapped.items() if tensor.requires_grad]
+    if not names:
+        return {}
     found = torch.autograd.grad(
         score, [tapped[name] for name in names], allow_unused=True, retain_graph=retain
     )

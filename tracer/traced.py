@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,16 @@ from fxplain.attentions import Attention, CensusEntry, Mixing, Stream, TokenSpac
 from fxplain.capture import capture
 from fxplain.captured import Captured
 from fxplain.census import census
+from fxplain.comparison import Comparison
+from fxplain.errors import MethodError
 from fxplain.explanation import explain_labelled
 from fxplain.guard import untouched
 from fxplain.inputs import Layout, normalise
 from fxplain.inputs import flatten as flatten_inputs
 from fxplain.labelled import Labelled, label
+from fxplain.layers import Layers
 from fxplain.maps import per_head
-from fxplain.method_table import method_named
+from fxplain.method_table import Method, method_named
 from fxplain.replay import replay
 from fxplain.result import Result
 from fxplain.verify import verify as verify_graph
@@ -109,6 +112,7 @@ class Traced:
         method: str = "relevancy",
         output: str | None = None,
         verify: bool = False,
+        layers: Layers | None = None,
     ) -> Result:
         """Explain one prediction for each sample of the inputs.
 
@@ -117,19 +121,53 @@ class Traced:
             target: what to explain. None: the arg max of every sample. An int: the place on the last axis.
                 A tuple: an index into one sample's output: (query, class), (position, token). A tensor
                 or list: one of these per sample. A callable: from the model's output to one score per sample.
-            method: one of :func:`fxplain.methods`.
+            method: one of :func:`fxplain.methods`; those with gradients also as ``NAME+libra``.
             output: name of the output to explain; ``logits`` or the first floating one by default.
             verify: compare graph and model on these inputs, also where this layout was compared before.
+            layers: the layers of attentions that take part: an int, a slice or several ints, counted in
+                every tower of the model by itself; negative ones from its last. None: all.
 
         Raises:
             InputError, TargetError, MethodError, NoAttentionError, UnknownOpError, NonFiniteError,
             VerificationError: see :mod:`fxplain.errors`.
         """
-        chosen = method_named(method)
+        answer = self._answers(inputs, target, [method_named(method)], output, verify, layers)[method]
+        if isinstance(answer, MethodError):
+            raise answer
+        return answer
+
+    def compare(
+        self,
+        inputs: Any,
+        methods: Iterable[str],
+        target: Any = None,
+        output: str | None = None,
+        verify: bool = False,
+        layers: Layers | None = None,
+    ) -> Comparison:
+        """Explain one prediction by several methods; the graph is run once for all of them.
+
+        A method that is not defined for this model is left out, with its reason in ``refused``.
+
+        Raises:
+            MethodError: a name that is none, or all methods refuse; the others as for :meth:`explain`.
+        """
+        chosen = [method_named(name) for name in dict.fromkeys(methods)]
+        return Comparison.of(self._answers(inputs, target, chosen, output, verify, layers))
+
+    def _answers(
+        self,
+        inputs: Any,
+        target: Any,
+        methods: Sequence[Method],
+        output: str | None,
+        verify: bool,
+        layers: Layers | None,
+    ) -> dict[str, Result | MethodError]:
         args, kwargs = normalise(inputs)
         with untouched(None):
             labelled, bound, verified = self._for(args, kwargs, verify)
-            return explain_labelled(labelled, bound, target, chosen, output, verified)
+            return explain_labelled(labelled, bound, target, methods, output, verified, layers)
 
     def _for(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], check: bool
@@ -186,7 +224,12 @@ def _known(captured: Captured, labelled: Labelled) -> dict[str, Labelled]:
 
 
 def explain(
-    model: Any, inputs: Any, target: Any = None, method: str = "relevancy", output: str | None = None
+    model: Any,
+    inputs: Any,
+    target: Any = None,
+    method: str = "relevancy",
+    output: str | None = None,
+    layers: Layers | None = None,
 ) -> Result:
     """Explain one prediction of any PyTorch transformer: :func:`trace`, then :meth:`Traced.explain`.
 
@@ -198,4 +241,27 @@ def explain(
         torch.Size([1, 5])
     """
     method_named(method)  # a wrong name is told before the model is captured
-    return trace(model, inputs).explain(inputs, target, method, output)
+    return trace(model, inputs).explain(inputs, target, method, output, layers=layers)
+
+
+def compare(
+    model: Any,
+    inputs: Any,
+    methods: Iterable[str],
+    target: Any = None,
+    output: str | None = None,
+    layers: Layers | None = None,
+) -> Comparison:
+    """Explain one prediction by several methods, from one capture: :func:`trace`, :meth:`Traced.compare`.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> found = compare(model, torch.randn(1, 5, 8), ["relevancy", "rollout"], target=(0, 3))
+        >>> list(found), found["rollout"].relevance["src"].shape
+        (['relevancy', 'rollout'], torch.Size([1, 5]))
+    """
+    names = list(dict.fromkeys(methods))
+    for name in names:
+        method_named(name)
+    return trace(model, inputs).compare(inputs, names, target, output, layers=layers)

@@ -1,0 +1,51 @@
+"""What methods other than a mean over heads make of an attention's map and gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxplain.fused_maps import map_of
+from fxplain.maps import Plan, dense
+from fxplain.prediction import Prediction
+from fxplain.rules.gradcam import head_weighted
+
+
+def gradcam(prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
+    """Grad-CAM with a head's gradient averaged over its whole map (Chefer et al., ICCV 2021)."""
+    return _gradcam(prediction, plan, gradient, _present(plan))
+
+
+def gradcam_of_rows(prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
+    """Grad-CAM with a head's gradient averaged over the rows that are read, without their own entries.
+
+    For a ViT this is the row of the class token (Chefer et al., CVPR 2021).
+    """
+    own = plan.queries[:, None] == plan.keys[None]
+    return _gradcam(prediction, plan, gradient, _present(plan) & rows_read(prediction, plan) & ~own)
+
+
+def _gradcam(prediction: Prediction, plan: Plan, gradient: Tensor | None, counted: Tensor) -> Tensor:
+    maps, gradient = map_of(plan.site, prediction.run, gradient)
+    gradients = None if gradient is None else dense(plan, gradient)
+    return head_weighted(dense(plan, maps), gradients, counted.to(maps.device))
+
+
+def _present(plan: Plan) -> Tensor:
+    """[batch, query, key]: the pairs that the map has entries for; windows leave others out."""
+    return plan.scatter(torch.ones(plan.place.shape), divide=False) > 0
+
+
+def rows_read(prediction: Prediction, plan: Plan) -> Tensor:
+    """[batch, query, 1], bool: queries whose rows carry the score, or are pooled into one that does."""
+    classified = prediction.labelled.classified
+    found = torch.zeros(plan.batch, classified.tokens, dtype=torch.bool)
+    for pairs in prediction.readout:
+        for sample, token in pairs:
+            found[min(sample, plan.batch - 1), token] = True
+    for site in reversed(classified.sites):
+        if site.role == "mixing":
+            mixing = prediction.labelled.plans[site.index]
+            taken = found[:, mixing.queries].any(1)
+            found[:, mixing.keys] |= taken[:, None]
+    return found[:, plan.queries].unsqueeze(-1)

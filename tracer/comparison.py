@@ -1,0 +1,48 @@
+"""Several methods on one prediction, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fxplain.errors import MethodError
+from fxplain.result import Result
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Mapping[str, Result]):
+    """Method -> its result, for one prediction and one set of attentions. Made by :func:`fxplain.compare`."""
+
+    results: Mapping[str, Result]
+    refused: Mapping[str, MethodError]
+    """Method -> why it is not defined for this model."""
+
+    @classmethod
+    def of(cls, answers: Mapping[str, Result | MethodError]) -> Comparison:
+        """From each method's result or refusal.
+
+        Raises:
+            MethodError: no method has a result; the first one's refusal.
+        """
+        refused = {name: answer for name, answer in answers.items() if isinstance(answer, MethodError)}
+        results = {name: answer for name, answer in answers.items() if not isinstance(answer, MethodError)}
+        if not results:
+            raise next(
+                iter(refused.values()), MethodError("no method to compare", expected="at least one name")
+            )
+        return cls(results, refused)
+
+    def __getitem__(self, name: str) -> Result:
+        if name in self.refused:
+            raise self.refused[name]
+        return self.results[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __repr__(self) -> str:
+        refused = f", refused: {', '.join(self.refused)}" if self.refused else ""
+        return f"Comparison({', '.join(self.results)}{refused})"

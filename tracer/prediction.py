@@ -1,0 +1,178 @@
+"""One prediction to be explained: the graph run on the inputs, its target, and what methods ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxplain.errors import NonFiniteError, TargetError
+from fxplain.labelled import Labelled
+from fxplain.maps import Plan, check_rebuilt
+from fxplain.replay import Replay, gradients_of, replay, tap_of
+from fxplain.schedule import Step
+from fxplain.steps import steps_of
+from fxplain.target import Readout, Resolved, resolve
+from fxplain.verify import tolerance
+
+Gradients = Mapping[str, "Tensor | None"]
+"""Node -> gradient of a score to its tapped tensor; None where the score does not depend on it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One batch, run and with its target resolved. All methods that are compared share it."""
+
+    labelled: Labelled
+    bound: Mapping[str, Tensor]
+    """A tensor for each placeholder of the graph."""
+    run: Replay
+    """With gradients from the first attention on, if any method wants them."""
+    resolved: Resolved
+    passes: tuple[Tensor, ...]
+    """The scores to run backward from: their sum where that serves all samples, else one by one."""
+    rebuilt: float
+    """Largest relative difference between fused outputs and those of rebuilt maps."""
+    output: str | None
+    """The output that was asked for."""
+    chosen: frozenset[int] | None = None
+    """Sites of the attentions that a range of layers leaves; None for all."""
+    libra: bool = False
+    """Whether gradients are those of the balanced graph."""
+    retain: bool = False
+    """Whether the graph is kept after a backward pass, for the next method."""
+
+    @property
+    def batch(self) -> int:
+        """How many samples are explained."""
+        return len(self.resolved.rows)
+
+    @cached_property
+    def steps(self) -> tuple[tuple[Step, int], ...]:
+        """Steps in execution order, each with the index of its site; attentions of other layers left out."""
+        steps = steps_of(self.labelled.classified, self.labelled.plans)
+        if self.chosen is None:
+            return tuple(steps)
+        mixing = {site.index for site in self.labelled.classified.sites if site.role == "mixing"}
+        return only(steps, self.chosen | mixing)
+
+    @cached_property
+    def gradients(self) -> tuple[Gradients, ...]:
+        """The gradients of each of :attr:`passes` to the maps and outputs of all sites.
+
+        Raises:
+            NonFiniteError: one of them is NaN or infinite.
+        """
+        found = []
+        for place, score in enumerate(self.passes):
+            retain = self.retain or place + 1 < len(self.passes)
+            gradients = gradients_of(score, self.run.tapped, retain)
+            for name, gradient in gradients.items():
+                if gradient is not None and not bool(torch.isfinite(gradient).all()):
+                    raise NonFiniteError("a gradient is NaN or infinite", where=f"node {name}")
+            found.append(gradients)
+        return tuple(found)
+
+    def per_sample(self, of_passes: Sequence[Any]) -> list[Any]:
+        """What belongs to each sample, of one value for each pass."""
+        return list(of_passes) * (self.batch // len(of_passes))
+
+    @cached_property
+    def readout(self) -> tuple[Readout, ...]:
+        """Per sample the rows that carry its score, as pairs (sample, token) in the users' numbering."""
+        renumber = self.labelled.classified.renumber
+        return tuple(
+            tuple((sample, int(renumber[token])) for sample, token in row) for row in self.resolved.rows
+        )
+
+
+def predict(
+    labelled: Labelled,
+    bound: Mapping[str, Tensor],
+    target: Any,
+    output: str | None,
+    gradients: bool,
+    **options: Any,
+) -> Prediction:
+    """Run the graph and resolve the target.
+
+    Raises:
+        TargetError, NonFiniteError, VerificationError: see :mod:`fxplain.errors`.
+    """
+    captured, findings, sites = labelled.captured, labelled.findings, labelled.classified.sites
+    gradients = gradients or callable(target)
+    run = replay(captured, bound, sites, gradients)
+    rebuilt = check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs))
+    with torch.set_grad_enabled(gradients):
+        resolved = resolve(
+            run.outputs, findings.outputs, captured.outputs, target, output, findings.batch, captured.rebuild
+        )
+        scores, total = resolved.scores.unbind(), resolved.scores.sum()
+    if gradients and not resolved.scores.requires_grad:
+        raise TargetError(
+            "the score depends on no attention",
+            where=f"output {resolved.output!r}",
+            expected="an output behind an attention",
+            found=f"no path from {len(labelled.classified.attentions)} attentions to the score",
+            hint="explain another output= or target=",
+        )
+    _check_readout(resolved)
+    together = _separable(labelled, resolved) and _assumptions_hold(labelled, run, scores)
+    passes = (total,) if together else scores
+    return Prediction(labelled, bound, run, resolved, passes, rebuilt, output, **options)
+
+
+def only(steps: Sequence[tuple[Step, int]], sites: frozenset[int]) -> tuple[tuple[Step, int], ...]:
+    """The steps of some sites alone, numbered anew; what they read of others is left out."""
+    numbers: dict[int, int] = {}
+    kept: list[tuple[Step, int]] = []
+    for step, site in steps:
+        if site not in sites:
+            continue
+        numbers[step.index] = len(kept)
+        reads = [
+            frozenset(numbers[r] for r in old if r in numbers) for old in (step.query_reads, step.key_reads)
+        ]
+        kept.append((Step(len(kept), step.queries, step.keys, step.kind, reads[0], reads[1]), site))
+    return tuple(kept)
+
+
+def _check_readout(resolved: Resolved) -> None:
+    if not all(resolved.rows):
+        raise TargetError(
+            "the explained output belongs to no token, so there is no row of the relevancy to read",
+            where=f"output {resolved.output!r}",
+            expected="an output whose elements belong to tokens, or pool them",
+            found="an output whose token labels are gone",
+            hint="explain another output=, or a callable target that sums elements of one",
+        )
+
+
+def _separable(labelled: Labelled, resolved: Resolved) -> bool:
+    """Whether one backward pass of the summed scores serves all samples: none touches another's maps."""
+    if len(resolved.rows) == 1:
+        return True
+    foreign = any(owner != sample for sample, row in enumerate(resolved.rows) for owner, _ in row)
+    return not foreign and all(plan.sampled for plan in labelled.plans.values())
+
+
+def _assumptions_hold(labelled: Labelled, run: Replay, scores: Sequence[Tensor]) -> bool:
+    """Where the batch axis of a map was read off its shape: the first score must not reach other samples
+    there."""
+    assumed: list[Plan] = [plan for plan in labelled.plans.values() if plan.assumed]
+    if not assumed or len(scores) == 1:
+        return True
+    tapped = {tap_of(plan.site).name: run.tapped[tap_of(plan.site).name] for plan in assumed}
+    gradients = gradients_of(scores[0], tapped, retain=True)
+    for plan in assumed:
+        gradient = gradients.get(tap_of(plan.site).name)
+        if gradient is None or not gradient.any():
+            continue
+        axis, own = plan.batch_line()
+        if bool(gradient.narrow(axis, own, gradient.shape[axis] - own).any()):
+            return False
+    return True

@@ -1,0 +1,139 @@
+"""Methods that weigh every attention and run a table of rules over them: relevancy, rollout and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxplain.errors import MethodError
+from fxplain.labels import reads_of
+from fxplain.layers import Layers, chosen_sites
+from fxplain.maps import HeadMean, Plan, attention_weights, mixing_weights
+from fxplain.prediction import Gradients, Prediction, only
+from fxplain.replay import tap_of
+from fxplain.schedule import Relevancy, Rules, Step, schedule
+from fxplain.target import Readout
+
+Weigh = Callable[[Prediction, Plan, "Tensor | None"], Tensor]
+"""(prediction, an attention's plan, gradient of its tapped tensor) -> weights [batch, query, key]."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a method answers with."""
+
+    rows: Tensor
+    """[batch, token]: the relevance of every token to each sample's score."""
+    matrices: Tensor | None = None
+    """[batch, token, token]: R after all steps, where the method has one."""
+    notes: tuple[str, ...] = ()
+
+
+def by_heads(head_mean: HeadMean) -> Weigh:
+    """Weights from a function of maps, gradients and the axes of the heads, such as eq. 5."""
+
+    def weigh(prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
+        return attention_weights(plan, prediction.run, gradient, head_mean)
+
+    return weigh
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """One way to explain: a table of rules, how attentions are weighed, and which layers take part."""
+
+    rules: Rules
+    weigh: Weigh
+    gradients: bool
+    """Whether ``weigh`` gets gradients; without, mixings weigh all tokens alike."""
+    layers: Layers | None = None
+    """Layers that the method itself is confined to."""
+
+    def __call__(self, prediction: Prediction) -> Explained:
+        steps = self._steps(prediction)
+        count = len(prediction.passes)
+        gradients = prediction.gradients if self.gradients else (None,) * count
+        relevancies = [self._relevancy(prediction, steps, of_pass) for of_pass in gradients]
+        return read(prediction, steps, prediction.per_sample(relevancies))
+
+    def _steps(self, prediction: Prediction) -> tuple[tuple[Step, int], ...]:
+        if self.layers is None:
+            return prediction.steps
+        if prediction.chosen is not None:
+            raise MethodError(
+                "this method has its own range of layers",
+                expected=f"no layers=; it takes layers={self.layers!r}",
+                found="layers= given",
+                hint="use the method that it is the ablation of",
+            )
+        classified = prediction.labelled.classified
+        mixing = {site.index for site in classified.sites if site.role == "mixing"}
+        return only(prediction.steps, chosen_sites(classified, self.layers) | mixing)
+
+    def _relevancy(
+        self, prediction: Prediction, steps: Sequence[tuple[Step, int]], gradients: Gradients | None
+    ) -> Relevancy:
+        plans = prediction.labelled.plans
+        weights: dict[int, Tensor] = {}
+        for site in dict.fromkeys(site for _, site in steps):
+            plan = plans[site]
+            gradient = None if gradients is None else gradients.get(tap_of(plan.site).name)
+            if plan.site.role == "attention":
+                weights[site] = self.weigh(prediction, plan, gradient)
+            else:
+                weights[site] = mixing_weights(plan, prediction.run, gradient)
+        blocks = [step_weights(weights[site], plans[site], step) for step, site in steps]
+        return schedule(
+            [step for step, _ in steps], blocks, prediction.labelled.classified.tokens, self.rules
+        )
+
+
+def step_weights(weights: Tensor, plan: Plan, step: Step) -> Tensor:
+    """The columns of a site's weights that one step takes (a mixed site makes two steps)."""
+    if len(step.keys) == len(plan.keys):
+        return weights
+    return weights[..., torch.searchsorted(plan.keys, step.keys).to(weights.device)]
+
+
+def read(
+    prediction: Prediction, steps: Sequence[tuple[Step, int]], relevancies: Sequence[Relevancy]
+) -> Explained:
+    """The rows that carry each sample's score, and R after all steps."""
+    tokens = prediction.labelled.classified.tokens
+    sites = reads_of(prediction.resolved.slots)
+    behind = frozenset(step.index for step, site in steps if site in sites)
+    everything = frozenset(step.index for step, _ in steps)
+    rows, matrices = [], []
+    for sample, (relevancy, pairs) in enumerate(zip(relevancies, prediction.readout, strict=True)):
+        rows.append(_row(relevancy, pairs, behind, tokens))
+        if sample == 0 or relevancy is not relevancies[sample - 1]:
+            full = relevancy.rows(torch.arange(tokens), everything)
+        matrices.append(_matrix(full, sample, pairs, prediction))
+    return Explained(torch.stack(rows), torch.stack(matrices))
+
+
+def _row(relevancy: Relevancy, pairs: Readout, behind: frozenset[int], tokens: int) -> Tensor:
+    """The readout: the sum of the rows that carry the score, each with its own entry set aside."""
+    total = None
+    for sample, token in pairs:
+        row = relevancy.rows(torch.tensor([token]), behind)[min(sample, relevancy.batch - 1), 0].clone()
+        row[token] = 0
+        total = row if total is None else total + row
+    assert total is not None
+    return total
+
+
+def _matrix(full: Tensor, sample: int, pairs: Readout, prediction: Prediction) -> Tensor:
+    """R after all steps for one explained sample; spaces read from another sample come from there."""
+    matrix = full[min(sample, len(full) - 1)]
+    for owner, token in pairs:
+        if owner != sample:
+            spaces = prediction.labelled.classified.spaces
+            space = next(s for s in spaces if s.start <= token < s.start + s.size)
+            own = slice(space.start, space.start + space.size)
+            matrix = matrix.clone()
+            matrix[own] = full[owner, own]
+    return matrix
