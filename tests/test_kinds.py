@@ -257,7 +257,7 @@ def test_activations_keep_tokens(name: str) -> None:
 
 
 class Sampled(Kind):
-    """Values sampled at points that each query asks for, weighed and summed: no map, but the queries stay."""
+    """Values sampled at points that each query asks for, weighed and summed: a step onto the queries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,7 +277,7 @@ class Sampled(Kind):
 def test_sampled_values_belong_to_the_query_that_asked() -> None:
     found, result = traced(Sampled(), tokens())
     assert kinds(found) == [("self", "x", 6, "x", 6, HEADS)]
-    assert not found.mixings
+    assert [(m.kind, m.queries.size, m.keys.size) for m in found.mixings] == [("self", 6, 6)]
     assert "sampling over points" in {entry.role for entry in found.census}
     assert [row[0][0] for row in result.readout] == [0, 0]
 

@@ -54,7 +54,7 @@ def _facts(entry: Attention | Mixing) -> dict[str, Any]:
         "node": entry.node,
     }
     if isinstance(entry, Mixing):
-        return {**facts, "op": entry.op}
+        return {**facts, "op": entry.op} | ({} if entry.kind is None else {"kind": entry.kind})
     return {
         **facts,
         "kind": entry.kind,

@@ -65,7 +65,8 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mixing:
-    """A linear step other than attention that makes new tokens out of old ones (pooling, patch merging)."""
+    """A linear step other than attention: it makes new tokens out of old ones (pooling, patch merging), or
+    adds to tokens that exist (sampling at points that they ask for)."""
 
     index: int
     name: str
@@ -75,6 +76,8 @@ class Mixing:
     module: str
     source: str
     node: str
+    kind: Kind | None = None
+    """As of an attention, where the queries are tokens that exist already; None where they are new."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import fx
 
@@ -10,12 +10,13 @@ from fxplain.attentions import CensusEntry
 from fxplain.find import Findings
 from fxplain.labels import NOTHING
 from fxplain.ledger import Site
+from fxplain.ops.sampling import is_sampler
 from fxplain.ops.table import aten, op_name
 from fxplain.where import module_path, source_line
 
 CONTRACTIONS = aten("matmul mm bmm einsum baddbmm addmm linear tensordot mv dot")
 SELECTIONS = aten("topk sort argmax multinomial max argsort kthvalue")
-SAMPLERS = aten("grid_sampler grid_sampler_2d grid_sampler_3d")
+POINTS = "sampling over points", "weighs values sampled at a few places per query"
 
 
 def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ...]:
@@ -26,7 +27,7 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
         if node.name in attending:
             entries[node] = ("attention", "weighs values over tokens")
         else:
-            entries[node] = _role(node, over, findings)
+            entries[node] = _role(node, over, findings, sites)
     for node in findings.ledger.summaries:
         reason = "sums all tokens into features before the queries read them: there is no token-to-token map"
         entries.setdefault(node, ("linear attention", reason))
@@ -56,10 +57,12 @@ def _nodes(findings: Findings) -> list[fx.Node]:
     return list(first.graph.nodes)
 
 
-def _role(node: fx.Node, over: str, findings: Findings) -> tuple[str, str]:
+def _role(node: fx.Node, over: str, findings: Findings, sites: Sequence[Site]) -> tuple[str, str]:
     """What a softmax that weighs no values is for, read off the operations that use it."""
     summaries = set(findings.ledger.summaries)
     uses = list(_uses(node))
+    if any(use in site.path for use, _ in uses for site in sites):
+        return POINTS
     if any(use in summaries for use, _ in uses):
         return (
             "linear attention",
@@ -115,7 +118,7 @@ def _reaches(node: fx.Node, targets: set[fx.Node], depth: int = 8) -> bool:
 def _multiplied(use: fx.Node, path: fx.Node) -> tuple[str, str]:
     others = [n for n in use.all_input_nodes if n is not path]
     if any(_sampled(n) for n in others):
-        return "sampling over points", "weighs values sampled at a few places per query"
+        return POINTS
     narrowed = any(
         op_name(n) in ("aten::slice", "aten::select", "aten::unsqueeze", "aten::unbind") for n in _back(path)
     )
@@ -134,6 +137,6 @@ def _back(node: fx.Node) -> list[fx.Node]:
 
 
 def _sampled(node: fx.Node, depth: int = 12) -> bool:
-    if op_name(node) in SAMPLERS:
+    if is_sampler(node):
         return True
     return depth > 0 and any(_sampled(n, depth - 1) for n in node.all_input_nodes[:2])

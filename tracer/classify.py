@@ -31,6 +31,14 @@ class Classified:
     """Token index of the labelling run -> token index for users, -1 for tokens nobody uses."""
 
     @property
+    def kinds(self) -> tuple[Kind | None, ...]:
+        """The kind of each site; None where it makes new tokens."""
+        attentions, mixings = iter(self.attentions), iter(self.mixings)
+        return tuple(
+            next(attentions).kind if site.role == "attention" else next(mixings).kind for site in self.sites
+        )
+
+    @property
     def tokens(self) -> int:
         return sum(space.size for space in self.spaces)
 
@@ -46,10 +54,10 @@ def classify(findings: Findings) -> Classified:
     count = sum(space.size for space in ledger.spaces)
     living = without_stems(ledger.sites, findings.outputs, count)
     used = _used(living, findings.outputs, count)
-    sites = tuple(s for s in living if s.role == "attention" or bool(used[_tokens(s.rows.labels)].any()))
+    sites = tuple(s for s in living if not s.makes_tokens or bool(used[_tokens(s.rows.labels)].any()))
     made = torch.zeros(count, dtype=torch.bool)
     for site in sites:
-        made[_tokens(site.rows.labels)] |= site.role == "mixing"
+        made[_tokens(site.rows.labels)] |= site.makes_tokens
     spaces, renumber = _spaces(ledger.spaces, used, made)
     names = _Namer(spaces)
     drafts = [_draft(site, renumber, names) for site in sites]
@@ -58,11 +66,11 @@ def classify(findings: Findings) -> Classified:
     attentions: list[Attention] = []
     mixings: list[Mixing] = []
     for place, (site, queries, keys) in enumerate(drafts):
-        if site.role == "attention":
-            kind = _kind(place, pairs, [s.role == "attention" for s in sites])
+        kind = None if site.makes_tokens else _kind(place, pairs, [not s.makes_tokens for s in sites])
+        if site.role == "attention" and kind is not None:
             attentions.append(_attention(site, len(attentions), kind, queries, keys, findings.batch))
         else:
-            mixings.append(_mixing(site, len(mixings), queries, keys))
+            mixings.append(_mixing(site, len(mixings), kind, queries, keys))
     return Classified(spaces, names.streams, tuple(_unique(attentions)), tuple(mixings), sites, renumber)
 
 
@@ -91,11 +99,11 @@ def _used(sites: Iterable[Site], outputs: Iterable[Value], count: int) -> Tensor
             used[_tokens(slot.labels)] = True
     sites = list(sites)
     for site in sites:
-        if site.role == "attention":
+        if not site.makes_tokens:
             used[_tokens(site.rows.labels)] = True
             used[_tokens(site.cols.labels)] = True
     for site in reversed(sites):
-        if site.role == "mixing" and bool(used[_tokens(site.rows.labels)].any()):
+        if site.makes_tokens and bool(used[_tokens(site.rows.labels)].any()):
             used[_tokens(site.cols.labels)] = True
     return used
 
@@ -108,9 +116,9 @@ def without_stems(sites: Iterable[Site], outputs: Iterable[Value], count: int) -
     """
     sites = list(sites)
     attended = torch.zeros(count, dtype=torch.bool)
-    before = {site.index for site in sites if site.role == "attention"}
+    before = {site.index for site in sites if not site.makes_tokens}
     for site in sites:
-        if site.role == "attention":
+        if not site.makes_tokens:
             attended[_tokens(site.rows.labels)] = True
             attended[_tokens(site.cols.labels)] = True
     if not before:
@@ -121,7 +129,7 @@ def without_stems(sites: Iterable[Site], outputs: Iterable[Value], count: int) -
         stem = site.window is not None and not site.cols.reads & before and not bool(attended[cols].any())
         if not stem:
             kept.append(site)
-            if site.role == "mixing" and bool(attended[_tokens(site.rows.labels)].any()):
+            if site.makes_tokens and bool(attended[_tokens(site.rows.labels)].any()):
                 attended[cols] = True
     return kept[::-1]
 
@@ -219,7 +227,7 @@ class _Closure:
         self.made: list[tuple[Tensor, Tensor]] = [
             (renumber[_tokens(s.rows.labels)], renumber[_tokens(s.cols.labels)])
             for s in sites
-            if s.role == "mixing"
+            if s.makes_tokens
         ]
 
     def leaves(self, tokens: Iterable[int]) -> Tensor:
@@ -293,15 +301,17 @@ def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream
     )
 
 
-def _mixing(site: Site, index: int, queries: Stream, keys: Stream) -> Mixing:
+def _mixing(site: Site, index: int, kind: Kind | None, queries: Stream, keys: Stream) -> Mixing:
     module = module_path(site.node)
+    op = op_name(site.operands[0] if site.form == "sampled" else site.node)
     return Mixing(
         index=index,
         name=module or site.node.name,
         queries=queries,
         keys=keys,
-        op=op_name(site.node).removeprefix("aten::"),
+        op=op.removeprefix("aten::"),
         module=module,
         source=source_line(site.node),
         node=site.node.name,
+        kind=kind,
     )

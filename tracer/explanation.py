@@ -74,7 +74,7 @@ def _check_understood(labelled: Labelled) -> None:
     parts = [part for value in reached for part in (value if isinstance(value, tuple) else (value,))]
     for name in sorted({name for part in parts for name in part.lost}):
         _refuse(labelled, name)
-    if not labelled.classified.attentions:
+    if all(site.makes_tokens for site in labelled.classified.sites):
         seen = census(findings, labelled.classified.sites)
         raise NoAttentionError(
             "the model has no attention to explain",
@@ -130,7 +130,8 @@ def _notes(labelled: Labelled) -> tuple[str, ...]:
         notes.append("captured by recording one run: the graph holds for this input only")
     for mixing in labelled.classified.mixings:
         streams = f"{mixing.keys.name} -> {mixing.queries.name}"
-        notes.append(f"{mixing.op} in {mixing.module or 'the model'} mixes tokens: {streams}")
+        what = "mixes tokens" if mixing.kind is None else f"adds to tokens ({mixing.kind}, approximate)"
+        notes.append(f"{mixing.op} in {mixing.module or 'the model'} {what}: {streams}")
     for node in labelled.findings.ledger.summaries:
         where = module_path(node) or node.name
         notes.append(f"{where} sums tokens without a token-to-token map: relevancy does not pass it")
@@ -140,7 +141,7 @@ def _notes(labelled: Labelled) -> tuple[str, ...]:
 
 def _dropped(labelled: Labelled) -> list[str]:
     """Additions whose second operand had attended, and whose increments are not followed any further."""
-    attending = {site.index for site in labelled.classified.sites if site.role == "attention"}
+    attending = {site.index for site in labelled.classified.sites if not site.makes_tokens}
     nodes = [node for node, slot in labelled.findings.ledger.dropped if slot.reads & attending]
     return [
         f"{module_path(node) or node.name} adds different tokens: only the first's relevancy goes on"

@@ -11,12 +11,15 @@ from fxplain.flex import flex_scores, is_flex, masked_softmax
 from fxplain.ledger import Site
 from fxplain.ops.table import literal
 from fxplain.replay import Replay
+from fxplain.sampled_maps import sampled_map
 
 
 def map_of(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The map A of an attention, and ∇A from the gradient of the tensor that is tapped for it."""
     if site.form == "fused":
         return fused_map(site, replay, gradient)
+    if site.form == "sampled":
+        return sampled_map(site, replay, gradient)
     if site.divided:
         return divided_map(site, replay, gradient)
     return replay.kept[site.operands[0].name].detach(), gradient

@@ -113,6 +113,8 @@ class Value:
     """The node that first held these very numbers in this shape (copies and casts pass it on)."""
     lost: frozenset[str] = frozenset()
     """Nodes upstream at which labels were lost."""
+    sampled: frozenset[str] = frozenset()
+    """Nodes whose samples at points this tensor still holds one by one."""
     weighted: tuple[str, str] | None = None
     """Set on an elementwise product of attention weights and values: the nodes of the two."""
 
@@ -261,6 +263,7 @@ def joined(values: Sequence[Value]) -> dict[str, Any]:
         "from_input": any(v.from_input for v in values),
         "softmaxes": frozenset().union(*(v.softmaxes for v in values)),
         "lost": frozenset().union(*(v.lost for v in values)),
+        "sampled": frozenset().union(*(v.sampled for v in values)),
     }
 
 

@@ -29,8 +29,8 @@ def layers_of(classified: Classified) -> dict[int, Layer]:
     cross, whose output its queries have taken in. So every tower of a model counts from 0, an encoder as
     well as a decoder, and so do a decoder's cross attentions; stages of one tower count on.
     """
-    kinds = iter(attention.kind == "self" for attention in classified.attentions)
-    sites = {site.index: (site, next(kinds)) for site in classified.sites if site.role == "attention"}
+    kinds = zip(classified.sites, classified.kinds, strict=True)
+    sites = {site.index: (site, kind == "self") for site, kind in kinds if kind is not None}
     numbers: dict[int, int] = {}
     above = dict.fromkeys(sites, 0)
     below: dict[int, list[int]] = {}

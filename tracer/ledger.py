@@ -49,14 +49,15 @@ class Site:
 
     How its token-to-token map is had is said by ``form``: ``weights`` (the map is the value of node
     ``operands[0]``, the values' node is ``operands[1]``), ``fused`` (operands are query, key and value of one
-    kernel), ``pooled`` (every element of operand 0 goes into one new token), ``taps`` (a convolution).
+    kernel), ``pooled`` (every element of operand 0 goes into one new token), ``taps`` (a convolution),
+    ``sampled`` (operands are samplers of grids at points, whose places lie side by side on the last axis).
     ``rows`` and ``cols`` are labels that broadcast against the map, or against operand 0 where pooled.
     """
 
     index: int
     node: fx.Node
     role: Literal["attention", "mixing"]
-    form: Literal["weights", "fused", "pooled", "taps"]
+    form: Literal["weights", "fused", "pooled", "taps", "sampled"]
     operands: tuple[fx.Node, ...]
     shape: tuple[int, ...]
     rows: Slot
@@ -70,6 +71,15 @@ class Site:
     """Letters of the contraction, ``map,values->output``, where the form is ``weights``."""
     window: Window | None = None
     """Where the form is ``taps``: rows lie on the window's output, columns on operand 0."""
+    path: tuple[fx.Node, ...] = ()
+    """Where the form is ``sampled``: the operations from the samples to their sum, in order."""
+    adds: bool = False
+    """Of a mixing: its rows are tokens that exist already and get an increment, as an attention's do."""
+
+    @property
+    def makes_tokens(self) -> bool:
+        """Whether its rows are new tokens, made of those of its columns."""
+        return self.role == "mixing" and not self.adds
 
 
 @dataclass(frozen=True)

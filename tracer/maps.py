@@ -67,7 +67,7 @@ def make_plan(site: Site, classified: Classified, batch: int) -> Plan:
     place, queries, keys, sampled, assumed = _places(full, classified, batch)
     heads = tuple(a for a, size in enumerate(place.shape) if size == 1 and full.shape[a] > 1)
     unfolded = torch.Size([full.shape[axis] for axis in heads]).numel()
-    folded = max(heads_of(full, batch) // unfolded, 1) if site.role == "attention" else 1
+    folded = max(heads_of(full, batch) // unfolded, 1) if not site.makes_tokens else 1
     return Plan(site, queries, keys, place, heads, folded, sampled, assumed, batch)
 
 

@@ -57,7 +57,7 @@ class Prediction:
         steps = steps_of(self.labelled.classified, self.labelled.plans)
         if self.chosen is None:
             return tuple(steps)
-        mixing = {site.index for site in self.labelled.classified.sites if site.role == "mixing"}
+        mixing = {site.index for site in self.labelled.classified.sites if site.makes_tokens}
         return only(steps, self.chosen | mixing)
 
     @cached_property
@@ -164,7 +164,7 @@ def _assumptions_hold(labelled: Labelled, run: Replay, scores: Sequence[Tensor])
     """Where the batch axis of a map was read off its shape: the first score must not reach other samples
     there."""
     assumed: list[Plan] = [plan for plan in labelled.plans.values() if plan.assumed]
-    if not assumed or len(scores) == 1:
+    if not assumed or len(scores) == 1 or not scores[0].requires_grad:
         return True
     tapped = {tap_of(plan.site).name: run.tapped[tap_of(plan.site).name] for plan in assumed}
     gradients = gradients_of(scores[0], tapped, retain=True)

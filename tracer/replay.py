@@ -93,6 +93,9 @@ def kept_nodes(site: Site) -> list[fx.Node]:
     """The nodes whose values are needed to rebuild a site's map."""
     if has_map(site):
         return [site.operands[0]]
+    if site.path:
+        beside = [used for node in site.path for used in node.all_input_nodes if used not in site.path]
+        return [*beside, *(used for node in site.operands for used in node.all_input_nodes)]
     return [*site.node.all_input_nodes, *site.operands, site.node]
 
 

@@ -70,7 +70,7 @@ class Scheduled:
                 hint="use the method that it is the ablation of",
             )
         classified = prediction.labelled.classified
-        mixing = {site.index for site in classified.sites if site.role == "mixing"}
+        mixing = {site.index for site in classified.sites if site.makes_tokens}
         return only(prediction.steps, chosen_sites(classified, self.layers) | mixing)
 
     def _relevancy(
@@ -81,7 +81,7 @@ class Scheduled:
         for site in dict.fromkeys(site for _, site in steps):
             plan = plans[site]
             gradient = None if gradients is None else gradients.get(tap_of(plan.site).name)
-            if plan.site.role == "attention":
+            if not plan.site.makes_tokens:
                 weights[site] = self.weigh(prediction, plan, gradient)
             else:
                 weights[site] = mixing_weights(plan, prediction.run, gradient)

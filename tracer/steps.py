@@ -20,14 +20,11 @@ def steps_of(classified: Classified, plans: Mapping[int, Plan]) -> list[tuple[St
     A site whose keys hold the queries and strangers, without holding all queries, makes two steps that read
     the same state: one over its own tokens, one over the others.
     """
-    attentions = iter(classified.attentions)
     steps: list[tuple[Step, int]] = []
     of_site: dict[int, list[int]] = {}
-    for site in classified.sites:
+    for site, typed in zip(classified.sites, classified.kinds, strict=True):
         plan = plans[site.index]
-        kind: StepKind = "carry"
-        if site.role == "attention":
-            kind = "self" if next(attentions).kind == "self" else "cross"
+        kind: StepKind = "carry" if typed is None else "self" if typed == "self" else "cross"
         reads = [
             frozenset(s for i in slot.reads for s in of_site.get(i, [])) for slot in (site.rows, site.cols)
         ]

@@ -10,6 +10,7 @@ from fxplain.ops import (
     layout,
     products,
     reduction,
+    sampling,
 )
 from fxplain.ops.table import TABLE, Call, Operand, transfer
 
@@ -26,5 +27,6 @@ __all__ = [
     "layout",
     "products",
     "reduction",
+    "sampling",
     "transfer",
 ]

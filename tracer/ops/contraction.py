@@ -16,6 +16,7 @@ from fxplain.labels import Slot, Value, codes_of, compact, fill_samples
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples, new_tokens, pooled, record
 from fxplain.ops.normaliser import await_division, normaliser_of, row_sums
+from fxplain.ops.sampling import sum_up
 from fxplain.ops.sides import Side, letters_for, moved
 from fxplain.ops.table import Call, Operand
 
@@ -27,16 +28,31 @@ def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
     summed = "".join(letter for letter in set(left_letters + right_letters) if letter not in output)
     left, right = Side(one, left_letters, summed), Side(other, right_letters, summed)
     left, right = (_without_padding(side) for side in _wake(call, left, right))
+    points = _points(call, left, right, output)
+    by_parameter = left.operand.is_parameter or right.operand.is_parameter
     slots: Sequence[Slot]
-    if left.operand.is_parameter or right.operand.is_parameter:
+    if points is not None:
+        slots = points
+    elif by_parameter:
         data, weight = (right, left) if left.operand.is_parameter else (left, right)
         slots = _linear(call, data, weight, output)
     else:
         slots = _bilinear(call, left, right, output)
     attends = len(call.ledger.sites) > 0 and call.ledger.sites[-1].node is call.node
     value = call.carry(one, other, slots=slots)
+    if attends or not by_parameter:
+        value = replace(value, sampled=frozenset())
     # what is no map between tokens carries no attention weights any further
     return value if len(slots) > 1 and not attends else replace(value, softmaxes=frozenset())
+
+
+def _points(call: Call, left: Side, right: Side, output: str) -> list[Slot] | None:
+    """The slots of a sum over points at which tokens sampled a grid; None where it is no such sum."""
+    for side, other in ((left, right), (right, left)):
+        if side.operand.value.sampled and side.killed and side.alive and not other.killed:
+            alive = sum_up(call, side.operand, side.axes_of(side.summed))
+            return None if alive is None else [side.moved(slot, output) for slot in alive]
+    return None
 
 
 def _wake(call: Call, left: Side, right: Side) -> tuple[Side, Side]:

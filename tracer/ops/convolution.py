@@ -21,8 +21,6 @@ ADAPTIVE = """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adapt
 _adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"""
 UPSAMPLINGS = """upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
 _upsample_bilinear2d_aa _upsample_bicubic2d_aa interpolate"""
-NEAREST = 1
-"""The code of grid sampling's mode that takes one place and mixes none."""
 CONVOLUTIONS = (
     "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d"
 )
@@ -222,20 +220,3 @@ def _spread(call: Call, operand: Operand, channel: int) -> Value:
     if slots or operand.value.labelled:
         return call.carry(operand, slots=slots)
     return grid_birth(call, operand, channel) if "conv" in call.op else call.carry(operand)
-
-
-@transfer("aten::grid_sampler", "aten::grid_sampler_2d", "aten::grid_sampler_3d")
-def sampling(call: Call) -> Value:
-    """Each sample is of the nearest token, and of the token that asked for it, if data made the grid."""
-    operand, grid = call.operands()[:2]
-    call.ledger.data_dependent |= grid.value.from_input and operand.value.labelled
-    last = grid.ndim - 1
-    asking = [slot for slot in grid.value.active if not slot.varies(last)]
-    slots = [replace(slot, labels=slot.labels.select(last, 0).unsqueeze(1)) for slot in asking]
-    for slot in operand.value.active:
-        labels = slot.expanded(operand.shape).narrow(1, 0, 1).double()
-        places = grid.tensor.detach().cpu().double()
-        padding, corners = int(call.argument("padding_mode")), bool(call.argument("align_corners"))
-        nearest = torch.grid_sampler(labels, places, NEAREST, padding, corners)
-        slots.append(replace(slot, labels=compact(nearest.round().long())))
-    return call.carry(operand, grid, slots=slots)

@@ -23,7 +23,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     query, key, value = (_awake(call, operand) for operand in call.operands()[:3])
     result = call.result[0] if isinstance(call.result, tuple | list) else call.result
     if not (query.value.active and key.value.active):
-        out = call.carry(query, key, value)
+        out = call.carry(query, key, value, sampled=frozenset())
         call.ledger.losses.setdefault(call.node.name, call.node)
         return _with_sums(call, replace(out, lost=out.lost | {call.node.name}))
     rows, cols = query.value.active[0], key.value.active[0]
@@ -49,7 +49,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
     labels = fill_samples(on_rows.labels, [on_cols.labels.narrow(-1, 0, 1)])
     lived = Slot(labels, rows.strength, rows.reads | {site.index})
-    out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset())
+    out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset(), sampled=frozenset())
     return _with_sums(call, out)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fxplain.labels import DORMANT, NOTHING, Slot, Value
 from fxplain.ops.contraction import weighted_sum
 from fxplain.ops.mixing import pooled
+from fxplain.ops.sampling import sum_up
 from fxplain.ops.table import Call, Operand, aten, pointwise, transfer
 
 NORMALISATIONS = """layer_norm native_layer_norm group_norm native_group_norm batch_norm native_batch_norm
@@ -98,10 +99,12 @@ def reduce(call: Call) -> Value | tuple[Value, ...]:
     axes = _axes(call, operand)
     keep = bool(call.argument("keepdim", False))
     summed = weighted_sum(call, operand, axes) if call.op == "aten::sum" else None
-    slots = summed if summed is not None else _survivors(call, operand, axes)
+    slots = summed if summed is not None else sum_up(call, operand, axes)
+    slots = slots if slots is not None else _survivors(call, operand, axes)
     if not keep:
         slots = [replace(slot, labels=_squeezed(slot.labels, axes)) for slot in slots]
-    value = call.carry(operand, slots=slots)
+    whole = len(slots) == len(operand.value.active)
+    value = call.carry(operand, slots=slots, sampled=operand.value.sampled if whole else frozenset())
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
 
 

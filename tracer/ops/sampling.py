@@ -1,0 +1,150 @@
+"""Sampling a grid of tokens at points: a sample is of the nearest token, and of the token that asked for it.
+
+Where samples that one token asked for are summed up (deformable attention), information moves from the grid
+to that token by a linear map. Its weights are those of the sum times those of the interpolation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.labels import Slot, Value, compact, reads_of
+from fxplain.ops.mixing import check_samples
+from fxplain.ops.table import Call, Operand, aten, op_name, transfer
+
+BILINEAR, NEAREST = 0, 1
+"""Codes of grid sampling's modes."""
+SAMPLERS = frozenset(aten("grid_sampler grid_sampler_2d grid_sampler_3d"))
+
+
+@transfer(*SAMPLERS)
+def sampling(call: Call) -> Value:
+    """Each sample is of the nearest token, and of the token that asked for it, if data made the grid."""
+    operand, grid = call.operands()[:2]
+    call.ledger.data_dependent |= grid.value.from_input and operand.value.labelled
+    asking = asking_slots(grid)
+    nearest = [_nearest(call, operand, grid, slot) for slot in operand.value.active]
+    if nearest and asking and int(call.argument("interpolation_mode")) not in (BILINEAR, NEAREST):
+        raise ValueError("bicubic sampling at points that tokens ask for has no map")
+    held = frozenset({call.node.name}) if nearest and asking else frozenset()
+    return call.carry(operand, grid, slots=[*nearest, *asking], sampled=held)
+
+
+def asking_slots(grid: Operand) -> list[Slot]:
+    """Of the tokens that made the points, laid out as the samples: [batch, 1, *points]."""
+    last = grid.ndim - 1
+    slots = [slot for slot in grid.value.active if not slot.varies(last)]
+    return [replace(slot, labels=slot.labels.select(last, 0).unsqueeze(1)) for slot in slots]
+
+
+def _nearest(call: Call, operand: Operand, grid: Operand, slot: Slot) -> Slot:
+    labels = slot.expanded(operand.shape).narrow(1, 0, 1).double()
+    places = grid.tensor.detach().cpu().double()
+    padding, corners = int(call.argument("padding_mode")), bool(call.argument("align_corners"))
+    nearest = torch.grid_sampler(labels, places, NEAREST, padding, corners)
+    return replace(slot, labels=compact(nearest.round().long()))
+
+
+def sum_up(call: Call, operand: Operand, summed: Sequence[int]) -> list[Slot] | None:
+    """The living slots where samples are summed over points; None where that is not what happens.
+
+    It is, where along the summed axes the sampled tokens change and those that asked do not. The latter get
+    what was sampled: a step that adds to rows which exist already.
+    """
+    slots = operand.value.active
+    alive = [slot for slot in slots if not any(slot.varies(axis) for axis in summed)]
+    if not operand.value.sampled or not alive or len(alive) == len(slots):
+        return None
+    held = [node for node in call.node.graph.nodes if node.name in operand.value.sampled]
+    index = frozenset(_record(call, group) for group in _alike([_source(call, n) for n in held]))
+    return [replace(slot, reads=slot.reads | index) for slot in alive]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One sampler: its node, and rows and columns of its map [batch, *points, place of the grid]."""
+
+    node: fx.Node
+    rows: Slot
+    cols: Slot
+    shape: tuple[int, ...]
+
+
+def _source(call: Call, node: fx.Node) -> _Source:
+    values, (data, grid) = call.values, node.all_input_nodes[:2]
+    size, points = call.ledger.shapes[data.name], call.ledger.shapes[grid.name][1:-1]
+    asking = next(slot for slot in values[grid].active if not slot.varies(len(points) + 1))
+    rows = replace(asking, labels=asking.labels.select(-1, 0).unsqueeze(-1))
+    slot = values[data].active[0]
+    if slot.varies(1):
+        raise ValueError("the features of one place that is sampled belong to several tokens")
+    places = slot.expanded((slot.labels.shape[0], 1, *size[2:])).flatten(1)
+    cols = replace(slot, labels=places.reshape(len(places), *[1] * len(points), -1))
+    kept = [p if rows.labels.shape[axis + 1] > 1 else 1 for axis, p in enumerate(points)]
+    return _Source(node, rows, cols, (size[0], *kept, places.shape[-1]))
+
+
+def _alike(sources: Sequence[_Source]) -> list[list[_Source]]:
+    """Samplers for the same tokens, whose grids (the levels of a pyramid) make one map side by side."""
+    groups: list[list[_Source]] = []
+    for source in sources:
+        group = next((g for g in groups if _same_rows(g[0], source)), None)
+        if group is None:
+            groups.append([source])
+        else:
+            group.append(source)
+    return groups
+
+
+def _same_rows(one: _Source, other: _Source) -> bool:
+    return one.shape[:-1] == other.shape[:-1] and torch.equal(one.rows.labels, other.rows.labels)
+
+
+def _record(call: Call, group: Sequence[_Source]) -> int:
+    shape = (*group[0].shape[:-1], sum(source.shape[-1] for source in group))
+    rows = replace(group[0].rows, reads=reads_of([source.rows for source in group]))
+    cols = Slot(_side_by_side(group), group[0].cols.strength, reads_of([source.cols for source in group]))
+    check_samples(call, rows, cols)
+    nodes = tuple(source.node for source in group)
+    site = call.ledger.add_site(
+        node=call.node,
+        role="mixing",
+        form="sampled",
+        operands=nodes,
+        shape=shape,
+        rows=rows,
+        cols=cols,
+        adds=True,
+        path=_path(call.node, set(nodes)),
+    )
+    return site.index
+
+
+def _side_by_side(group: Sequence[_Source]) -> Tensor:
+    batch = max(source.cols.labels.shape[0] for source in group)
+    parts = [s.cols.labels.expand(batch, *s.cols.labels.shape[1:-1], s.shape[-1]) for s in group]
+    return torch.cat(parts, -1)
+
+
+def _path(last: fx.Node, samplers: set[fx.Node]) -> tuple[fx.Node, ...]:
+    """The operations between the samplers and the one that sums them up, which is the last, in order."""
+    behind: set[fx.Node] = set(samplers)
+    ordered = list(last.graph.nodes)
+    first = min(ordered.index(node) for node in samplers)
+    between = ordered[first : ordered.index(last) + 1]
+    for node in between:
+        if any(used in behind for used in node.all_input_nodes):
+            behind.add(node)
+    needed = {last}
+    for node in reversed(between):
+        if node in needed:
+            needed.update(used for used in node.all_input_nodes if used in behind)
+    return tuple(node for node in between if node in needed and node not in samplers)
+
+
+def is_sampler(node: fx.Node) -> bool:
+    return op_name(node) in SAMPLERS

@@ -1,0 +1,139 @@
+"""The effective map of sampling at points: weights of the sum times weights of the interpolation.
+
+Deformable attention (Zhu et al., "Deformable DETR", ICLR 2021, eqs. 2 and 3) sums weighted samples of a grid
+at points that each query asks for. A sample is a weighted sum of the grid's places around the point, so the
+whole is a linear map from places to queries, as an attention is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.ledger import Site
+from fxplain.ops.sampling import NEAREST
+from fxplain.ops.table import literal
+from fxplain.replay import Replay
+
+BORDER, REFLECTION = 1, 2
+"""Codes of grid sampling's padding; 0 fills with zeros."""
+
+
+def sampled_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The map A [head, *points, place] of a sampled site, places of several grids side by side.
+
+    With a gradient, what is returned for A is ∇A ⊙ A (gradient times contribution of each place, see
+    ``DESIGN.md``), and ones for ∇A: a weight need not be one number for all features, but their product is.
+    """
+    wanted = _of_samples(site, replay, gradient)
+    parts = []
+    for node, local in zip(site.operands, wanted, strict=True):
+        data, grid = (replay.kept[used.name].detach() for used in node.all_input_nodes[:2])
+        dtype = torch.promote_types(data.dtype, torch.float32)
+        data, grid, local = data.to(dtype), grid.to(dtype), local.to(dtype)
+        parts.append(_spread(site, node, data, grid, local, gradient is not None))
+    maps = torch.cat(parts, -1)
+    return maps, None if gradient is None else torch.ones_like(maps)
+
+
+def _of_samples(site: Site, replay: Replay, gradient: Tensor | None) -> list[Tensor]:
+    """For every sampler the gradient of its samples; without a gradient, the sum's own weights of them."""
+    real: dict[fx.Node, Any] = {}
+    with torch.enable_grad():
+        for node in site.operands:
+            real[node] = _call(node, real, replay).requires_grad_()
+        for node in site.path:
+            real[node] = _call(node, real, replay)
+        output = real[site.node]
+        found = torch.autograd.grad(
+            output,
+            [real[n] for n in site.operands],
+            torch.ones_like(output) if gradient is None else gradient,
+        )
+    return list(found)
+
+
+def _call(node: fx.Node, real: dict[fx.Node, Any], replay: Replay) -> Any:
+    def value(used: fx.Node) -> Any:
+        if used in real:
+            return real[used]
+        kept = replay.kept[used.name]
+        return kept.detach() if isinstance(kept, Tensor) else kept
+
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _spread(site: Site, node: fx.Node, data: Tensor, grid: Tensor, local: Tensor, weighed: bool) -> Tensor:
+    """Each sample's weight given to the places around its point: [head, *points, place].
+
+    ``local`` is [head, feature, *points]; ``weighed`` says that it is a gradient, to be multiplied with
+    what the place contributes.
+    """
+    sizes = data.shape[2:]
+    count, values = torch.Size(sizes).numel(), data.flatten(2)
+    total = local.new_zeros(*grid.shape[:-1], count)
+    for place, weight in corners(grid, sizes, *_options(node)):
+        if weighed:
+            index = place.flatten(1).unsqueeze(1).expand(-1, values.shape[1], -1)
+            taken = values.gather(2, index).view(local.shape)
+            strength = (local * taken).sum(1) * weight
+        else:
+            strength = local.mean(1) * weight
+        total.scatter_add_(-1, place.unsqueeze(-1), strength.unsqueeze(-1))
+    axes = [axis for axis in range(1, total.ndim - 1) if site.shape[axis] != total.shape[axis]]
+    return total.sum(axes, keepdim=True) if axes else total
+
+
+def _options(node: fx.Node) -> tuple[int, int, bool]:
+    names = ("interpolation_mode", "padding_mode", "align_corners")
+    mode, padding, aligned = (literal(node, name) for name in names)
+    return int(mode), int(padding), bool(aligned)
+
+
+def corners(
+    grid: Tensor, sizes: Sequence[int], mode: int, padding: int, aligned: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """The places that each point is interpolated from, and their weights; both of the points' shape.
+
+    ``grid`` is [..., axis], from -1 to 1, the last axis of ``sizes`` first, as ``grid_sample`` takes it. A
+    place outside has weight 0.
+
+    Example:
+        >>> pairs = corners(torch.tensor([[0.25, -1.0]]), (1, 4), 0, 1, True)
+        >>> [(int(place), round(float(weight), 3)) for place, weight in pairs if weight > 0]
+        [(1, 0.125), (2, 0.875)]
+    """
+    found = [
+        (torch.zeros(grid.shape[:-1], dtype=torch.int64, device=grid.device), torch.ones_like(grid[..., 0]))
+    ]
+    for axis, size in enumerate(sizes):
+        line = _along(grid[..., len(sizes) - 1 - axis], size, mode, padding, aligned)
+        found = [(place * size + own, weight * w) for place, weight in found for own, w in line]
+    return found
+
+
+def _along(points: Tensor, size: int, mode: int, padding: int, aligned: bool) -> list[tuple[Tensor, Tensor]]:
+    """The one or two places along one axis, and their weights."""
+    at = (points + 1) / 2 * (size - 1) if aligned else ((points + 1) * size - 1) / 2
+    if padding == REFLECTION:
+        at = _reflected(at, size, aligned)
+    if padding in (BORDER, REFLECTION):
+        at = at.clamp(0, size - 1)
+    low = at.round() if mode == NEAREST else at.floor()
+    pairs = [(low, torch.ones_like(at))] if mode == NEAREST else [(low, low + 1 - at), (low + 1, at - low)]
+    inside = [(place, torch.where((place >= 0) & (place < size), weight, 0.0)) for place, weight in pairs]
+    return [(place.clamp(0, size - 1).long(), weight) for place, weight in inside]
+
+
+def _reflected(at: Tensor, size: int, aligned: bool) -> Tensor:
+    """Mirrored at the first and last place, or at the borders of these where corners are not aligned."""
+    low, span = (0.0, float(size - 1)) if aligned else (-0.5, float(size))
+    if span == 0:
+        return torch.zeros_like(at)
+    away = (at - low).abs()
+    rest, turns = away.remainder(span), (away / span).floor()
+    return torch.where(turns % 2 == 0, rest, span - rest) + low
