@@ -11,10 +11,13 @@ from torch import Tensor
 
 from fxplain.attentions import Attention, Kind, Mixing, Stream, TokenSpace
 from fxplain.find import Findings
-from fxplain.labels import Value, broadcast, codes_of, samples_of
+from fxplain.labels import Value, broadcast, codes_of, completed, samples_of
 from fxplain.ledger import Born, Site
 from fxplain.ops.table import op_name
 from fxplain.where import module_path, source_line
+
+APART = -2
+"""Between two samples of one packed sequence: nothing passes there."""
 
 
 @dataclass(frozen=True)
@@ -251,33 +254,45 @@ def _kind(place: int, pairs: list[tuple[Tensor, Tensor]], is_attention: list[boo
     return "encoder_decoder"
 
 
-def heads_of(site: Site, batch: int) -> int:
-    """How many maps a site has over the same rows and columns, whether heads have an axis or are folded."""
-    samples = samples_on_map(site, batch)
+def heads_of(site: Site, batch: int, assume: bool = True) -> int:
+    """How many maps a site has over the same rows and columns, whether heads have an axis or are folded.
+
+    Some pairs of tokens may meet more often (a class token that stands in every frame): the fewest count.
+    """
+    samples = samples_on_map(site, batch, assume)
     rows, cols, samples = broadcast(site.rows.labels, site.cols.labels, samples)
-    valid = ((rows > 0) & (cols > 0)).reshape(-1).nonzero()
     per_place = int(torch.Size(site.shape).numel()) // max(rows.numel(), 1)
-    if not len(valid):
+    valid = (rows > 0) & (cols > 0) & (samples != APART)
+    if not bool(valid.any()):
         return per_place
-    first = int(valid[0])
-    flat = [labels.reshape(-1) for labels in (rows, cols, samples)]
-    same = (flat[0] == flat[0][first]) & (flat[1] == flat[1][first]) & (flat[2] == flat[2][first])
-    return per_place * int(same.sum())
+    first = valid & (rows == rows[valid][0]) & (cols == cols[valid][0]) & (samples == samples[valid][0])
+    times = int(first.sum())
+    if times > 1:
+        (_, row), (_, col), (_, sample) = (
+            torch.unique(labels, return_inverse=True)
+            for labels in (site.rows.labels, site.cols.labels, samples)
+        )
+        pair = ((row * (int(col.max()) + 1) + col) * (int(sample.max()) + 1) + sample)[valid]
+        counts = torch.bincount(pair)
+        times = int(counts[counts > 0].min())
+    return per_place * times
 
 
-def samples_on_map(site: Site, batch: int) -> Tensor:
-    """The sample that each element of a site's map belongs to, by its rows' or columns' labels; -1 unknown.
+def samples_on_map(site: Site, batch: int, assume: bool = True) -> Tensor:
+    """The sample that each element of a site's map belongs to, by its rows' or columns' labels.
+
+    -1 stands for unknown, ``APART`` for a place between two samples of one packed sequence.
 
     Where rows and columns are shared by all samples (learned queries that have met no input yet), the first
     axis that heads or samples can lie on and that divides by the batch is taken for the batch axis.
     """
-    rows, cols = (samples_of(slot.labels) for slot in (site.rows, site.cols))
-    samples = torch.maximum(*broadcast(rows, cols))
+    rows, cols = broadcast(*(samples_of(slot.labels) for slot in (site.rows, site.cols)))
+    samples = torch.maximum(rows, cols)
     if batch == 1:
         return samples.clamp_min(0)
     if bool((samples >= 0).any()):
-        return samples
-    for axis, size in enumerate(site.shape):
+        return torch.where((rows != cols) & (rows >= 0) & (cols >= 0), APART, completed(samples))
+    for axis, size in enumerate(site.shape if assume else ()):
         if size % batch == 0 and axis not in site.rows.axes | site.cols.axes:
             line = torch.arange(size) // (size // batch)
             return line.view([-1 if a == axis else 1 for a in range(len(site.shape))])

@@ -249,6 +249,25 @@ def fill_samples(labels: Tensor, sources: Sequence[Tensor]) -> Tensor:
     return labels
 
 
+def completed(samples: Tensor) -> Tensor:
+    """Sample indices with those that are missing (-1) taken from the places beside them.
+
+    They are told by the first axis at each of whose places all that is known is of one sample.
+
+    >>> completed(torch.tensor([[0, -1], [-1, 1]])).tolist()
+    [[0, 0], [1, 1]]
+    """
+    missing = samples < 0
+    if not bool(missing.any()):
+        return samples
+    for axis in range(samples.ndim):
+        others = [other for other in range(samples.ndim) if other != axis]
+        line = samples.amax(others, keepdim=True) if others else samples
+        if bool((missing | (samples == line)).all()):
+            return torch.where(missing, line, samples)
+    return samples
+
+
 def reads_of(slots: Iterable[Slot]) -> frozenset[int]:
     return frozenset().union(*(slot.reads for slot in slots))
 

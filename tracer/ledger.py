@@ -190,9 +190,17 @@ class Ledger:
 
 def grid_of(slot: Slot, count: int) -> tuple[int, ...]:
     """The shape of the axes that number the tokens, if they make up exactly ``count`` places."""
-    shape = compact(codes_of(slot.labels)).shape
-    grid = tuple(size for size in shape if size > 1)
+    codes = compact(codes_of(slot.labels))
+    grid = tuple(_distinct(codes, axis) for axis, size in enumerate(codes.shape) if size > 1)
     product = 1
     for size in grid:
         product *= size
     return grid if grid and product == count else (count,)
+
+
+def _distinct(codes: Tensor, axis: int) -> int:
+    """How many different tokens stand along one axis; frames of several samples may be folded into it."""
+    for other in range(codes.ndim):
+        if other != axis:
+            codes = codes.narrow(other, 0, 1)
+    return len(torch.unique(codes))

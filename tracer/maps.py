@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxplain.attentions import Attention
-from fxplain.classify import Classified, heads_of, samples_on_map
+from fxplain.classify import APART, Classified, heads_of, samples_on_map
 from fxplain.errors import VerificationError
 from fxplain.fused_maps import fused_map, grouped, map_of, own_output
 from fxplain.labels import broadcast, samples_of
@@ -33,7 +33,10 @@ class Plan:
     keys: Tensor
     """Token indices [nk] of the columns."""
     place: Tensor
-    """Where each element goes in [batch * nq * nk], -1 for nowhere; shape of the map with heads at size 1."""
+    """Where each element goes in [sample, nq, nk], -1 for nowhere; shape of the map with heads at size 1.
+
+    A map after the last sample's is for what is of no known sample.
+    """
     heads: tuple[int, ...]
     """Axes of the map along which nothing varies."""
     folded: int
@@ -44,48 +47,63 @@ class Plan:
     """Whether that is read off the shape alone, and so must be checked against the gradient."""
     batch: int
 
-    def batch_line(self) -> tuple[int, int]:
-        """Of an assumed batch axis: the axis of the map, and how many places along it are the first
-        sample's."""
+    def only(self, sample: int, gradient: Tensor) -> bool:
+        """Whether a gradient of the map, or of the output, is zero but for one sample on the assumed axis."""
         samples = samples_on_map(self.site, self.batch)
         axis = next(axis for axis, size in enumerate(samples.shape) if size > 1)
-        return axis, samples.shape[axis] // self.batch
+        others = (samples.reshape(-1) != sample).nonzero().flatten().to(gradient.device)
+        return not bool(gradient.index_select(axis, others).any())
 
     def scatter(self, values: Tensor, divide: bool = True) -> Tensor:
         """Add up values of :attr:`place`'s shape into [batch, nq, nk]."""
-        size = self.batch * len(self.queries) * len(self.keys)
+        size = self.places
         place = self.place.reshape(-1).to(values.device)
         flat = torch.zeros(size + 1, dtype=values.dtype, device=values.device)
         flat.index_add_(0, torch.where(place >= 0, place, size), values.reshape(-1))
-        dense = flat[:size].view(self.batch, len(self.queries), len(self.keys))
+        dense = self.for_all(flat[:size].view(-1, len(self.queries), len(self.keys)))
         return dense / self.folded if divide and self.folded > 1 else dense
 
+    @property
+    def places(self) -> int:
+        """How many places there are: a map for each sample, and one for what is of no known sample."""
+        return (self.batch + (not self.sampled)) * len(self.queries) * len(self.keys)
 
-def make_plan(site: Site, classified: Classified, batch: int) -> Plan:
-    """Work out where the elements of a site's map belong among the tokens."""
+    def for_all(self, dense: Tensor) -> Tensor:
+        """What is of no known sample, and comes last, is each one's."""
+        return dense if self.sampled else dense[:-1] + dense[-1:]
+
+
+def make_plan(site: Site, classified: Classified, batch: int, assume: bool = True) -> Plan:
+    """Work out where the elements of a site's map belong among the tokens.
+
+    ``assume``: read the samples off the map's shape where no label tells them.
+    """
     full = concrete(site)
-    place, queries, keys, sampled, assumed = _places(full, classified, batch)
+    place, queries, keys, sampled, assumed = _places(full, classified, batch, assume)
     heads = tuple(a for a, size in enumerate(place.shape) if size == 1 and full.shape[a] > 1)
     unfolded = torch.Size([full.shape[axis] for axis in heads]).numel()
-    folded = max(heads_of(full, batch) // unfolded, 1) if not site.makes_tokens else 1
+    folded = max(heads_of(full, batch, assume) // unfolded, 1) if not site.makes_tokens else 1
     return Plan(site, queries, keys, place, heads, folded, sampled, assumed, batch)
 
 
-def _places(site: Site, classified: Classified, batch: int) -> tuple[Tensor, Tensor, Tensor, bool, bool]:
+def _places(
+    site: Site, classified: Classified, batch: int, assume: bool
+) -> tuple[Tensor, Tensor, Tensor, bool, bool]:
     """Where each element goes, the tokens of rows and columns, and what is known of samples."""
-    samples = samples_on_map(site, batch)
+    samples = samples_on_map(site, batch, assume)
     shape = broadcast(site.rows.labels, site.cols.labels, samples)[0].shape
     rows, cols = (classified.token_ids(slot.labels) for slot in (site.rows, site.cols))
     queries, keys = (torch.unique(ids[ids >= 0]) for ids in (rows, cols))
     row_place, col_place = (torch.searchsorted(u, i.clamp_min(0)) for u, i in ((queries, rows), (keys, cols)))
-    labelled = (rows >= 0) & (cols >= 0)
+    labelled = (rows >= 0) & (cols >= 0) & (samples != APART)
     sampled = not bool((labelled & (samples < 0)).any())
     assumed = (
         bool((torch.maximum(samples_of(site.rows.labels), samples_of(site.cols.labels)) < 0).all())
         and batch > 1
     )
-    place = (samples.clamp_min(0) * len(queries) + row_place) * len(keys) + col_place
-    place = torch.where(labelled & (samples < batch), place, -1).expand(shape)
+    samples = torch.where(samples < 0, batch, samples)
+    place = (samples * len(queries) + row_place) * len(keys) + col_place
+    place = torch.where(labelled & (samples <= batch), place, -1).expand(shape)
     return place, queries, keys, sampled, assumed and sampled
 
 
@@ -118,11 +136,12 @@ def dense(plan: Plan, values: Tensor) -> Tensor:
     sorted_place = plan.place.reshape(-1)[order]
     first = torch.searchsorted(sorted_place, sorted_place)
     again = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first)
-    size = plan.batch * len(plan.queries) * len(plan.keys)
-    found = values.new_zeros(len(flat), plan.folded, size + 1)
-    place = torch.where(plan.place.reshape(-1) >= 0, plan.place.reshape(-1), size).to(values.device)
-    found[:, again.clamp_max(plan.folded - 1).to(values.device), place] = flat
-    return found[..., :size].reshape(-1, plan.batch, len(plan.queries), len(plan.keys)).transpose(0, 1)
+    place = torch.where(plan.place.reshape(-1) >= 0, plan.place.reshape(-1), plan.places)
+    # tokens that meet more often than there are heads (in several windows) have their values added up
+    target = ((again % plan.folded) * (plan.places + 1) + place).to(values.device)
+    found = values.new_zeros(len(flat), plan.folded * (plan.places + 1)).index_add_(1, target, flat)
+    found = found.view(-1, plan.places + 1)[:, : plan.places]
+    return plan.for_all(found.reshape(len(found), -1, len(plan.queries), len(plan.keys)).transpose(0, 1))
 
 
 def _every_head(maps: Tensor, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:

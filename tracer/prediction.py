@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxplain.errors import NonFiniteError, TargetError
 from fxplain.labelled import Labelled
-from fxplain.maps import Plan, check_rebuilt
+from fxplain.maps import check_rebuilt, make_plan
 from fxplain.replay import Replay, gradients_of, replay, tap_of
 from fxplain.schedule import Step
 from fxplain.steps import steps_of
@@ -104,7 +104,8 @@ def predict(
         TargetError, NonFiniteError, VerificationError: see :mod:`fxplain.errors`.
     """
     captured, findings, sites = labelled.captured, labelled.findings, labelled.classified.sites
-    gradients = gradients or callable(target)
+    assumes = findings.batch > 1 and any(plan.assumed for plan in labelled.plans.values())
+    gradients = gradients or callable(target) or assumes
     run = replay(captured, bound, sites, gradients)
     rebuilt = check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs))
     with torch.set_grad_enabled(gradients):
@@ -121,8 +122,9 @@ def predict(
             hint="explain another output= or target=",
         )
     _check_readout(resolved)
-    together = _separable(labelled, resolved) and _assumptions_hold(labelled, run, scores)
-    passes = (total,) if together else scores
+    if assumes and resolved.scores.requires_grad:
+        labelled = _without_wrong_assumptions(labelled, run, scores)
+    passes = (total,) if _separable(labelled, resolved) else scores
     return Prediction(labelled, bound, run, resolved, passes, rebuilt, output, **options)
 
 
@@ -160,19 +162,18 @@ def _separable(labelled: Labelled, resolved: Resolved) -> bool:
     return not foreign and all(plan.sampled for plan in labelled.plans.values())
 
 
-def _assumptions_hold(labelled: Labelled, run: Replay, scores: Sequence[Tensor]) -> bool:
-    """Where the batch axis of a map was read off its shape: the first score must not reach other samples
-    there."""
-    assumed: list[Plan] = [plan for plan in labelled.plans.values() if plan.assumed]
-    if not assumed or len(scores) == 1 or not scores[0].requires_grad:
-        return True
-    tapped = {tap_of(plan.site).name: run.tapped[tap_of(plan.site).name] for plan in assumed}
-    gradients = gradients_of(scores[0], tapped, retain=True)
-    for plan in assumed:
-        gradient = gradients.get(tap_of(plan.site).name)
-        if gradient is None or not gradient.any():
-            continue
-        axis, own = plan.batch_line()
-        if bool(gradient.narrow(axis, own, gradient.shape[axis] - own).any()):
-            return False
-    return True
+def _without_wrong_assumptions(labelled: Labelled, run: Replay, scores: Sequence[Tensor]) -> Labelled:
+    """Where the batch axis of a map was read off its shape, no score may reach another sample there.
+
+    If one does, the map is of no sample, or of all: it counts for every one, each by its own gradient.
+    """
+    assumed = {index: plan for index, plan in labelled.plans.items() if plan.assumed}
+    tapped = {tap_of(plan.site).name: run.tapped[tap_of(plan.site).name] for plan in assumed.values()}
+    plans = dict(labelled.plans)
+    for sample, score in enumerate(scores):
+        gradients = gradients_of(score, tapped, retain=True)
+        for index, plan in assumed.items():
+            gradient = gradients.get(tap_of(plan.site).name)
+            if gradient is not None and not plan.only(sample, gradient):
+                plans[index] = make_plan(plan.site, labelled.classified, plan.batch, assume=False)
+    return replace(labelled, plans=plans)

@@ -128,6 +128,9 @@ def _row(relevancy: Relevancy, pairs: Readout, behind: frozenset[int], tokens: i
 
 def _matrix(full: Tensor, sample: int, pairs: Readout, prediction: Prediction) -> Tensor:
     """R after all steps for one explained sample; spaces read from another sample come from there."""
+    owners = {owner for owner, _ in pairs}
+    if len(owners) == 1:
+        sample = owners.pop()
     matrix = full[min(sample, len(full) - 1)]
     for owner, token in pairs:
         if owner != sample:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from fxplain.labels import Slot, Value, codes_of, compact, fill_samples
 from fxplain.ops.births import woken
@@ -154,8 +155,16 @@ def _token_mixing(call: Call, data: Side, weight: Side, old: Slot, row: str, out
         cols,
         tuple(sizes[c] for c in cols_letters),
         spec,
+        weights=lambda: _largest(weight, cols_letters),
     )
     return Slot(compact(rows.labels.squeeze(-1)), rows.strength, new.reads)
+
+
+def _largest(weight: Side, letters: str) -> Tensor:
+    """The largest magnitude of a weight between two tokens, laid out by letters."""
+    others = [axis for axis, letter in enumerate(weight.letters) if letter not in letters]
+    sizes = weight.operand.tensor.abs()
+    return moved(sizes.amax(others, keepdim=True) if others else sizes, weight.letters, letters)
 
 
 def _sizes(*sides: Side) -> dict[str, int]:
@@ -248,7 +257,7 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
             [1 if c in weights.summed else s for c, s in zip(weights.letters, shape, strict=True)],
         )
         rows = replace(rows, reads=frozenset())
-    check_samples(call, rows, cols)
+    check_samples(call, rows, cols, lambda: weights.operand.tensor)
     nodes = (weights.operand.node, values.operand.node)
     summed = weights.axes_of(weights.summed)
     sums = row_sums(weights.operand.tensor, summed)
@@ -266,9 +275,7 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     )
     if site.normaliser != "softmax":
         await_division(call, site, weights.operand, moved(sums, weights.letters, output))
-    known = cols.labels
-    for axis in summed:
-        known = known.narrow(axis, 0, 1)
+    known = cols.labels.amax(tuple(summed), keepdim=True)  # keys that have met no sample yet know of none
     lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
     others = values.alive if values.killed else values.slots[1:]
     return [weights.moved(lived, output), *[values.moved(slot, output) for slot in others]]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from fxplain.labels import NOTHING, Slot, Value, compact, fill_samples
+from fxplain.flex import compute
+from fxplain.labels import NOTHING, Slot, Value, compact, fill_samples, samples_of
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples
 from fxplain.ops.table import Call, Operand, aten, transfer
@@ -34,7 +36,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     shape = (*result.shape[:-1], key.shape[-2])
     on_rows = replace(rows, labels=compact(rows.labels.narrow(-1, 0, 1)))
     on_cols = replace(cols, labels=_as_columns(cols, query, key))
-    check_samples(call, on_rows, on_cols)
+    check_samples(call, on_rows, on_cols, lambda: _on_samples(call, cols, on_cols))
     nodes = tuple(operand.node for operand in (query, key, value))
     site = call.ledger.add_site(
         node=call.node,
@@ -47,10 +49,30 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
         softmaxes=frozenset({call.node.name}),
     )
     call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
-    labels = fill_samples(on_rows.labels, [on_cols.labels.narrow(-1, 0, 1)])
+    labels = fill_samples(on_rows.labels, [on_cols.labels.amax(-1, keepdim=True)])
     lived = Slot(labels, rows.strength, rows.reads | {site.index})
     out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset(), sampled=frozenset())
     return _with_sums(call, out)
+
+
+def _on_samples(call: Call, keys: Slot, cols: Slot) -> Tensor:
+    """What every row weighs the keys of each key's sample together: [..., query, key].
+
+    The kernel itself tells, by values that are 1 for one sample and else 0.
+    """
+    places = [place for place, argument in enumerate(call.args) if isinstance(argument, Tensor)]
+    if len(places) < 3:
+        return torch.ones(())
+    value = call.args[places[2]]
+    owners, on_map = samples_of(keys.labels.narrow(-1, 0, 1)), samples_of(cols.labels)
+    total = torch.zeros(())
+    for sample in torch.unique(owners[owners >= 0]).tolist():
+        args = list(call.args)
+        args[places[2]] = (owners == sample).to(value).expand_as(value).contiguous()
+        result = compute(call.node, args, call.kwargs)
+        output = result[0] if isinstance(result, tuple | list) else result
+        total = total + output[..., :1].cpu() * (on_map == sample)
+    return total
 
 
 def _with_sums(call: Call, out: Value) -> Value | tuple[Value, ...]:

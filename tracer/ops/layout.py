@@ -17,7 +17,6 @@ from fxplain.labels import (
     align,
     codes_of,
     compact,
-    fill_samples,
     reads_of,
 )
 from fxplain.ops.table import Call, Operand, aten, pointwise, transfer
@@ -233,8 +232,7 @@ def _awake(call: Call, dormant: Slot, pattern: Slot, axis: int) -> Slot:
     for other in range(labels.ndim):
         if other != axis and not pattern.varies(other):
             labels = _first(labels, other)
-    woken = call.ledger.wake(replace(dormant, labels=labels), call.node)
-    return replace(woken, labels=fill_samples(woken.labels, [_first(pattern.labels, axis)]))
+    return call.ledger.wake(replace(dormant, labels=labels), call.node)
 
 
 def _first(labels: Tensor, axis: int) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from fxplain.labels import STRONG, Slot, broadcast, codes_of, compact, samples_of
 from fxplain.ledger import Window
@@ -49,11 +50,12 @@ def record(
     shape: tuple[int, ...],
     axes: str = "",
     window: Window | None = None,
+    weights: Callable[[], Tensor] | None = None,
 ) -> Slot:
     """Write a mixing site down; the new tokens' rows hold its increments from here on."""
     nodes = tuple(operand.node for operand in operands if operand.node is not None)
     if window is None:
-        check_samples(call, rows, cols)
+        check_samples(call, rows, cols, weights)
     site = call.ledger.add_site(
         node=call.node,
         role="mixing",
@@ -68,11 +70,19 @@ def record(
     return replace(rows, reads=cols.reads | {site.index})
 
 
-def check_samples(call: Call, rows: Slot, cols: Slot) -> None:
-    """Information never crosses samples: if it seems to, the axis taken for the batch is not one."""
+def check_samples(call: Call, rows: Slot, cols: Slot, weights: Callable[[], Tensor] | None = None) -> None:
+    """Information never crosses samples: if it seems to, the axis taken for the batch is not one.
+
+    Where several samples are packed into one sequence, their tokens meet in a map that has weights, laid out
+    as rows and columns are; what counts is whether those between samples are zero.
+    """
     try:
         one, other = broadcast(compact(samples_of(rows.labels)), compact(samples_of(cols.labels)))
     except RuntimeError:
         return
-    if bool(((one != other) & (one >= 0) & (other >= 0)).any()):
-        call.ledger.crossing = True
+    between = (one != other) & (one >= 0) & (other >= 0)
+    if not bool(between.any()):
+        return
+    call.ledger.data_dependent = True  # a mask that keeps samples apart does so for these inputs
+    map = weights() if weights is not None else None
+    call.ledger.crossing |= map is None or map.is_meta or bool((between & (map.cpu() != 0)).any())

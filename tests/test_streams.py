@@ -1,0 +1,146 @@
+"""Samples and streams: who a token is, and whose, where batches are folded, packed, repeated or compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxplain
+
+BATCH, TOKENS, HEADS, DIM = 2, 6, 2, 4
+WIDTH = HEADS * DIM
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def tokens(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Attend(nn.Module):
+    """Attention of x [batch, token, width] to y in two heads, after a residual; ``fused`` by one kernel."""
+
+    def __init__(self, fused: bool = False) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.fused = fused
+
+    def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        y = x if y is None else y
+        q, k, v = (
+            layer(t).unflatten(-1, (HEADS, DIM)).transpose(1, 2)
+            for layer, t in ((self.q, x), (self.k, y), (self.v, y))
+        )
+        if self.fused:
+            out = nn.functional.scaled_dot_product_attention(q, k, v, mask)
+        else:
+            scores = q @ k.transpose(-1, -2) / DIM**0.5
+            out = (scores if mask is None else scores.masked_fill(~mask, -1e9)).softmax(-1) @ v
+        return x + self.out(out.transpose(1, 2).flatten(2))
+
+
+def alone(model: nn.Module, inputs: tuple[Tensor, ...], sample: int, target: Any) -> Any:
+    return fxplain.explain(model.eval(), tuple(x[sample : sample + 1] for x in inputs), target)
+
+
+def check(model: nn.Module, *inputs: Tensor, target: Any = 1, separate: bool = True) -> tuple[Any, Any]:
+    """The trace and an explanation; each sample's is what it gets alone."""
+    found = fxplain.trace(model.eval(), inputs)
+    result = found.explain(inputs, target)
+    assert not [entry for entry in found.census if entry.role == "unknown"]
+    assert all(bool(torch.isfinite(v).all()) for v in result.relevance.values())
+    assert sum(float(v.abs().sum()) for v in result.relevance.values()) > 0
+    if separate:
+        assert len(result.score) == len(inputs[0])
+        for sample in range(len(inputs[0])):
+            single = alone(model, inputs, sample, target)
+            torch.testing.assert_close(single.score[0], result.score[sample])
+            for space, values in single.relevance.items():
+                torch.testing.assert_close(values[0], result.relevance[space][sample], rtol=1e-4, atol=1e-7)
+    return found, result
+
+
+def kinds(found: Any) -> list[tuple[str, str, int, str, int, int]]:
+    return [
+        (a.kind, a.queries.name, a.queries.size, a.keys.name, a.keys.size, a.heads) for a in found.attentions
+    ]
+
+
+class Divided(nn.Module):
+    """Frames in the batch axis; a class token taken from the first rows, which are frames of one sample.
+
+    Attends over time, then over space with the class token in every frame, whose copies are averaged.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, WIDTH, 4, 4)
+        self.first = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.place = nn.Parameter(torch.randn(1, 5, WIDTH))
+        self.time, self.space = Attend(), Attend()
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, video: Tensor) -> Tensor:
+        batch, frames = video.shape[:2]
+        x = self.patch(video.flatten(0, 1)).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1) + self.place
+        first, x = x[:batch, :1], x[:, 1:]
+        x = x.unflatten(0, (batch, frames)).transpose(1, 2)  # [batch, patch, frame, width]
+        x = self.time(x.flatten(0, 1)).unflatten(0, (batch, 4))
+        each = first.repeat(1, frames, 1).flatten(0, 1).unsqueeze(1)
+        x = self.space(torch.cat([each, x.transpose(1, 2).flatten(0, 1)], 1))
+        first = x[:, 0].unflatten(0, (batch, frames)).mean(1, keepdim=True)
+        logits: Tensor = self.head(first[:, 0])
+        return logits
+
+
+def test_a_class_token_in_every_frame() -> None:
+    found, _ = check(Divided(), tokens(BATCH, 3, 3, 8, 8))
+    assert kinds(found) == [
+        ("self", "video", 12, "video", 12, HEADS),
+        ("self", "first+video", 13, "first+video", 13, HEADS),
+    ]
+    assert {space.name: space.grid for space in found.spaces} == {"video": (3, 2, 2), "first": (1,)}
+    time, space = found.maps((tokens(BATCH, 3, 3, 8, 8),))
+    torch.testing.assert_close(time.sum(-1), torch.ones(BATCH, HEADS, 12))
+    torch.testing.assert_close(space.sum(-1)[..., 1:], torch.ones(BATCH, HEADS, 12))
+
+
+class Packed(nn.Module):
+    """All samples in one sequence; a mask keeps them apart. They are told apart again at the end."""
+
+    def __init__(self, fused: bool, kept_apart: bool = True) -> None:
+        super().__init__()
+        self.embed = nn.Linear(WIDTH, WIDTH)
+        self.attend, self.again = Attend(fused), Attend(fused)
+        self.head = nn.Linear(WIDTH, 3)
+        self.kept_apart = kept_apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, size = x.shape[:2]
+        owner = torch.arange(count).repeat_interleave(size)
+        mask = owner[:, None] == owner if self.kept_apart else torch.ones(len(owner), len(owner)).bool()
+        packed = self.embed(torch.cat(list(x), 0))[None]
+        packed = self.again(self.attend(packed, mask=mask), mask=mask)
+        logits: Tensor = self.head(packed[0].view(count, size, WIDTH)[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_samples_packed_into_one_sequence(fused: bool) -> None:
+    found, _ = check(Packed(fused), tokens(BATCH, TOKENS, WIDTH))
+    assert kinds(found) == [("self", "x", TOKENS, "x", TOKENS, HEADS)] * 2
+    weights = found.maps((tokens(BATCH, TOKENS, WIDTH),))[0]
+    torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, HEADS, TOKENS))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_pack_whose_samples_see_each_other_is_one_sample(fused: bool) -> None:
+    found, _ = check(Packed(fused, kept_apart=False), tokens(BATCH, TOKENS, WIDTH), separate=False)
+    assert kinds(found) == [("self", "x", BATCH * TOKENS, "x", BATCH * TOKENS, HEADS)] * 2
