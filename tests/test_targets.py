@@ -199,3 +199,27 @@ def test_rollout_is_the_product_of_the_maps() -> None:
     found, wanted = result.relevance["input_ids"][:, 1:], product[:, 0, 1:]
     # whether rows are normalised is a choice; the proportions of the row are not, for two equal layers
     assert_close(found / found.sum(1, keepdim=True), wanted / wanted.sum(1, keepdim=True), 1e-5, "rollout")
+
+
+class Anchored(nn.Module):
+    """Gives its learned anchors back before anything that attention has touched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchors, self.where = nn.Parameter(torch.randn(4, 8)), nn.Linear(8, 2)
+        self.layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+        self.embed = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        anchors = self.anchors[None].expand(len(x), -1, -1)
+        return {"places": self.where(anchors), "states": self.layer(anchors, self.embed(x))}
+
+
+def test_an_output_behind_no_attention_is_passed_over() -> None:
+    model, x = make(Anchored), floats(2, 5, 6, seed=3)
+    for method in ("relevancy", "rollout"):
+        result = fxplain.explain(model, x, method=method)
+        assert result.output == "states"
+        assert [note for note in result.notes if "places" in note]
+    with pytest.raises(fxplain.errors.TargetError):
+        fxplain.trace(model, x).explain(x, output="places")

@@ -105,7 +105,7 @@ def _result(prediction: Prediction, method: Method, verified: float) -> Result:
             hint="the model's values explode: explain it in a wider dtype, or check its weights",
         )
     classified = labelled.classified
-    notes = (*_notes(labelled), *explained.notes)
+    notes = (*_notes(labelled), *_passed_over(prediction), *explained.notes)
     if prediction.chosen is not None:
         notes += (f"{len(prediction.chosen)} of {len(classified.attentions)} attentions take part (layers=)",)
     return Result(
@@ -122,6 +122,17 @@ def _result(prediction: Prediction, method: Method, verified: float) -> Result:
         verified=max(verified, prediction.rebuilt),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _passed_over(prediction: Prediction) -> tuple[str, ...]:
+    """Outputs before the explained one, where none was asked for: they lie behind no attention."""
+    names, tensors = prediction.labelled.captured.outputs, prediction.run.outputs
+    floating = [n for n, tensor in zip(names, tensors, strict=True) if tensor.is_floating_point()]
+    name = prediction.resolved.output
+    if prediction.output is not None or name == "logits" or name not in floating[1:]:
+        return ()
+    before = ", ".join(floating[: floating.index(name)])
+    return (f"the output {name} is explained: no attention lies behind {before}",)
 
 
 def _notes(labelled: Labelled) -> tuple[str, ...]:

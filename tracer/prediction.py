@@ -16,7 +16,7 @@ from fxplain.maps import check_rebuilt, make_plan
 from fxplain.replay import Replay, gradients_of, replay, tap_of
 from fxplain.schedule import Step
 from fxplain.steps import steps_of
-from fxplain.target import Readout, Resolved, resolve
+from fxplain.target import Readout, Resolved, default_output, resolve
 from fxplain.verify import tolerance
 
 Gradients = Mapping[str, "Tensor | None"]
@@ -108,9 +108,11 @@ def predict(
     gradients = gradients or callable(target) or assumes
     run = replay(captured, bound, sites, gradients)
     rebuilt = check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs))
+    attending = frozenset(site.index for site in sites if not site.makes_tokens)
+    wanted = output or default_output(captured.outputs, run.outputs, findings.outputs, attending)
     with torch.set_grad_enabled(gradients):
         resolved = resolve(
-            run.outputs, findings.outputs, captured.outputs, target, output, findings.batch, captured.rebuild
+            run.outputs, findings.outputs, captured.outputs, target, wanted, findings.batch, captured.rebuild
         )
         scores, total = resolved.scores.unbind(), resolved.scores.sum()
     if gradients and not resolved.scores.requires_grad:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxplain.errors import NonFiniteError, TargetError
-from fxplain.labels import Slot, Value, codes_of, samples_of
+from fxplain.labels import Slot, Value, codes_of, reads_of, samples_of
 
 Readout = tuple[tuple[int, int], ...]
 """The rows that carry one sample's score: pairs (sample, token), tokens as in the labelling run."""
@@ -31,7 +31,7 @@ class Resolved:
 
 
 def choose_output(names: Sequence[str], tensors: Sequence[Tensor], wanted: str | None) -> int:
-    """The place of the output to explain: the named one, else ``logits``, else the first floating one."""
+    """The place of the wanted output; if None is, of ``logits``, else of the first floating one."""
     if wanted is not None:
         if wanted not in names:
             raise TargetError(
@@ -53,6 +53,19 @@ def choose_output(names: Sequence[str], tensors: Sequence[Tensor], wanted: str |
             found=", ".join(names),
         )
     return next((place for place in floating if names[place] == "logits"), floating[0])
+
+
+def default_output(
+    names: Sequence[str], tensors: Sequence[Tensor], values: Sequence[Value], sites: frozenset[int]
+) -> str | None:
+    """The output to explain where none is named: ``logits``, else the first floating one, of those behind one
+    of these sites; None if none is."""
+    found = [
+        name
+        for name, tensor, value in zip(names, tensors, values, strict=True)
+        if tensor.is_floating_point() and reads_of(value.active) & sites
+    ]
+    return "logits" if "logits" in found else next(iter(found), None)
 
 
 def resolve(

@@ -122,7 +122,8 @@ class Traced:
                 A tuple: an index into one sample's output: (query, class), (position, token). A tensor
                 or list: one of these per sample. A callable: from the model's output to one score per sample.
             method: one of :func:`fxplain.methods`; those with gradients also as ``NAME+libra``.
-            output: name of the output to explain; ``logits`` or the first floating one by default.
+            output: name of the output to explain; ``logits`` by default, or the first
+                floating one behind an attention.
             verify: compare graph and model on these inputs, also where this layout was compared before.
             layers: the layers of attentions that take part: an int, a slice or several ints, counted in
                 every tower of the model by itself; negative ones from its last. None: all.
