@@ -333,3 +333,27 @@ def test_weights_of_places_told_by_the_query() -> None:
     (weights,) = found.maps((tokens(),))
     distance = (torch.arange(6)[:, None] - torch.arange(6)).abs()
     assert float(weights[..., distance > 1].abs().max()) == 0
+
+
+class Halves(Kind):
+    """A learned table holds what queries are and where they are, side by side; both are of one query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4, 2 * WIDTH))
+        self.places, self.layer = nn.Linear(WIDTH, WIDTH), nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        where, what = self.table[None].expand(len(x), -1, -1).chunk(2, -1)
+        asked = self.layer(self.places(where), x, x, need_weights=False)[0]
+        what = what + self.attend(what)
+        logits: Tensor = self.head((what + asked)[:, 0])
+        return logits
+
+
+def test_halves_of_the_features_are_of_one_token() -> None:
+    found, _ = traced(Halves(), tokens())
+    assert kinds(found) == [
+        ("encoder_decoder", "table", 4, "x", 6, 2),
+        ("self", "table", 4, "table", 4, HEADS),
+    ]

@@ -192,14 +192,11 @@ class Labelling:
         if axis is not None and tensor.shape[axis] != self.batch:
             axis = None
         shape = [1 if place == axis else size for place, size in enumerate(tensor.shape)]
-        count = 1
-        for size in shape:
-            count *= size
         # numbers worked out from integers (masks) are positions, not data; ids count once they are embedded
         data = is_input and tensor.is_floating_point()
         root = Root(placeholder.path, is_input, STRONG if data else WEAK)
-        start = self.ledger.elements.reserve(root, count)
-        codes = torch.arange(count).view(shape) + start
+        start = self.ledger.elements.reserve(root, shape)
+        codes = torch.arange(torch.Size(shape).numel()).view(shape) + start
         samples: Tensor | int = -1
         if axis is not None:
             samples = torch.arange(self.batch).view([-1 if p == axis else 1 for p in range(tensor.ndim)])

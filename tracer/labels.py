@@ -10,7 +10,7 @@ Label arrays are *compact*: they have the tensor's number of axes, with size 1 w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -301,11 +301,36 @@ class Elements:
 
     ranges: list[tuple[Root, int, int]] = field(default_factory=list)
     """(root, first code, one past the last)."""
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """First code -> the shape that is numbered."""
 
-    def reserve(self, root: Root, count: int) -> int:
+    def reserve(self, root: Root, shape: Sequence[int]) -> int:
         start = self.ranges[-1][2] if self.ranges else 0
-        self.ranges.append((root, start, start + count))
+        self.ranges.append((root, start, start + torch.Size(shape).numel()))
+        self.shapes[start] = tuple(shape)
         return start
+
+    def without_features(self, codes: Tensor, features: Collection[int]) -> Tensor:
+        """The codes with coordinate 0 along every axis of their root that only features go along.
+
+        So parts of the features of one place, split before they become tokens, are of one token. Left as they
+        are where no axis but features remains.
+        """
+        inside = [start for _, start, stop in self.ranges if bool(((codes >= start) & (codes < stop)).any())]
+        if len(inside) != 1 or bool((codes < 0).any()):
+            return codes
+        places = torch.unravel_index(codes - inside[0], self.shapes[inside[0]])
+        along = [{axis for axis, size in enumerate(compact(p).shape) if size > 1} for p in places]
+        if not any(axes - set(features) for axes in along):
+            return codes
+        kept = [
+            torch.zeros_like(p) if axes and axes <= set(features) else p
+            for p, axes in zip(places, along, strict=True)
+        ]
+        result = torch.zeros_like(codes)
+        for place, size in zip(kept, self.shapes[inside[0]], strict=True):
+            result = result * size + place
+        return result + inside[0]
 
     def by_root(self, codes: Tensor) -> dict[Root, Tensor]:
         """Which of these codes belong to which root, as masks."""

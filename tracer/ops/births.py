@@ -29,7 +29,9 @@ def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable
     if operand.value.labelled or not operand.tensor.is_floating_point():
         return operand
     dormant = operand.value.dormant or _fresh(call, operand)
-    labels = _all_numbered(call, operand, dormant.labels)
+    labels, features = _all_numbered(call, operand, dormant.labels), list(features)
+    codes = call.ledger.elements.without_features(codes_of(labels), features)
+    labels = encode(samples_of(labels), codes)
     for axis in [*features, *(axis for axis in heads if not _samples_vary(labels, axis))]:
         # features of one token are of one sample; if they seem not to be, the batch lies on another axis
         call.ledger.crossing |= _samples_vary(labels, axis)
@@ -62,9 +64,8 @@ def _numbers(call: Call, operand: Operand, shape: list[int]) -> Tensor:
     value = operand.value
     name = value.root or (operand.node.name if operand.node else call.node.name)
     strength = STRONG if value.from_input else FAINT if value.root is None else WEAK
-    count = torch.Size(shape).numel()
-    start = call.ledger.elements.reserve(Root(name, value.from_input, strength), count)
-    return torch.arange(count).view(shape) + start
+    start = call.ledger.elements.reserve(Root(name, value.from_input, strength), shape)
+    return torch.arange(torch.Size(shape).numel()).view(shape) + start
 
 
 def _all_numbered(call: Call, operand: Operand, labels: Tensor) -> Tensor:
