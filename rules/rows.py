@@ -99,3 +99,18 @@ def carry(reading: Reading) -> Update:
     """
     weights = divide_rows(reading.weights, reading.weights.sum(-1, keepdim=True))
     return Update(through(weights, reading.key_excess, reading.keys))
+
+
+def join(reading: Reading) -> Update:
+    """Mixing into tokens that exist: eq. 6 of Chefer et al., ICCV 2021, with the weights of the mixing.
+
+    ``ΔR[x, :] = M R[y, :]``, where M is ``weights``, as an attention adds to the rows that its queries have.
+
+    Example:
+        >>> import torch
+        >>> rows = torch.zeros(1, 1, 3), torch.zeros(1, 1, 3)
+        >>> x, y, reached = torch.tensor([0]), torch.tensor([1]), torch.tensor([False, True, False])
+        >>> join(Reading(torch.tensor([[[0.5]]]), x, y, *rows, reached)).values
+        tensor([[[0.0000, 0.5000, 0.0000]]])
+    """
+    return Update(through(reading.weights, reading.key_excess, reading.keys))

@@ -28,11 +28,11 @@ class Convolved(nn.Module):
 
 
 @pytest.mark.parametrize("add_back", [True, False])
-def test_added_tokens_that_give_way_are_told(add_back: bool) -> None:
+def test_mixing_steps_are_told(add_back: bool) -> None:
     torch.manual_seed(0)
     result = fxplain.explain(Convolved(add_back).eval(), torch.randn(1, 6, 8), target=1)
-    assert any("adds different tokens" in note for note in result.notes) == add_back
-    assert any("mixes tokens" in note for note in result.notes) != add_back
+    assert any("conv1d in conv mixes tokens" in note for note in result.notes)
+    assert any("add in the model mixes tokens" in note for note in result.notes) == add_back
 
 
 def test_relevance_that_is_not_finite_is_refused() -> None:

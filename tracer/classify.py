@@ -55,7 +55,7 @@ def classify(findings: Findings) -> Classified:
     """Name and type all sites of a labelling run."""
     ledger = findings.ledger
     count = sum(space.size for space in ledger.spaces)
-    living = without_stems(ledger.sites, findings.outputs, count)
+    living = without_stems(_read(ledger.sites, findings.outputs), findings.outputs, count)
     used = _used(living, findings.outputs, count)
     sites = tuple(s for s in living if not s.makes_tokens or bool(used[_tokens(s.rows.labels)].any()))
     made = torch.zeros(count, dtype=torch.bool)
@@ -66,10 +66,11 @@ def classify(findings: Findings) -> Classified:
     drafts = [_draft(site, renumber, names) for site in sites]
     closure = _Closure(sites, renumber, sum(space.size for space in spaces))
     pairs = [(closure.leaves(q.tokens), closure.leaves(k.tokens)) for _, q, k in drafts]
+    attends = [not site.makes_tokens and site.form != "joined" for site in sites]
     attentions: list[Attention] = []
     mixings: list[Mixing] = []
     for place, (site, queries, keys) in enumerate(drafts):
-        kind = None if site.makes_tokens else _kind(place, pairs, [not s.makes_tokens for s in sites])
+        kind = None if site.makes_tokens else _kind(place, pairs, attends)
         if site.role == "attention" and kind is not None:
             attentions.append(_attention(site, len(attentions), kind, queries, keys, findings.batch))
         else:
@@ -87,6 +88,17 @@ def _unique(attentions: list[Attention]) -> list[Attention]:
         name = attention.name if again == 1 else f"{attention.name}#{again}"
         named.append(Attention(**{**attention.__dict__, "name": name}))
     return named
+
+
+def _read(sites: list[Site], outputs: Iterable[Value]) -> list[Site]:
+    """Without the joins whose sums no later site or output reads."""
+    wanted = {read for value in outputs for slot in value.active for read in slot.reads}
+    kept: list[Site] = []
+    for site in reversed(sites):
+        if site.index in wanted or site.form != "joined":
+            kept.append(site)
+            wanted |= site.rows.reads | site.cols.reads
+    return kept[::-1]
 
 
 def _tokens(labels: Tensor) -> Tensor:

@@ -146,15 +146,4 @@ def _notes(labelled: Labelled) -> tuple[str, ...]:
     for node in labelled.findings.ledger.summaries:
         where = module_path(node) or node.name
         notes.append(f"{where} sums tokens without a token-to-token map: relevancy does not pass it")
-    notes += _dropped(labelled)
     return tuple(dict.fromkeys(notes))
-
-
-def _dropped(labelled: Labelled) -> list[str]:
-    """Additions whose second operand had attended, and whose increments are not followed any further."""
-    attending = {site.index for site in labelled.classified.sites if not site.makes_tokens}
-    nodes = [node for node, slot in labelled.findings.ledger.dropped if slot.reads & attending]
-    return [
-        f"{module_path(node) or node.name} adds different tokens: only the first's relevancy goes on"
-        for node in nodes
-    ]

@@ -14,9 +14,10 @@ from fxplain import ops
 from fxplain.captured import Captured, Placeholder
 from fxplain.labels import DORMANT, NOTHING, STRONG, WEAK, Root, Slot, Value, compact, encode
 from fxplain.ledger import Ledger
+from fxplain.ops.elementwise import pointwise
 from fxplain.ops.normaliser import follow
 from fxplain.ops.probe import by_experiment
-from fxplain.ops.table import op_name, pointwise
+from fxplain.ops.table import op_name
 
 WEIGHT_ARGUMENTS = frozenset(
     {"weight", "bias", "running_mean", "running_var", "mat2", "scale", "other_weight"}

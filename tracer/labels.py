@@ -268,6 +268,12 @@ def completed(samples: Tensor) -> Tensor:
     return samples
 
 
+def same_tokens(one: Slot, other: Slot) -> bool:
+    """Whether two slots, however laid out, are of the same tokens."""
+    tokens = (torch.unique(codes_of(slot.labels)) for slot in (one, other))
+    return torch.equal(*(own[own >= 0] for own in tokens))
+
+
 def reads_of(slots: Iterable[Slot]) -> frozenset[int]:
     return frozenset().union(*(slot.reads for slot in slots))
 

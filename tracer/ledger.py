@@ -50,14 +50,15 @@ class Site:
     How its token-to-token map is had is said by ``form``: ``weights`` (the map is the value of node
     ``operands[0]``, the values' node is ``operands[1]``), ``fused`` (operands are query, key and value of one
     kernel), ``pooled`` (every element of operand 0 goes into one new token), ``taps`` (a convolution),
-    ``sampled`` (operands are samplers of grids at points, whose places lie side by side on the last axis).
+    ``sampled`` (operands are samplers of grids at points, whose places lie side by side on the last axis),
+    ``joined`` (every element of operand 0, broadcast, meets one of a token that exists already).
     ``rows`` and ``cols`` are labels that broadcast against the map, or against operand 0 where pooled.
     """
 
     index: int
     node: fx.Node
     role: Literal["attention", "mixing"]
-    form: Literal["weights", "fused", "pooled", "taps", "sampled"]
+    form: Literal["weights", "fused", "pooled", "taps", "sampled", "joined"]
     operands: tuple[fx.Node, ...]
     shape: tuple[int, ...]
     rows: Slot
@@ -112,8 +113,6 @@ class Ledger:
     """Nodes without a transfer function that an experiment showed to treat every token by itself."""
     undivided: dict[str, RowSums] = field(default_factory=dict)
     """Nodes that hold the output of an attention whose rows do not sum to 1."""
-    dropped: list[tuple[fx.Node, Slot]] = field(default_factory=list)
-    """Additions of different tokens place by place, with the slot that gave way."""
     summaries: list[fx.Node] = field(default_factory=list)
     """Products that sum all tokens into features (linear and kernel attention): no token-to-token map."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -138,6 +137,18 @@ class Ledger:
     def source_of(self, token: int) -> str:
         """The input or parameter that a token comes from."""
         return next(s.source for s in reversed(self.spaces) if s.start <= token)
+
+    def mixed_at(self, slot: Slot) -> int:
+        """When a slot's tokens were made by a mixing: a number that grows with time, 0 if they were not."""
+        codes = codes_of(slot.labels)
+        newest = int(codes.max()) if codes.numel() else -1
+        return next(
+            (s.start for s in self.spaces if s.start <= newest < s.start + s.size and s.origin == "mixing"), 0
+        )
+
+    def beyond_stem(self, reads: frozenset[int]) -> bool:
+        """Whether some of these sites are more than windows of a convolution before any attention."""
+        return any(self.sites[read].window is None for read in reads)
 
     def wake(self, slot: Slot, node: fx.Node, tag: str = "") -> Slot:
         """Turn element codes into tokens: equal codes (under one tag) are the same token everywhere."""

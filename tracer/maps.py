@@ -150,8 +150,8 @@ def _every_head(maps: Tensor, gradient: Tensor | None, head_mean: HeadMean) -> T
 
 
 def mixing_weights(plan: Plan, replay: Replay, gradient: Tensor | None) -> Tensor:
-    """The weights of a linear mixing: positive contributions times gradient, even shares where none is
-    positive.
+    """The weights of a linear mixing: positive contributions times gradient; even shares where none is
+    positive, if the rows are of new tokens that must come from somewhere.
 
     ⟨∂y/∂oᵢ, Wᵢⱼ xⱼ⟩⁺ is what ∇A ⊙ A is for an attention. Without a gradient every old token counts the same.
     """
@@ -162,6 +162,8 @@ def mixing_weights(plan: Plan, replay: Replay, gradient: Tensor | None) -> Tenso
     for axis in plan.heads:
         values = values.sum(axis, keepdim=True)
     weights = plan.scatter(values.reshape(plan.place.shape)).clamp_min(0)
+    if plan.site.adds:
+        return weights
     empty = weights.sum(-1, keepdim=True) == 0
     return torch.where(empty, support.to(weights), weights)
 

@@ -14,7 +14,7 @@ from fxplain.replay import Replay
 
 def contributions(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """⟨∂y/∂o, contribution⟩ for every element of the site's map, signed, float32 or better."""
-    forms = {"pooled": _pooled, "weights": _weights, "taps": _taps}
+    forms = {"pooled": _pooled, "weights": _weights, "taps": _taps, "joined": _joined}
     return forms[site.form](site, replay, _wide(gradient))
 
 
@@ -30,6 +30,16 @@ def _pooled(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
         result = _again(site.node, replay, site.operands[0], leaf)
         (local,) = torch.autograd.grad(result, leaf, gradient.to(result.dtype))
     return _wide(operand) * _wide(local)
+
+
+def _joined(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
+    """Each element meets one of another token: input times local gradient, at every place of the result."""
+    operand = replay.kept[site.operands[0].name].detach()
+    with torch.enable_grad():
+        leaf = operand.expand(site.shape).clone().requires_grad_()
+        result = _again(site.node, replay, site.operands[0], leaf)
+        (local,) = torch.autograd.grad(result, leaf, gradient.to(result.dtype))
+    return _wide(leaf) * _wide(local)
 
 
 def _again(node: fx.Node, replay: Replay, changed: fx.Node, leaf: Tensor) -> Tensor:

@@ -19,18 +19,19 @@ import torch
 from torch import Tensor
 
 from fxplain.rules import raw_attention, relevancy, rollout
-from fxplain.rules.rows import Reading, Rule, carry
+from fxplain.rules.rows import Reading, Rule, carry, join
 from fxplain.state import Increment, State, folded, ordered
 
-StepKind = Literal["self", "cross", "carry"]
-KINDS: frozenset[StepKind] = frozenset({"self", "cross", "carry"})
+StepKind = Literal["self", "cross", "carry", "join"]
+KINDS: frozenset[StepKind] = frozenset({"self", "cross", "carry", "join"})
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """One attention, or linear mixing of tokens, in execution order. Tokens may come in any order and repeat.
 
-    ``carry`` is mixing: rows of new tokens become weighted means of the rows of old ones.
+    ``carry`` is mixing: rows of new tokens become weighted means of the rows of old ones. ``join`` is mixing
+    into tokens that exist: a residual branch comes back to the tokens it left.
     """
 
     index: int
@@ -58,12 +59,18 @@ class Rules:
     self_increment: Rule
     cross_increment: Rule
     carry_increment: Rule
+    join_increment: Rule
     isolated: frozenset[StepKind]
     seen: frozenset[StepKind]
 
     def rule(self, kind: StepKind) -> Rule:
         """The rule for one kind of step."""
-        rules = {"self": self.self_increment, "cross": self.cross_increment, "carry": self.carry_increment}
+        rules = {
+            "self": self.self_increment,
+            "cross": self.cross_increment,
+            "carry": self.carry_increment,
+            "join": self.join_increment,
+        }
         return rules[kind]
 
 
@@ -74,6 +81,7 @@ def relevancy_rules(flags: relevancy.Flags = relevancy.METHOD) -> Rules:
         self_increment=partial(relevancy.self_increment, flags=flags),
         cross_increment=partial(relevancy.cross_increment, flags=flags),
         carry_increment=carry,
+        join_increment=join,
         isolated=frozenset(),
         seen=KINDS,
     )
@@ -86,8 +94,9 @@ def rollout_rules(normalise: bool = True) -> Rules:
         self_increment=partial(rollout.self_increment, normalise=normalise),
         cross_increment=rollout.cross_increment,
         carry_increment=carry,
+        join_increment=partial(rollout.self_increment, normalise=normalise),
         isolated=frozenset({"self"}),
-        seen=frozenset({"self", "carry"}),
+        seen=frozenset({"self", "carry", "join"}),
     )
 
 
@@ -98,6 +107,7 @@ RAW_ATTENTION = Rules(
     self_increment=raw_attention.place,
     cross_increment=raw_attention.place,
     carry_increment=carry,
+    join_increment=join,
     isolated=frozenset({"self", "cross"}),
     seen=frozenset({"carry"}),
 )

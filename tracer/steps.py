@@ -25,6 +25,8 @@ def steps_of(classified: Classified, plans: Mapping[int, Plan]) -> list[tuple[St
     for site, typed in zip(classified.sites, classified.kinds, strict=True):
         plan = plans[site.index]
         kind: StepKind = "carry" if typed is None else "self" if typed == "self" else "cross"
+        if site.form == "joined":
+            kind = "join"
         reads = [
             frozenset(s for i in slot.reads for s in of_site.get(i, [])) for slot in (site.rows, site.cols)
         ]

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxplain.labels import Slot, Value, codes_of, compact, fill_samples
+from fxplain.labels import Slot, Value, codes_of, compact, fill_samples, same_tokens
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples, new_tokens, pooled, record
 from fxplain.ops.normaliser import await_division, normaliser_of, row_sums
@@ -245,7 +245,7 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
         cols = Slot(
             moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
         )
-    cols = replace(cols, reads=cols.reads | ours.reads)
+    cols = replace(cols, reads=ours.reads if same_tokens(cols, ours) else ours.reads | cols.reads)
     if weights.alive:
         rows = weights.alive[0]
     else:

@@ -66,7 +66,8 @@ def taps(call: Call, operand: Operand, old: Slot, kernel: Sequence[int]) -> Slot
     features = [axis for axis in grid if operand.shape[axis] > 1 and not old.varies(axis)]
     kept += [axis for axis in grid if shape[axis] > 1 and axis not in features]
     gone = [channel, *features]
-    rows = new_tokens(call, old, kept, [1 if axis in gone else size for axis, size in enumerate(shape)])
+    sizes = [1 if axis in gone else size for axis, size in enumerate(shape)]
+    rows = new_tokens(call, old, kept, sizes, kernel)
     window = Window(tuple(kernel), channel, shape)
     new = record(call, "taps", [operand], rows, old, tuple(operand.shape), window=window)
     return replace(rows, reads=new.reads)

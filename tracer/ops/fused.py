@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxplain.flex import compute
-from fxplain.labels import NOTHING, Slot, Value, compact, fill_samples, samples_of
+from fxplain.labels import NOTHING, Slot, Value, compact, fill_samples, same_tokens, samples_of
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples
 from fxplain.ops.table import Call, Operand, aten, transfer
@@ -32,7 +32,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     ours = value.value.active[0] if value.value.active else cols
     if cols.strength < ours.strength:
         cols = ours
-    cols = replace(cols, reads=cols.reads | ours.reads)
+    cols = replace(cols, reads=ours.reads if same_tokens(cols, ours) else cols.reads | ours.reads)
     shape = (*result.shape[:-1], key.shape[-2])
     on_rows = replace(rows, labels=compact(rows.labels.narrow(-1, 0, 1)))
     on_cols = replace(cols, labels=_as_columns(cols, query, key))

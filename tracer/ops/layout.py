@@ -19,7 +19,8 @@ from fxplain.labels import (
     compact,
     reads_of,
 )
-from fxplain.ops.table import Call, Operand, aten, pointwise, transfer
+from fxplain.ops.elementwise import pointwise
+from fxplain.ops.table import Call, Operand, aten, transfer
 
 UNARY = """view reshape _unsafe_view _reshape_alias view_copy permute transpose t numpy_T movedim moveaxis
 swapaxes swapdims adjoint unsqueeze squeeze expand broadcast_to repeat tile repeat_interleave slice

@@ -8,8 +8,9 @@ from typing import Any
 
 from fxplain.labels import Value
 from fxplain.ops.contraction import contract
+from fxplain.ops.elementwise import pointwise
 from fxplain.ops.sides import Side, letters_for
-from fxplain.ops.table import Call, Operand, pointwise, transfer
+from fxplain.ops.table import Call, Operand, transfer
 
 
 @transfer("aten::linear")

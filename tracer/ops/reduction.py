@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fxplain.labels import DORMANT, NOTHING, Slot, Value
 from fxplain.ops.contraction import weighted_sum
+from fxplain.ops.elementwise import pointwise
 from fxplain.ops.mixing import pooled
 from fxplain.ops.sampling import sum_up
-from fxplain.ops.table import Call, Operand, aten, pointwise, transfer
+from fxplain.ops.table import Call, Operand, aten, transfer
 
 NORMALISATIONS = """layer_norm native_layer_norm group_norm native_group_norm batch_norm native_batch_norm
 _native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor, fx
 
-from fxplain.labels import NOTHING, STRONG, Slot, Value, align, codes_of, joined, merge
+from fxplain.labels import NOTHING, Slot, Value, joined
 
 if TYPE_CHECKING:
     from fxplain.ledger import Ledger
@@ -171,42 +170,3 @@ def op_name(node: fx.Node) -> str:
     schema = getattr(node.target, "_schema", None)
     name = schema.name if schema is not None else str(node.target)
     return ALIASES.get(name, name)
-
-
-def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
-    """Merge the labels of all operands, broadcast against each other."""
-    operands = call.operands() if operands is None else operands
-    ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
-    aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
-    additive = call.op.removesuffix("_") in ("aten::add", "aten::sub")
-    slots = merge(aligned, additive=additive)
-    if additive:
-        call.ledger.dropped += [(call.node, slot) for slot in _not_in(aligned, slots)]
-    return call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
-
-
-def _not_in(operands: Sequence[Sequence[Slot]], kept: Sequence[Slot]) -> list[Slot]:
-    """Slots of an addition that gave way to as firm ones of other tokens, place by place."""
-    lost = []
-    for slot in (slot for slots in operands for slot in slots if slot.strength == STRONG):
-        rivals = [k for k in kept if k.strength == STRONG and k.token_axes == slot.token_axes]
-        if rivals and slot.token_axes and all(_first_code(k) != _first_code(slot) for k in rivals):
-            lost.append(slot)
-    return lost
-
-
-def _first_code(slot: Slot) -> int:
-    return int(codes_of(slot.labels).amax()) if slot.labels.numel() else -1
-
-
-def _origin_of_ids(call: Call, operands: Sequence[Operand]) -> str | None:
-    """Arithmetic on ids (hashes, offsets) gives other ids of the same tokens; comparisons give masks."""
-    if (
-        not isinstance(call.result, Tensor)
-        or call.result.is_floating_point()
-        or call.result.dtype == torch.bool
-    ):
-        return None
-    ids = [o for o in operands if o.value.from_input and o.value.dormant is not None]
-    same = len(ids) == 1 and ids[0].shape == call.result.shape
-    return ids[0].value.origin if same and ids[0].tensor.dtype != torch.bool else None

@@ -1,0 +1,80 @@
+"""Residual branches whose tokens were mixed come back to the tokens they left."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxplain
+
+
+class Attend(nn.Module):
+    """One head, written out; keeps its map for the reference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.map = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.map((self.query(x) @ self.key(x).mT / 8**0.5).softmax(-1))
+        return weights @ self.value(x)
+
+
+class Branch(nn.Module):
+    """Attention, a residual branch that mixes tokens, attention, and token 0."""
+
+    def __init__(self, mix: nn.Module, first: bool) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.before, self.after, self.mix = Attend(), Attend(), mix
+        self.first = first
+        self.sum, self.branch = nn.Identity(), nn.Identity()
+
+    def forward(self, data: Tensor) -> Tensor:
+        x = self.embed(data)
+        x = x + self.before(x)
+        y = self.branch(self.mix(x.mT).mT)
+        x = self.sum(x + y if self.first else y + x)
+        x = x + self.after(x)
+        return self.head(x[:, 0])
+
+
+def relevancy_of(model: Branch, data: Tensor) -> Tensor:
+    """R by eqs. 5 and 6; the mixing's rows are means, and the sum takes them in by gradient times branch."""
+    made: dict[str, Tensor] = {}
+    watched = {"a": model.before.map, "b": model.after.map, "y": model.branch, "sum": model.sum}
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: made.update({name: out}))
+        for name, module in watched.items()
+    ]
+    gradients = dict(
+        zip(watched, torch.autograd.grad(model(data)[0, 1], list(map(made.get, watched))), strict=True)
+    )
+    for hook in hooks:
+        hook.remove()
+    first, second = ((made[n] * gradients[n]).clamp(min=0)[0] for n in "ab")
+    embedded = model.embed(data)
+    given = (embedded + model.before(embedded))[0]
+    gradient = gradients["sum"][0]
+    carried = (model.mix.weight * (gradient @ given.T)).clamp(min=0)
+    carried = carried / carried.sum(-1, keepdim=True)
+    joined = (gradient * made["y"][0]).sum(-1).clamp(min=0)
+    R = torch.eye(data.shape[1], dtype=data.dtype) + first
+    R = R + joined[:, None] * (carried @ R)
+    return (R + second @ R).detach()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_token_mixing_layer_in_a_residual_branch(first: bool) -> None:
+    torch.manual_seed(0)
+    model = Branch(nn.Linear(5, 5, bias=False), first).double().eval()
+    data = torch.randn(1, 5, 6, dtype=torch.float64)
+    traced = fxplain.trace(model, data)
+    result = traced.explain(data, target=1)
+    assert [(m.op, m.queries.name, m.keys.name) for m in traced.mixings] == [
+        ("linear", "mix", "data"),
+        ("add", "data", "mix"),
+    ]
+    torch.testing.assert_close(result.matrix("data", "data")[0], relevancy_of(model, data))

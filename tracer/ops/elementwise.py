@@ -1,0 +1,110 @@
+"""Pointwise operations: labels merge. Where tokens of two kinds meet place by place, those that stay take in
+the others: a residual branch whose tokens were pooled, convolved or mixed comes back to the old ones so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fxplain.labels import STRONG, Slot, Value, align, broadcast, codes_of, compact, merge, samples_of
+from fxplain.ops.table import Call, Operand
+
+
+def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
+    """Merge the labels of all operands, broadcast against each other."""
+    operands = call.operands() if operands is None else operands
+    ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
+    aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
+    additive = call.op.removesuffix("_") in ("aten::add", "aten::sub")
+    slots = merge(_older_first(call, aligned), additive=additive)
+    if isinstance(call.result, Tensor) and call.result.is_floating_point() and len(slots) == 1:
+        slots = (_joined(call, operands, aligned, slots[0]),)
+    return call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
+
+
+def _older_first(call: Call, operands: Sequence[Sequence[Slot]]) -> list[Sequence[Slot]]:
+    """Operands with tokens that were mixed from others go last: old tokens outlive those made of them."""
+
+    def age(slots: Sequence[Slot]) -> int:
+        made = [call.ledger.mixed_at(slot) for slot in slots if slot.strength == STRONG and slot.token_axes]
+        return max(made, default=0)
+
+    return sorted(operands, key=age)
+
+
+def _joined(call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[Slot]], kept: Slot) -> Slot:
+    """The slot that stays, after it has taken in those of other tokens.
+
+    What lies behind the others only came to the tokens that stay through them, so it is not read there twice.
+    """
+    own: set[int] = set()
+    sites: set[int] = set()
+    for operand, theirs in zip(operands, slots, strict=True):
+        others = _others(call, theirs, kept) if operand.node not in (None, call.node) else []
+        for slot in theirs:
+            if not any(slot is other for other in others) or _meets(slot, kept):
+                own |= slot.reads
+        sites |= {_join(call, operand, replace(kept, reads=frozenset()), other) for other in others}
+    return replace(kept, reads=frozenset(own | sites)) if sites else kept
+
+
+def _meets(one: Slot, other: Slot) -> bool:
+    """Whether some element is of the same token in both."""
+    labels = broadcast(codes_of(one.labels), codes_of(other.labels))
+    return bool(((labels[0] == labels[1]) & (labels[0] >= 0)).any())
+
+
+def _others(call: Call, slots: Sequence[Slot], kept: Slot) -> list[Slot]:
+    """Slots whose tokens are others, place by place, after a first attention or mixing beyond a stem's."""
+    return [
+        slot
+        for slot in slots
+        if slot.strength == kept.strength == STRONG
+        and slot.reads
+        and slot.token_axes == kept.token_axes != frozenset()
+        and call.ledger.beyond_stem(slot.reads | kept.reads)
+        and bool(_differ(slot, kept).any())
+    ]
+
+
+def _differ(one: Slot, other: Slot) -> Tensor:
+    """Where both name tokens of one sample, and not the same."""
+    labels = broadcast(one.labels, other.labels)
+    codes = [codes_of(each) for each in labels]
+    samples = [samples_of(each) for each in labels]
+    known = (codes[0] >= 0) & (codes[1] >= 0)
+    same_sample = (samples[0] == samples[1]) | (samples[0] < 0) | (samples[1] < 0)
+    return known & same_sample & (codes[0] != codes[1])
+
+
+def _join(call: Call, operand: Operand, kept: Slot, other: Slot) -> int:
+    """Write down that the tokens that stay take in the others where the two differ."""
+    apart = _differ(other, kept)
+    assert operand.node is not None
+    site = call.ledger.add_site(
+        node=call.node,
+        role="mixing",
+        form="joined",
+        adds=True,
+        operands=(operand.node,),
+        shape=tuple(call.result.shape),
+        rows=replace(kept, labels=compact(torch.where(apart, kept.labels, 0))),
+        cols=replace(other, labels=compact(torch.where(apart, other.labels, 0))),
+    )
+    return site.index
+
+
+def _origin_of_ids(call: Call, operands: Sequence[Operand]) -> str | None:
+    """Arithmetic on ids (hashes, offsets) gives other ids of the same tokens; comparisons give masks."""
+    if (
+        not isinstance(call.result, Tensor)
+        or call.result.is_floating_point()
+        or call.result.dtype == torch.bool
+    ):
+        return None
+    ids = [o for o in operands if o.value.from_input and o.value.dormant is not None]
+    same = len(ids) == 1 and ids[0].shape == call.result.shape
+    return ids[0].value.origin if same and ids[0].tensor.dtype != torch.bool else None
