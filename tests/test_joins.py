@@ -61,9 +61,9 @@ def relevancy_of(model: Branch, data: Tensor) -> Tensor:
     carried = (model.mix.weight * (gradient @ given.T)).clamp(min=0)
     carried = carried / carried.sum(-1, keepdim=True)
     joined = (gradient * made["y"][0]).sum(-1).clamp(min=0)
-    R = torch.eye(data.shape[1], dtype=data.dtype) + first
-    R = R + joined[:, None] * (carried @ R)
-    return (R + second @ R).detach()
+    matrix = torch.eye(data.shape[1], dtype=data.dtype) + first
+    matrix = matrix + joined[:, None] * (carried @ matrix)
+    return (matrix + second @ matrix).detach()
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -44,7 +44,7 @@ def rows_read(prediction: Prediction, plan: Plan) -> Tensor:
         for sample, token in pairs:
             found[min(sample, plan.batch - 1), token] = True
     for site in reversed(classified.sites):
-        if site.makes_tokens:
+        if not site.attends:
             mixing = prediction.labelled.plans[site.index]
             taken = found[:, mixing.queries].any(1)
             found[:, mixing.keys] |= taken[:, None]

@@ -35,7 +35,7 @@ class Classified:
 
     @property
     def kinds(self) -> tuple[Kind | None, ...]:
-        """The kind of each site; None where it makes new tokens."""
+        """The kind of each site; None where it makes new tokens, or joins such to others place by place."""
         attentions, mixings = iter(self.attentions), iter(self.mixings)
         return tuple(
             next(attentions).kind if site.role == "attention" else next(mixings).kind for site in self.sites
@@ -66,11 +66,11 @@ def classify(findings: Findings) -> Classified:
     drafts = [_draft(site, renumber, names) for site in sites]
     closure = _Closure(sites, renumber, sum(space.size for space in spaces))
     pairs = [(closure.leaves(q.tokens), closure.leaves(k.tokens)) for _, q, k in drafts]
-    attends = [not site.makes_tokens and site.form != "joined" for site in sites]
+    attends = [site.attends for site in sites]
     attentions: list[Attention] = []
     mixings: list[Mixing] = []
     for place, (site, queries, keys) in enumerate(drafts):
-        kind = None if site.makes_tokens else _kind(place, pairs, attends)
+        kind = _kind(place, pairs, attends) if attends[place] else None
         if site.role == "attention" and kind is not None:
             attentions.append(_attention(site, len(attentions), kind, queries, keys, findings.batch))
         else:
@@ -114,11 +114,11 @@ def _used(sites: Iterable[Site], outputs: Iterable[Value], count: int) -> Tensor
             used[_tokens(slot.labels)] = True
     sites = list(sites)
     for site in sites:
-        if not site.makes_tokens:
+        if site.attends:
             used[_tokens(site.rows.labels)] = True
             used[_tokens(site.cols.labels)] = True
     for site in reversed(sites):
-        if site.makes_tokens and bool(used[_tokens(site.rows.labels)].any()):
+        if not site.attends and bool(used[_tokens(site.rows.labels)].any()):
             used[_tokens(site.cols.labels)] = True
     return used
 
@@ -131,9 +131,9 @@ def without_stems(sites: Iterable[Site], outputs: Iterable[Value], count: int) -
     """
     sites = list(sites)
     attended = torch.zeros(count, dtype=torch.bool)
-    before = {site.index for site in sites if not site.makes_tokens}
+    before = {site.index for site in sites if site.attends}
     for site in sites:
-        if not site.makes_tokens:
+        if site.attends:
             attended[_tokens(site.rows.labels)] = True
             attended[_tokens(site.cols.labels)] = True
     if not before:
@@ -144,7 +144,7 @@ def without_stems(sites: Iterable[Site], outputs: Iterable[Value], count: int) -
         stem = site.window is not None and not site.cols.reads & before and not bool(attended[cols].any())
         if not stem:
             kept.append(site)
-            if site.makes_tokens and bool(attended[_tokens(site.rows.labels)].any()):
+            if not site.attends and bool(attended[_tokens(site.rows.labels)].any()):
                 attended[cols] = True
     return kept[::-1]
 

@@ -74,7 +74,7 @@ def _check_understood(labelled: Labelled) -> None:
     parts = [part for value in reached for part in (value if isinstance(value, tuple) else (value,))]
     for name in sorted({name for part in parts for name in part.lost}):
         _refuse(labelled, name)
-    if all(site.makes_tokens for site in labelled.classified.sites):
+    if not any(site.attends for site in labelled.classified.sites):
         seen = census(findings, labelled.classified.sites)
         raise NoAttentionError(
             "the model has no attention to explain",

@@ -78,6 +78,11 @@ class Site:
     """Of a mixing: its rows are tokens that exist already and get an increment, as an attention's do."""
 
     @property
+    def attends(self) -> bool:
+        """Whether queries ask for what is mixed: an attention, or a sampling at points that they ask for."""
+        return self.role == "attention" or self.form == "sampled"
+
+    @property
     def makes_tokens(self) -> bool:
         """Whether its rows are new tokens, made of those of its columns."""
         return self.role == "mixing" and not self.adds

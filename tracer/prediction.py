@@ -57,7 +57,7 @@ class Prediction:
         steps = steps_of(self.labelled.classified, self.labelled.plans)
         if self.chosen is None:
             return tuple(steps)
-        mixing = {site.index for site in self.labelled.classified.sites if site.makes_tokens}
+        mixing = {site.index for site in self.labelled.classified.sites if not site.attends}
         return only(steps, self.chosen | mixing)
 
     @cached_property

@@ -70,7 +70,7 @@ class Scheduled:
                 hint="use the method that it is the ablation of",
             )
         classified = prediction.labelled.classified
-        mixing = {site.index for site in classified.sites if site.makes_tokens}
+        mixing = {site.index for site in classified.sites if not site.attends}
         return only(prediction.steps, chosen_sites(classified, self.layers) | mixing)
 
     def _relevancy(
@@ -81,7 +81,7 @@ class Scheduled:
         for site in dict.fromkeys(site for _, site in steps):
             plan = plans[site]
             gradient = None if gradients is None else gradients.get(tap_of(plan.site).name)
-            if not plan.site.makes_tokens:
+            if plan.site.attends:
                 weights[site] = self.weigh(prediction, plan, gradient)
             else:
                 weights[site] = mixing_weights(plan, prediction.run, gradient)

@@ -24,9 +24,9 @@ def steps_of(classified: Classified, plans: Mapping[int, Plan]) -> list[tuple[St
     of_site: dict[int, list[int]] = {}
     for site, typed in zip(classified.sites, classified.kinds, strict=True):
         plan = plans[site.index]
-        kind: StepKind = "carry" if typed is None else "self" if typed == "self" else "cross"
-        if site.form == "joined":
-            kind = "join"
+        kind: StepKind = "self" if typed == "self" else "cross"
+        if typed is None:
+            kind = "carry" if site.makes_tokens else "join"
         reads = [
             frozenset(s for i in slot.reads for s in of_site.get(i, [])) for slot in (site.rows, site.cols)
         ]
