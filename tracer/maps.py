@@ -82,11 +82,7 @@ def make_plan(site: Site, classified: Classified, batch: int, assume: bool = Tru
     place, queries, keys, sampled, assumed = _places(full, classified, batch, assume)
     heads = tuple(a for a, size in enumerate(place.shape) if size == 1 and full.shape[a] > 1)
     unfolded = torch.Size([full.shape[axis] for axis in heads]).numel()
-<<<<<<< HEAD
-    folded = max(heads_of(full, batch, assume) // unfolded, 1) if not site.makes_tokens else 1
-=======
-    folded = max(heads_of(full, batch) // unfolded, 1) if site.attends else 1
->>>>>>> f6f90e6 (Joins are steps of their own: no layer, no attention, and no new tokens)
+    folded = max(heads_of(full, batch, assume) // unfolded, 1) if site.attends else 1
     return Plan(site, queries, keys, place, heads, folded, sampled, assumed, batch)
 
 
