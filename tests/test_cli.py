@@ -109,6 +109,25 @@ def test_inspect_writes_the_graph(form: str, models: Path) -> None:
         assert text.lower().startswith("digraph" if form == "dot" else "<!doctype html>")
 
 
+def test_inspect_shows_windows_and_mixing() -> None:
+    Path("net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n        self.first = nn.Linear(4, 4)\n"
+        "    def forward(self, x):\n"
+        "        w = self.first(x).unflatten(1, (3, 2))\n"
+        "        w = torch.softmax(w @ w.mT, -1) @ w\n"
+        "        x = w.mean(2)\n"
+        "        return torch.softmax(x @ x.mT, -1) @ x\n"
+        "def net():\n    return Net(), torch.rand(1, 6, 4)\n"
+    )
+    text = run("inspect", "net.py:net")
+    assert re.search(r"^ +0 +self .* 6 x 6 +3 of 2 x 2 +softmax", text, re.MULTILINE)
+    assert re.search(r"^ +~ +mixing .* 3 x 6 +mean", text, re.MULTILINE)
+    assert "~ approximate" in text
+
+
 def test_inspect_takes_the_form_from_the_suffix(models: Path) -> None:
     run("inspect", models / "vit", "-o", "graph.json")
     assert json.loads(Path("graph.json").read_text())
@@ -288,6 +307,60 @@ def test_models_that_are_none(command: str) -> None:
         "torchvision:vit_b16": "did you mean",
     }.items():
         assert message in run(command, name, code=1)
+
+
+# -- check and diff
+
+
+def test_check_says_what_is_understood(models: Path) -> None:
+    text = run("check", models / "t5", "--text", "good movie", "--decoder-text", "good")
+    assert "explained, understood" in text
+    assert re.search(r"^attentions +ok +2 self; 1 encoder-decoder$", text, re.MULTILINE)
+    assert re.search(r"^relevancy +ok ", text, re.MULTILINE)
+    assert "understood" in run("check", models / "attend.pt2")
+    assert "note: the weights are random" in run("check", "torchvision:resnet18", "--random-weights")
+
+
+def test_check_exits_with_one_where_something_is_not_understood() -> None:
+    Path("net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        x = torch.nn.functional.linear(x, torch.eye(4))\n"
+        "        return torch.linalg.solve(torch.eye(5) + 1, x)\n"
+        "def net():\n    return Net(), torch.rand(1, 5, 4)\n"
+    )
+    text = run("check", "net.py:net", code=1)
+    assert "not understood" in text
+    assert "net.py:6" in text
+    assert re.search(r"^labels +failed ", text, re.MULTILINE)
+
+
+def test_check_takes_a_target(models: Path) -> None:
+    assert "TargetError" not in run("check", models / "vit", "--target", "dog, hound")
+    text = run("check", models / "vit", "--target", "99", code=1)
+    assert re.search(r"^relevancy +failed .*\n.*expected.*\n.*99", text, re.MULTILINE), text
+
+
+def test_diff_of_a_model_and_itself(models: Path) -> None:
+    assert "no difference" in run("diff", models / "vit", models / "vit")
+    run("inspect", models / "vit", "--out", "vit.json")
+    assert "no difference" in run("diff", "vit.json", models / "vit")
+
+
+def test_diff_lists_what_changed(models: Path) -> None:
+    text = run("diff", models / "bert", models / "t5", "--text", "good", code=1)
+    assert re.search(r"^ +encoder-decoder +0 +1$", text, re.MULTILINE)
+    found = json.loads(run("diff", models / "bert", models / "t5", "--text", "good", "--json", code=1))
+    assert not found["equal"]
+    assert found["counts"]["encoder_decoder"] == [0, 1]
+    assert {"what", "a", "b", "facts"} == set(found["changes"][0])
+
+
+def test_diff_exits_with_two_on_trouble(models: Path) -> None:
+    Path("no.json").write_text('{"nodes": 3}')
+    assert "no attention graph" in run("diff", "no.json", models / "vit", code=2)
+    assert "LoadError" in run("diff", models / "vit", "./none", code=2)
 
 
 def test_wrong_use_exits_with_two() -> None:

@@ -24,11 +24,9 @@ def attention_graph(classified: Classified, outputs: tuple[str, ...]) -> nx.Mult
         graph.add_node(
             name, type="stream", name=stream.name, size=stream.size, spaces=", ".join(stream.spaces)
         )
-    attentions, mixings = iter(classified.attentions), iter(classified.mixings)
     names: dict[int, str] = {}
     depths: dict[int, int] = {}
-    for site in classified.sites:
-        entry: Attention | Mixing = next(attentions) if site.role == "attention" else next(mixings)
+    for site, entry in zip(classified.sites, classified.steps, strict=True):
         name = f"{site.role}:{entry.index}"
         before = _direct(site, names, classified.sites)
         depths[site.index] = 1 + max((depths[index] for index in before), default=0)
@@ -61,6 +59,8 @@ def _facts(entry: Attention | Mixing) -> dict[str, Any]:
         "heads": entry.heads,
         "fused": entry.fused,
         "normaliser": entry.normaliser,
+        "windows": entry.windows,
+        "window": f"{entry.window[0]} x {entry.window[1]}",
     }
 
 

@@ -61,6 +61,10 @@ class Attention:
     """Name of the graph's node whose value is the attention's output."""
     normaliser: str
     """``softmax``, or what else turned scores into weights (``sigmoid``, ``none``)."""
+    windows: int = 1
+    """How many different sets of keys the queries read: 1 where each query reads all keys."""
+    window: tuple[int, int] = (0, 0)
+    """Queries and keys of the largest such set: ``(49, 49)`` for windows of 7 x 7 tokens."""
 
 
 @dataclass(frozen=True)

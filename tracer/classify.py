@@ -15,6 +15,7 @@ from fxplain.labels import Value, broadcast, codes_of, completed, samples_of
 from fxplain.ledger import Born, Site
 from fxplain.ops.table import op_name
 from fxplain.where import module_path, source_line
+from fxplain.windows import windows_of
 
 APART = -2
 """Between two samples of one packed sequence: nothing passes there."""
@@ -34,12 +35,15 @@ class Classified:
     """Token index of the labelling run -> token index for users, -1 for tokens nobody uses."""
 
     @property
+    def steps(self) -> tuple[Attention | Mixing, ...]:
+        """Attentions and mixings in order of execution: one for each of :attr:`sites`."""
+        attentions, mixings = iter(self.attentions), iter(self.mixings)
+        return tuple(next(attentions) if site.role == "attention" else next(mixings) for site in self.sites)
+
+    @property
     def kinds(self) -> tuple[Kind | None, ...]:
         """The kind of each site; None where it makes new tokens, or joins such to others place by place."""
-        attentions, mixings = iter(self.attentions), iter(self.mixings)
-        return tuple(
-            next(attentions).kind if site.role == "attention" else next(mixings).kind for site in self.sites
-        )
+        return tuple(step.kind for step in self.steps)
 
     @property
     def tokens(self) -> int:
@@ -313,6 +317,7 @@ def samples_on_map(site: Site, batch: int, assume: bool = True) -> Tensor:
 
 def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream, batch: int) -> Attention:
     module = module_path(site.node)
+    windows, window = windows_of(site)
     return Attention(
         index=index,
         name=module or site.node.name,
@@ -325,6 +330,8 @@ def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream
         source=source_line(site.node),
         node=site.node.name,
         normaliser=site.normaliser,
+        windows=windows,
+        window=window,
     )
 
 

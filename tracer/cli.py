@@ -1,4 +1,4 @@
-"""The command line: ``fxplain inspect``, ``explain``, ``methods`` and ``demo``."""
+"""The command line: ``fxplain inspect``, ``explain``, ``check``, ``diff``, ``methods`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,20 @@ Input = Annotated[
 DecoderText = Annotated[
     str | None,
     typer.Option("--decoder-text", help="What the decoder of an encoder-decoder has said so far."),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        "-t",
+        help="What to explain: an index (3), a name ('tabby cat'), or indices into the output (7,3 for "
+        "query 7, class 3). By default the largest value.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option("--output", help="Name of the model's output; by default logits or the first."),
 ]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read pickles, which can run code. For files you trust.")
@@ -100,23 +114,11 @@ def explain(
     text: Text = None,
     input_file: Input = None,
     decoder_text: DecoderText = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--target",
-            "-t",
-            help="What to explain: an index (3), a name ('tabby cat'), or indices into the output (7,3 for "
-            "query 7, class 3). By default the largest value.",
-            show_default=False,
-        ),
-    ] = None,
+    target: Target = None,
     method: Annotated[
         str, typer.Option("--method", "-m", help="One of those that fxplain methods lists.")
     ] = ("relevancy"),
-    output: Annotated[
-        str | None,
-        typer.Option("--output", help="Name of the model's output; by default logits or the first."),
-    ] = None,
+    output: Output = None,
     out: Annotated[
         list[Path] | None,
         typer.Option(
@@ -140,6 +142,55 @@ def explain(
         ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
         ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
         run_explain(ask, target, method, output, tuple(out or ()))
+
+
+@app.command()
+def check(
+    model: Model,
+    image: Image = None,
+    text: Text = None,
+    input_file: Input = None,
+    decoder_text: DecoderText = None,
+    target: Target = None,
+    output: Output = None,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Say what of a model is understood and what is not; the exit code is 1 if anything is not."""
+    with reported(debug):
+        from fxplain.cli_check import run_check
+
+        ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
+        ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
+        run_check(ask, target, output)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Or a FILE.json of inspect.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="The same.", show_default=False)],
+    image: Image = None,
+    text: Text = None,
+    input_file: Input = None,
+    decoder_text: DecoderText = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Show how the attention graphs of two models differ; the exit code is 0 if not, 1 if so, 2 on error."""
+    with reported(debug, code=2):
+        from fxplain.cli_diff import run_diff
+
+        asks = (Ask(name, tuple(image or ()), tuple(text or ()), input_file, decoder_text) for name in (a, b))
+        options = (allow_pickle, allow_remote_code, random_weights, device)
+        left, right = (ask.with_options(*options) for ask in asks)
+        run_diff(left, right, as_json)
 
 
 @app.command()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from fxplain.attentions import Attention, Mixing
 from fxplain.cli_options import Ask, Form, working
 from fxplain.errors import OutputError
 
 if TYPE_CHECKING:
     from fxplain import Traced
     from fxplain.adapters import Loaded
+
+APPROXIMATE = "~"
+LEGEND = "  ~ approximate: a linear step that no paper has a rule for; gradient times contribution weighs it"
 
 _SUFFIXES = {
     ".json": Form.json,
@@ -72,23 +77,25 @@ def _form_of(out: Path | None) -> Form:
 
 def overview(loaded: Loaded, traced: Traced) -> str:
     """All that inspect prints, as text."""
+    from fxplain.explanation import mixing_note
+
     captured = traced.captured
     lines = [
         f"{loaded.name}: {_count(len(traced.attentions), 'attention')}",
         f"captured by {captured.strategy}; graph and model differ by {captured.verified:.1e} at most",
     ]
-    if traced.attentions:
+    if traced.steps:
         streams = [(str(s.size), s.name) for s in traced.streams]
-        lines += ["", *_attentions(traced), "", "Streams", *table(("tokens", "stream"), streams)]
-    if traced.mixings:
-        lines += ["", "Token mixing other than attention", *_mixings(traced)]
+        lines += ["", *_steps(traced), *([LEGEND] if traced.mixings else [])]
+        lines += ["", "Streams", *table(("tokens", "stream"), streams)]
     others = [entry for entry in traced.census if entry.role != "attention"]
     head = "Not attention" if others else "Nothing else in the model looks like attention."
     lines += ["", head]
     for entry in others:
         lines.append(f"  {entry.op}  {entry.role}: {entry.reason}")
         lines.append(f"    {entry.module or 'the model itself'}  {entry.source}")
-    notes = dict.fromkeys((*loaded.notes, *captured.notes))
+    told = {mixing_note(mixing) for mixing in traced.mixings}  # the table has them already
+    notes = dict.fromkeys((*loaded.notes, *(note for note in traced.notes if note not in told)))
     return "\n".join([*lines, *([""] if notes else []), *(f"note: {note}" for note in notes)])
 
 
@@ -103,7 +110,9 @@ def shorter(spaces: Sequence[str]) -> dict[str, str]:
     return {name: end if last.count(end) == 1 else name for name, end in zip(spaces, last, strict=True)}
 
 
-def _attentions(traced: Traced) -> list[str]:
+def _steps(traced: Traced) -> list[str]:
+    """Attentions and mixings in order of execution, as a table; a column that is empty throughout is left
+    out."""
     names = shorter([space.name for space in traced.spaces])
 
     def short(name: str) -> str:
@@ -111,28 +120,39 @@ def _attentions(traced: Traced) -> list[str]:
             name = name.replace(space, names[space])
         return name
 
-    rows = [
-        (
-            str(a.index),
-            a.kind.replace("_", "-"),
-            short(a.queries.name),
-            short(a.keys.name),
-            str(a.heads),
-            f"{a.queries.size} x {a.keys.size}",
-            "fused" if a.fused else a.normaliser,
-            a.module or "(the model itself)",
+    heads = ("", "kind", "queries", "keys", "heads", "size", "windows", "how", "module")
+    rows = [_row(step, short) for step in traced.steps]
+    used = [any(row[place] for row in rows) for place in range(len(heads))]
+    return table([*compress(heads, used)], [tuple(compress(row, used)) for row in rows])
+
+
+def _row(step: Attention | Mixing, short: Callable[[str], str]) -> tuple[str, ...]:
+    size = f"{step.queries.size} x {step.keys.size}"
+    module = step.module or "(the model itself)"
+    streams = (short(step.queries.name), short(step.keys.name))
+    if isinstance(step, Mixing):
+        return (
+            APPROXIMATE,
+            (step.kind or "mixing").replace("_", "-"),
+            *streams,
+            "",
+            size,
+            "",
+            step.op,
+            module,
         )
-        for a in traced.attentions
-    ]
-    return table(("", "kind", "queries", "keys", "heads", "size", "how", "module"), rows)
-
-
-def _mixings(traced: Traced) -> list[str]:
-    rows = [
-        (m.op, f"{m.keys.name} ({m.keys.size})", f"{m.queries.name} ({m.queries.size})", m.module)
-        for m in traced.mixings
-    ]
-    return table(("operation", "from", "to", "module"), rows)
+    windows = f"{step.windows} of {step.window[0]} x {step.window[1]}" if step.windows > 1 else ""
+    how = "fused" if step.fused else step.normaliser
+    return (
+        str(step.index),
+        step.kind.replace("_", "-"),
+        *streams,
+        str(step.heads),
+        size,
+        windows,
+        how,
+        module,
+    )
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -74,8 +74,8 @@ class Ask:
 
 
 @contextmanager
-def reported(debug: bool) -> Iterator[None]:
-    """Tell our own errors in plain words with exit code 1; others are bugs and keep their traceback."""
+def reported(debug: bool, code: int = 1) -> Iterator[None]:
+    """Tell our own errors in plain words and exit with ``code``; others are bugs and keep their traceback."""
     try:
         with warnings.catch_warnings():
             if not debug:
@@ -87,7 +87,7 @@ def reported(debug: bool) -> Iterator[None]:
         if debug:
             raise
         typer.echo(f"fxplain: {type(error).__name__}: {error}", err=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(code) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxplain.attentions import Mixing
 from fxplain.census import census
 from fxplain.errors import MethodError, NoAttentionError, NonFiniteError, UnknownOpError
 from fxplain.labelled import Labelled
@@ -105,7 +106,7 @@ def _result(prediction: Prediction, method: Method, verified: float) -> Result:
             hint="the model's values explode: explain it in a wider dtype, or check its weights",
         )
     classified = labelled.classified
-    notes = (*_notes(labelled), *_passed_over(prediction), *explained.notes)
+    notes = (*notes_of(labelled), *_passed_over(prediction), *explained.notes)
     if prediction.chosen is not None:
         notes += (f"{len(prediction.chosen)} of {len(classified.attentions)} attentions take part (layers=)",)
     return Result(
@@ -135,15 +136,20 @@ def _passed_over(prediction: Prediction) -> tuple[str, ...]:
     return (f"the output {name} is explained: no attention lies behind {before}",)
 
 
-def _notes(labelled: Labelled) -> tuple[str, ...]:
+def notes_of(labelled: Labelled) -> tuple[str, ...]:
+    """What a reader of an explanation must know: steps taken by approximation, and those not followed."""
     notes = list(labelled.captured.notes)
     if labelled.captured.strategy == "record":
         notes.append("captured by recording one run: the graph holds for this input only")
-    for mixing in labelled.classified.mixings:
-        streams = f"{mixing.keys.name} -> {mixing.queries.name}"
-        what = "mixes tokens" if mixing.kind is None else f"adds to tokens ({mixing.kind}, approximate)"
-        notes.append(f"{mixing.op} in {mixing.module or 'the model'} {what}: {streams}")
+    notes += map(mixing_note, labelled.classified.mixings)
     for node in labelled.findings.ledger.summaries:
         where = module_path(node) or node.name
         notes.append(f"{where} sums tokens without a token-to-token map: relevancy does not pass it")
     return tuple(dict.fromkeys(notes))
+
+
+def mixing_note(mixing: Mixing) -> str:
+    """What a reader must know of a mixing: the paper has no rule for it."""
+    streams = f"{mixing.keys.name} -> {mixing.queries.name}"
+    what = "mixes tokens" if mixing.kind is None else f"adds to tokens ({mixing.kind}, approximate)"
+    return f"{mixing.op} in {mixing.module or 'the model'} {what}: {streams}"

@@ -16,7 +16,7 @@ from fxplain.captured import Captured
 from fxplain.census import census
 from fxplain.comparison import Comparison
 from fxplain.errors import MethodError
-from fxplain.explanation import explain_labelled
+from fxplain.explanation import explain_labelled, notes_of
 from fxplain.guard import untouched
 from fxplain.inputs import Layout, normalise
 from fxplain.inputs import flatten as flatten_inputs
@@ -55,6 +55,11 @@ class Traced:
     def mixings(self) -> tuple[Mixing, ...]:
         """All other steps that move information between tokens."""
         return self._first.classified.mixings
+
+    @property
+    def steps(self) -> tuple[Attention | Mixing, ...]:
+        """Attentions and mixings together, in order of execution."""
+        return self._first.classified.steps
 
     @property
     def spaces(self) -> tuple[TokenSpace, ...]:
@@ -99,6 +104,11 @@ class Traced:
     def lost(self) -> tuple[str, ...]:
         """Names of the nodes at which token labels were lost; the census says where they are."""
         return tuple(self._first.findings.ledger.losses)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of any explanation must know: what is approximate, and what is not followed."""
+        return notes_of(self._first)
 
     @cached_property
     def graph(self) -> nx.MultiDiGraph[str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from fxplain.attentions import Attention, CensusEntry
+from fxplain.attentions import Attention, CensusEntry, Mixing
 from fxplain.errors import FxplainError, NoAttentionError, UnknownOpError, VerificationError
 from fxplain.result import Result
 from fxplain.traced import Traced, trace
@@ -104,7 +104,7 @@ def check(model: Any, inputs: Any, target: Any = None, output: str | None = None
         return Verdict("no attention", _complete(findings), None, traced)
     except FxplainError as error:
         return Verdict("refused", _refused(findings, traced, error), error, traced)
-    findings += [_attentions(traced), _maps(traced, result), _relevancy(result)]
+    findings += [_attentions(traced), _maps(traced, result), _relevancy(traced, result)]
     return Verdict("explained", tuple(findings), None, traced, result)
 
 
@@ -112,7 +112,7 @@ def _refused(findings: list[Finding], traced: Traced, error: FxplainError) -> tu
     """The findings so far, and the refusal at the line that it belongs to."""
     if isinstance(error, UnknownOpError):
         return _complete([*findings[:2], _failed("labels", str(error))])
-    known = [*findings, _attentions(traced)] if traced.attentions else findings
+    known = [*findings, _attentions(traced)] if attending(traced) else findings
     place = "maps" if isinstance(error, VerificationError) else "relevancy"
     return _complete([*known, _failed(place, str(error))])
 
@@ -175,17 +175,22 @@ def _labels(traced: Traced) -> Finding:
     return _judged("labels", problems, "no token label was lost")
 
 
+def attending(traced: Traced) -> list[Attention | Mixing]:
+    """The steps that add to tokens: attentions, and sampling at points that tokens ask for."""
+    return [step for step in traced.steps if step.kind is not None]
+
+
 def _attentions(traced: Traced) -> Finding:
-    fine = _counted(attention.kind.replace("_", "-") for attention in traced.attentions)
+    fine = _counted(str(step.kind).replace("_", "-") for step in attending(traced))
     return _judged("attentions", untraceable(traced), fine)
 
 
 def untraceable(traced: Traced) -> Iterator[str]:
     """What is wrong with the tokens of attentions: none at all, or of no input nor parameter."""
     rooted = _rooted(traced)
-    for attention in traced.attentions:
-        for side, stream in (("queries", attention.queries), ("keys", attention.keys)):
-            where = f"{side} of attention {attention.index} ({attention.name})"
+    for step in attending(traced):
+        for side, stream in (("queries", step.queries), ("keys", step.keys)):
+            where = f"{side} of {step.name} (node {step.node})"
             if not stream.size:
                 yield f"the {where} have no tokens"
             for name in stream.spaces:
@@ -213,20 +218,16 @@ def _maps(traced: Traced, result: Result) -> Finding:
     return Finding("maps", "ok", f"{fine}; the largest difference is {result.verified:.1e}")
 
 
-def _relevancy(result: Result) -> Finding:
+def _relevancy(traced: Traced, result: Result) -> Finding:
     values = torch.cat([values.detach() for values in result.relevance.values()], -1)
     problems = list(_wrong(values, result.relevancy))
     empty = [str(sample) for sample, row in enumerate(values) if not bool(row.any())]
-    if empty and not problems and not any(_weighs(attention) for attention in result.attentions):
+    if empty and not problems and not any(step.keys.size > 1 for step in attending(traced)):
         return Finding("relevancy", "not applicable", "no query has more than one key: nothing is weighed")
     if empty:
         problems.append(f"the relevance is all zero (of sample {', '.join(empty)})")
     fine = f"finite, not negative, not zero: {values.shape[1]} tokens, the largest has "
     return _judged("relevancy", problems, fine + f"{float(values.max()):.2g}")
-
-
-def _weighs(attention: Attention) -> bool:
-    return attention.keys.size > 1
 
 
 def _wrong(values: Tensor, matrix: Tensor | None) -> Iterator[str]:
