@@ -1,0 +1,301 @@
+"""The verdict on one model: every point of "what must hold for each model"."""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fxplain
+from atlas.cases import Case, NotBuiltError, Registry
+from fxplain.errors import FxplainError, NoAttentionError
+from fxplain.result import Result
+from fxplain.traced import Traced
+
+SAME_RELEVANCE = 1e-4
+"""Largest difference of relevance between two implementations of attention, relative to the largest entry."""
+SAME_MAP = 1e-5
+"""Largest difference between two maps that are the same."""
+
+
+class Outcome(StrEnum):
+    """What became of a model."""
+
+    PASSED = "passed"
+    NO_ATTENTION = "no_attention"
+    """Rightly: the model reports no map either, and every softmax has another role."""
+    REFUSED = "refused"
+    """An error of fxplain that says why."""
+    WRONG = "wrong"
+    """Something that must hold does not."""
+    CRASHED = "crashed"
+    """An error that is not fxplain's."""
+    TIMEOUT = "timeout"
+    NOT_BUILT = "not_built"
+
+
+@dataclass
+class Verdict:
+    """Everything that the report tells of one model. All fields can be written as JSON."""
+
+    registry: str
+    name: str
+    outcome: Outcome = Outcome.PASSED
+    reason: str = ""
+    """The class of the reason, in few words."""
+    message: str = ""
+    broken: list[str] = field(default_factory=list)
+    """What must hold and does not, one line each."""
+    notes: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, list[int]] = field(default_factory=dict)
+    strategy: str = ""
+    verified: float = 0.0
+    attentions: dict[str, int] = field(default_factory=dict)
+    """Kind -> how many."""
+    mixings: dict[str, int] = field(default_factory=dict)
+    """Operation -> how many."""
+    roles: dict[str, int] = field(default_factory=dict)
+    """Role in the census -> how many."""
+    reported: int = 0
+    matched: dict[str, int] = field(default_factory=dict)
+    """How the reported maps agree -> how many."""
+    unreported: int = 0
+    """Attentions that the model has and does not report, where it reports any."""
+    implementations: dict[str, str] = field(default_factory=dict)
+    """Other implementation -> the difference of relevance, or why it was not compared."""
+    seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def judge(registry: Registry, registry_name: str, name: str) -> Verdict:
+    """Build one model and hold it against everything that must hold."""
+    verdict = Verdict(registry_name, name)
+    start = time.perf_counter()
+    first, *others = registry.IMPLEMENTATIONS
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            case = registry.build(name, first)
+            verdict.notes.update(case.notes)
+            verdict.inputs = _shapes(case.inputs)
+            result = _judge_case(case, verdict)
+            if result is not None:
+                for other in others:
+                    verdict.implementations[str(other)] = _compare(
+                        registry, name, other, case, result, verdict
+                    )
+    except NotBuiltError as error:
+        verdict.outcome, verdict.reason, verdict.message = Outcome.NOT_BUILT, error.kind, str(error)[:1000]
+    except FxplainError as error:
+        verdict.outcome, verdict.reason, verdict.message = Outcome.REFUSED, _kind_of(error), str(error)[:1500]
+    except Exception as error:
+        verdict.outcome, verdict.reason = Outcome.CRASHED, type(error).__name__
+        verdict.message = f"{error}\n{traceback.format_exc()[-1500:]}"
+    if verdict.broken and verdict.outcome in (Outcome.PASSED, Outcome.NO_ATTENTION):
+        verdict.outcome = Outcome.WRONG
+        verdict.reason = verdict.broken[0].split(":")[0]
+    verdict.seconds = round(time.perf_counter() - start, 2)
+    return verdict
+
+
+def _shapes(inputs: Any) -> dict[str, list[int]]:
+    if isinstance(inputs, Mapping):
+        return {k: list(v.shape) for k, v in inputs.items() if isinstance(v, Tensor)}
+    parts = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
+    return {str(place): list(v.shape) for place, v in enumerate(parts) if isinstance(v, Tensor)}
+
+
+def _kind_of(error: FxplainError) -> str:
+    """The class of an error and its first line, without what is special to this model."""
+    return f"{type(error).__name__}: {re.sub(r'[0-9]+', 'N', str(error).splitlines()[0])}"
+
+
+def _judge_case(case: Case, verdict: Verdict) -> Result | None:
+    traced = fxplain.trace(case.model, case.inputs)
+    verdict.strategy, verdict.verified = traced.captured.strategy, traced.captured.verified
+    verdict.attentions = _count(a.kind for a in traced.attentions)
+    verdict.mixings = _count(m.op for m in traced.mixings)
+    verdict.roles = _count(entry.role for entry in traced.census)
+    verdict.broken += _census_gaps(traced) + _loose_streams(traced)
+    reported = case.reported() if case.reported else {}
+    verdict.reported = len(reported)
+    try:
+        result = _explain(traced, case, verdict)
+    except NoAttentionError as error:
+        verdict.outcome, verdict.message = Outcome.NO_ATTENTION, str(error)[:1500]
+        if any(t.numel() > 1 and t.is_floating_point() for t in reported.values()):
+            verdict.broken.append(
+                f"maps missed: the model reports {len(reported)}, fxplain finds no attention"
+            )
+        return None
+    if reported:
+        _compare_maps(reported, traced.maps(case.inputs), verdict)
+    verdict.broken += _bad_relevance(result)
+    return result
+
+
+def _explain(traced: Traced, case: Case, verdict: Verdict) -> Result:
+    """Explain the arg max; or, where this is a first token that can see none but itself, the last one."""
+    result = traced.explain(case.inputs, target=case.target)
+    if case.target is None and _silent(result) and len(result.target[0]) > 1:
+        verdict.notes["target"] = "the last token"
+        result = traced.explain(case.inputs, target=(-1,))
+    return result
+
+
+def _silent(result: Result) -> list[int]:
+    return [s for s in range(result.batch) if not any(bool(v[s].any()) for v in result.relevance.values())]
+
+
+def _count(names: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def _census_gaps(traced: Traced) -> list[str]:
+    return [
+        f"unknown role: {e.op} at {e.node} in {e.module or 'the model'}: {e.reason}"
+        for e in traced.census
+        if e.role == "unknown"
+    ]
+
+
+def _loose_streams(traced: Traced) -> list[str]:
+    """Streams that are empty, or whose tokens come from no input and no parameter."""
+    spaces = {space.name: space for space in traced.spaces}
+    made_by = {token: m for m in traced.mixings for token in m.queries.tokens}
+    rooted: dict[str, bool] = {}
+
+    def is_rooted(name: str, above: frozenset[str]) -> bool:
+        if name not in rooted:
+            space = spaces[name]
+            if space.origin != "mixing":
+                rooted[name] = True
+            else:
+                mixing = made_by.get(space.start)
+                inside = [] if mixing is None else [s for s in mixing.keys.spaces if s not in above]
+                rooted[name] = any(is_rooted(s, above | {name}) for s in inside)
+        return rooted[name]
+
+    loose = []
+    for attention in traced.attentions:
+        for side, stream in (("queries", attention.queries), ("keys", attention.keys)):
+            if not stream.size:
+                loose.append(f"empty stream: {side} of {attention.name}")
+            elif not any(is_rooted(name, frozenset({name})) for name in stream.spaces):
+                loose.append(f"loose stream: {side} of {attention.name} come from no input and no parameter")
+    return loose
+
+
+def _bad_relevance(result: Result) -> list[str]:
+    bad = []
+    values = list(result.relevance.values())
+    if not all(bool(torch.isfinite(v).all()) for v in values):
+        bad.append("relevance: not finite")
+    if any(bool((v < -1e-6).any()) for v in values):
+        bad.append(f"relevance: negative, {min(float(v.min()) for v in values if v.numel()):g}")
+    if silent := _silent(result):
+        bad.append(f"relevance: all zero for samples {silent} of {result.batch}")
+    return bad
+
+
+def _compare_maps(reported: Mapping[str, Tensor], maps: Sequence[Tensor], verdict: Verdict) -> None:
+    """Match every reported map with one of ours, by value."""
+    left = list(range(len(maps)))
+    for name, theirs in reported.items():
+        how, place = _match(theirs, maps, left)
+        verdict.matched[how] = verdict.matched.get(how, 0) + 1
+        if place is not None:
+            left.remove(place)
+        elif how == "differs":
+            sizes = sorted({str(list(maps[i].shape)) for i in left})
+            verdict.broken.append(
+                f"map differs: {name} {list(theirs.shape)} is none of the {len(left)} left {sizes}"
+            )
+    verdict.unreported = len(left)
+
+
+def _match(theirs: Tensor, maps: Sequence[Tensor], left: Sequence[int]) -> tuple[str, int | None]:
+    """How a reported map agrees with one of ours, and with which."""
+    theirs = theirs.detach().double()
+    candidates = {i: maps[i].detach().double() for i in left}
+    for how, same in _AGREEMENTS.items():
+        for place, ours in candidates.items():
+            if same(theirs, ours):
+                return how, place
+    return "differs", None
+
+
+def _equal(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=0, atol=SAME_MAP)
+
+
+def _same_entries(theirs: Tensor, ours: Tensor) -> bool:
+    a, b = (torch.sort(t[t != 0]).values for t in (theirs, ours))
+    return a.numel() > 0 and a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=SAME_MAP)
+
+
+def _before_softmax(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.ndim == 4 and _equal(theirs.softmax(-1), ours)
+
+
+def _transposed(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.ndim == 4 and _equal(theirs.mT, ours)
+
+
+_AGREEMENTS = {
+    "equal": _equal,
+    "laid out differently": _same_entries,
+    "before the softmax": _before_softmax,
+    "transposed": _transposed,
+}
+
+
+def _compare(
+    registry: Registry, name: str, attention: str | None, case: Case, result: Result, verdict: Verdict
+) -> str:
+    """Explain the same weights with another implementation of attention: the relevance must be the same."""
+    try:
+        other = registry.build(name, attention)
+        other.model.load_state_dict(case.model.state_dict())
+    except Exception as error:
+        return f"not built: {type(error).__name__}: {str(error)[:200]}"
+    try:
+        traced = fxplain.trace(other.model, case.inputs)
+        again = traced.explain(
+            case.inputs, target=case.target if callable(case.target) else list(result.target)
+        )
+    except FxplainError as error:
+        verdict.broken.append(f"{attention}: {_kind_of(error)}")
+        return str(error)[:1000]
+    if not any(a.fused for a in traced.attentions):
+        return "no fused attention"
+    gap = _relevance_gap(result, again)
+    if not gap <= SAME_RELEVANCE:
+        verdict.broken.append(f"{attention}: relevance differs by {gap:g}")
+    return f"{gap:.1e}"
+
+
+def _relevance_gap(first: Result, second: Result) -> float:
+    """The largest difference, relative to the largest entry; infinite where the tokens are not the same."""
+    if [(s.name, s.size) for s in first.spaces] != [(s.name, s.size) for s in second.spaces]:
+        return float("inf")
+    largest = max((float(v.abs().max()) for v in first.relevance.values() if v.numel()), default=0.0)
+    gaps = (
+        float((first.relevance[n] - second.relevance[n]).abs().max())
+        for n in first.relevance
+        if first.relevance[n].numel()
+    )
+    return max(gaps, default=0.0) / max(largest, 1e-12)

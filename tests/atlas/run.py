@@ -1,0 +1,151 @@
+"""Runs registries through worker processes, one model at a time each, and writes one line of JSON for each model."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import resource
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from atlas.cases import registry
+
+MEMORY = 12 << 30
+"""Bytes of address space that a worker may take."""
+RECYCLE = 60
+"""Models after which a worker makes place for a fresh one, for memory adds up."""
+
+Task = tuple[str, str]
+"""Registry and name of a model."""
+
+
+def tasks(registries: Sequence[str], only: str | None) -> list[Task]:
+    """All models of these registries whose name holds the pattern."""
+    return [
+        (library, name)
+        for library in registries
+        for name in registry(library).names()
+        if only is None or re.search(only, name)
+    ]
+
+
+def finished(results: Path) -> dict[Task, dict[str, Any]]:
+    """The last record of every model in a file of results."""
+    records: dict[Task, dict[str, Any]] = {}
+    if results.exists():
+        for line in results.read_text().splitlines():
+            record = json.loads(line)
+            records[record["registry"], record["name"]] = record
+    return records
+
+
+def run(todo: Sequence[Task], results: Path, workers: int, timeout: float) -> None:
+    """Judge these models and append their records to ``results``."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a") as file, tqdm(total=len(todo), unit="model") as bar:
+        for record in records(todo, workers, timeout):
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            bar.set_postfix_str(f"{record['name']}: {record['outcome']}"[:60])
+            bar.update()
+
+
+def records(todo: Sequence[Task], workers: int, timeout: float) -> Iterator[dict[str, Any]]:
+    """Judge models in worker processes; yields records as they come."""
+    queue = deque(todo)
+    crew: list[_Worker] = []
+    try:
+        while queue or crew:
+            while queue and len(crew) < workers:
+                crew.append(_Worker.start(queue.popleft(), timeout))
+            for worker in _due(crew):
+                yield worker.collect()
+                if queue and worker.is_fit():
+                    worker.give(queue.popleft(), timeout)
+                else:
+                    worker.stop()
+                    crew.remove(worker)
+    finally:
+        for worker in crew:
+            worker.stop()
+
+
+def _due(crew: Sequence[_Worker]) -> list[_Worker]:
+    """The workers that have answered, died, or run out of time; waits for one of them."""
+    soonest = min(worker.deadline for worker in crew)
+    wait([worker.pipe for worker in crew], timeout=max(soonest - time.monotonic(), 0))
+    return [worker for worker in crew if worker.pipe.poll() or worker.deadline <= time.monotonic()]
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    pipe: Connection
+    task: Task
+    deadline: float
+    done: int = 0
+
+    @classmethod
+    def start(cls, task: Task, timeout: float) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=_work, args=(there,), daemon=True)
+        process.start()
+        there.close()
+        worker = cls(process, here, task, 0.0)
+        worker.give(task, timeout + 30)  # the first one waits for imports
+        return worker
+
+    def give(self, task: Task, timeout: float) -> None:
+        self.task, self.deadline = task, time.monotonic() + timeout
+        self.pipe.send(task)
+
+    def collect(self) -> dict[str, Any]:
+        """The record of the task, also where the worker died over it."""
+        self.done += 1
+        library, name = self.task
+        lost = {"registry": library, "name": name, "broken": [], "message": ""}
+        try:
+            if self.pipe.poll():
+                record: dict[str, Any] = self.pipe.recv()
+                return record
+            self.process.kill()
+            return {**lost, "outcome": "timeout", "reason": "the time limit"}
+        except EOFError:
+            self.process.join()
+            code = self.process.exitcode
+            return {**lost, "outcome": "crashed", "reason": f"the process ended with code {code}"}
+
+    def is_fit(self) -> bool:
+        self.process.join(timeout=0)
+        return self.process.is_alive() and self.done < RECYCLE
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _work(pipe: Connection) -> None:
+    """Judge what comes through the pipe until it closes."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    import torch
+
+    from atlas.judge import judge
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            library, name = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(judge(registry(library), library, name).record())

@@ -1,0 +1,185 @@
+"""Every model type in the registry of transformers, at toy size."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING
+from transformers.models.auto import modeling_auto
+
+from atlas.cases import Case, NotBuiltError
+from atlas.guess import NoInputsError, guess
+from atlas.shrink import PLANS, Plan, shrink
+
+transformers.logging.set_verbosity_error()
+
+IMPLEMENTATIONS: tuple[str | None, ...] = ("eager", "sdpa")
+
+HEADS = (
+    "ZERO_SHOT_IMAGE_CLASSIFICATION IMAGE_TEXT_TO_TEXT SEQ_TO_SEQ_CAUSAL_LM SPEECH_SEQ_2_SEQ OBJECT_DETECTION ZERO_SHOT_OBJECT_DETECTION KEYPOINT_MATCHING IMAGE_CLASSIFICATION"
+    " VIDEO_CLASSIFICATION AUDIO_CLASSIFICATION CTC VISUAL_QUESTION_ANSWERING UNIVERSAL_SEGMENTATION SEMANTIC_SEGMENTATION"
+    " DEPTH_ESTIMATION MASKED_LM+SEQUENCE_CLASSIFICATION CAUSAL_LM SEQUENCE_CLASSIFICATION"
+)
+"""Which head is wanted where there are several, the most wanted first; then the bare model, then any other."""
+
+LARGEST = 40_000_000
+"""Parameters; beyond this the model did not shrink."""
+
+_CHOICES: dict[str, tuple[Plan, type[nn.Module], dict[str, Tensor]]] = {}
+
+
+def names() -> list[str]:
+    """All types in the registry."""
+    return list(CONFIG_MAPPING.keys())
+
+
+def build(name: str, attention: str | None) -> Case:
+    """One type at toy size, with the first plan, class and inputs that run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if name not in _CHOICES:
+            _CHOICES[name] = _choose(name)
+        plan, kind, inputs = _CHOICES[name]
+        model = _make(name, plan, kind, attention or "eager")
+        _works(model, inputs)
+    return Case(
+        model,
+        inputs,
+        reported=lambda: _reported(model, inputs),
+        notes={"class": kind.__name__, "plan": plan.name},
+    )
+
+
+def _choose(name: str) -> tuple[Plan, type[nn.Module], dict[str, Tensor]]:
+    try:
+        config = CONFIG_MAPPING[name]()
+    except Exception as error:
+        raise NotBuiltError("no default configuration", f"{type(error).__name__}: {error}") from error
+    kinds = list(dict.fromkeys(_classes(type(config))))[:4]
+    if not kinds:
+        raise NotBuiltError("no model class", "no mapping of the registry holds a model of this type")
+    reasons: list[tuple[str, str]] = []
+    for kind in kinds:
+        for plan in PLANS:
+            try:
+                model = _make(name, plan, kind, "eager")
+            except NotBuiltError as error:
+                reasons.append((error.kind, str(error)))
+                continue
+            except Exception as error:
+                reasons.append(
+                    (_construction(error), f"{kind.__name__}, {plan.name}: {type(error).__name__}: {error}")
+                )
+                continue
+            try:
+                return (
+                    plan,
+                    kind,
+                    guess(model, model.config, plan.image, lambda inputs, m=model: _works(m, inputs)),
+                )
+            except NoInputsError as error:
+                reasons.append(("inputs unknown", f"{kind.__name__}, {plan.name}: {error}"))
+    raise NotBuiltError(*reasons[0])
+
+
+def _construction(error: Exception) -> str:
+    return "needs a package" if isinstance(error, ImportError) else "not constructed"
+
+
+def _classes(config: type) -> Iterator[type[nn.Module]]:
+    """The classes of models for one class of configurations, the most wanted first."""
+    mappings = {
+        re.sub(r"^MODEL_(FOR_)?|_?MAPPING$", "", name): mapping
+        for name, mapping in vars(modeling_auto).items()
+        if name.startswith("MODEL_") and name.endswith("MAPPING")
+    }
+    wanted = HEADS.split()
+    for heads in [*wanted, "", *(name for name in mappings if name and name not in wanted)]:
+        found = [mappings[head] for head in heads.split("+")]
+        if all(config in mapping for mapping in found):
+            kinds = found[-1][config]
+            yield from kinds[:1] if isinstance(kinds, (tuple, list)) else (kinds,)
+
+
+def _make(name: str, plan: Plan, kind: type[Any], attention: str) -> nn.Module:
+    config = CONFIG_MAPPING[name]()
+    shrink(config, plan)
+    config.return_dict = True
+    try:
+        with torch.device("meta"):
+            size = sum(p.numel() for p in kind._from_config(config, attn_implementation="eager").parameters())
+    except ImportError:
+        raise
+    except Exception:
+        size = 0  # some constructors read values: these are built without knowing their size
+    if size > LARGEST:
+        raise NotBuiltError("too large", f"{kind.__name__}, {plan.name}: {size / 1e6:.0f} million parameters")
+    config = CONFIG_MAPPING[name]()
+    shrink(config, plan)
+    torch.manual_seed(0)
+    model = kind._from_config(config, attn_implementation=attention)
+    return _spread(model.eval().float())
+
+
+def _spread(model: nn.Module) -> nn.Module:
+    """Weights that make a difference: initial ones are so small that maps are uniform and outputs equal."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if not weight.is_floating_point() or weight.numel() < 2:
+                continue
+            if weight.dim() > 1 and not weight.std() > 0.1:
+                fan = weight[0].numel()
+                weight.copy_(torch.randn(weight.shape, generator=generator) * max(0.12, min(0.3, fan**-0.5)))
+            elif weight.dim() == 1 and not weight.std() > 0:
+                weight.add_(torch.randn(weight.shape, generator=generator) * 0.05)
+    return model
+
+
+def _works(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """Run the model; raise where no output is finite and depends on parameters."""
+    with torch.enable_grad():
+        outputs = [t for t in tensors(model(**inputs)) if t.is_floating_point()]
+    if not any(t.requires_grad for t in outputs):
+        raise ValueError("no output depends on the parameters")
+    if not all(bool(torch.isfinite(t).any()) for t in outputs if t.numel()):
+        raise ValueError("an output is not finite")
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested outputs."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inside in value.values():
+            yield from tensors(inside)
+    elif isinstance(value, (list, tuple)):
+        for inside in value:
+            yield from tensors(inside)
+
+
+def _reported(model: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The maps of ``output_attentions``; empty where the model does not take it."""
+    try:
+        with torch.no_grad():
+            output = model(**inputs, output_attentions=True)
+    except Exception:
+        return {}
+    return dict(_named_attentions(output, ""))
+
+
+def _named_attentions(output: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(output, Mapping):
+        return
+    for name, value in output.items():
+        if "attention" in name:
+            for place, tensor in enumerate(tensors(value)):
+                yield f"{path}{name}.{place}", tensor
+        elif isinstance(value, Mapping):
+            yield from _named_attentions(value, f"{path}{name}.")
