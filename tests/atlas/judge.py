@@ -6,7 +6,7 @@ import re
 import time
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 import fxplain
 from atlas.cases import Case, NotBuiltError, Registry
-from fxplain.errors import FxplainError, NoAttentionError
+from fxplain.errors import FxplainError
 from fxplain.result import Result
 from fxplain.traced import Traced
 
@@ -121,94 +121,56 @@ def _kind_of(error: FxplainError) -> str:
 
 
 def _judge_case(case: Case, verdict: Verdict) -> Result | None:
-    traced = fxplain.trace(case.model, case.inputs)
-    verdict.strategy, verdict.verified = traced.captured.strategy, traced.captured.verified
-    verdict.attentions = _count(a.kind for a in traced.attentions)
-    verdict.mixings = _count(m.op for m in traced.mixings)
-    verdict.roles = _count(entry.role for entry in traced.census)
-    verdict.broken += _census_gaps(traced) + _loose_streams(traced)
+    """What :func:`fxplain.check` says of it, and whether the maps are those that the model reports."""
+    checked = fxplain.check(case.model, case.inputs, case.target)
+    if (
+        checked.finding("relevancy").outcome == "failed"
+        and checked.result is not None
+        and case.target is None
+    ):
+        checked = _last_token(case, checked, verdict)
+    if checked.traced is not None:
+        _describe(checked.traced, verdict)
+    if checked.error is not None:
+        raise checked.error
+    verdict.broken += [f"{f.name}: {f.sentence[:600]}" for f in checked.findings if f.outcome == "failed"]
     reported = case.reported() if case.reported else {}
     verdict.reported = len(reported)
-    try:
-        result = _explain(traced, case, verdict)
-    except NoAttentionError as error:
-        verdict.outcome, verdict.message = Outcome.NO_ATTENTION, str(error)[:1500]
+    if checked.result is None:
+        verdict.outcome = Outcome.NO_ATTENTION
+        verdict.message = (
+            "; ".join(f"{count} {role}" for role, count in verdict.roles.items()) or "no softmax"
+        )
         if any(t.numel() > 1 and t.is_floating_point() for t in reported.values()):
             verdict.broken.append(
                 f"maps missed: the model reports {len(reported)}, fxplain finds no attention"
             )
-        return None
-    if reported:
-        _compare_maps(reported, traced.maps(case.inputs), verdict)
-    verdict.broken += _bad_relevance(result)
-    return result
+    elif reported and checked.traced is not None:
+        _compare_maps(reported, checked.traced.maps(case.inputs), verdict)
+    return checked.result
 
 
-def _explain(traced: Traced, case: Case, verdict: Verdict) -> Result:
-    """Explain the arg max; or, where this is a first token that can see none but itself, the last one."""
-    result = traced.explain(case.inputs, target=case.target)
-    if case.target is None and _silent(result) and len(result.target[0]) > 1:
-        verdict.notes["target"] = "the last token"
-        result = traced.explain(case.inputs, target=(-1,))
-    return result
+def _last_token(case: Case, checked: fxplain.Verdict, verdict: Verdict) -> fxplain.Verdict:
+    """The verdict on the last token where the arg max is a first one, which can see none but itself."""
+    assert checked.result is not None
+    if not all(isinstance(t, tuple) and len(t) > 1 for t in checked.result.target):
+        return checked
+    verdict.notes["target"] = "the last token"
+    return fxplain.check(case.model, case.inputs, (-1,))
 
 
-def _silent(result: Result) -> list[int]:
-    return [s for s in range(result.batch) if not any(bool(v[s].any()) for v in result.relevance.values())]
+def _describe(traced: Traced, verdict: Verdict) -> None:
+    verdict.strategy, verdict.verified = traced.captured.strategy, traced.captured.verified
+    verdict.attentions = _count(a.kind for a in traced.attentions)
+    verdict.mixings = _count(m.op for m in traced.mixings)
+    verdict.roles = _count(entry.role for entry in traced.census)
 
 
-def _count(names: Any) -> dict[str, int]:
+def _count(names: Iterable[str]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name in names:
         counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def _census_gaps(traced: Traced) -> list[str]:
-    return [
-        f"unknown role: {e.op} at {e.node} in {e.module or 'the model'}: {e.reason}"
-        for e in traced.census
-        if e.role == "unknown"
-    ]
-
-
-def _loose_streams(traced: Traced) -> list[str]:
-    """Streams that are empty, or whose tokens come from no input and no parameter."""
-    spaces = {space.name: space for space in traced.spaces}
-    made_by = {token: m for m in traced.mixings for token in m.queries.tokens}
-    rooted: dict[str, bool] = {}
-
-    def is_rooted(name: str, above: frozenset[str]) -> bool:
-        if name not in rooted:
-            space = spaces[name]
-            if space.origin != "mixing":
-                rooted[name] = True
-            else:
-                mixing = made_by.get(space.start)
-                inside = [] if mixing is None else [s for s in mixing.keys.spaces if s not in above]
-                rooted[name] = any(is_rooted(s, above | {name}) for s in inside)
-        return rooted[name]
-
-    loose = []
-    for attention in traced.attentions:
-        for side, stream in (("queries", attention.queries), ("keys", attention.keys)):
-            if not stream.size:
-                loose.append(f"empty stream: {side} of {attention.name}")
-            elif not any(is_rooted(name, frozenset({name})) for name in stream.spaces):
-                loose.append(f"loose stream: {side} of {attention.name} come from no input and no parameter")
-    return loose
-
-
-def _bad_relevance(result: Result) -> list[str]:
-    bad = []
-    values = list(result.relevance.values())
-    if not all(bool(torch.isfinite(v).all()) for v in values):
-        bad.append("relevance: not finite")
-    if any(bool((v < -1e-6).any()) for v in values):
-        bad.append(f"relevance: negative, {min(float(v.min()) for v in values if v.numel()):g}")
-    if silent := _silent(result):
-        bad.append(f"relevance: all zero for samples {silent} of {result.batch}")
-    return bad
 
 
 def _compare_maps(reported: Mapping[str, Tensor], maps: Sequence[Tensor], verdict: Verdict) -> None:

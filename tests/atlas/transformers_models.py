@@ -35,8 +35,12 @@ _CHOICES: dict[str, tuple[Plan, type[nn.Module], dict[str, Tensor]]] = {}
 
 
 def names() -> list[str]:
-    """All types in the registry."""
-    return list(CONFIG_MAPPING.keys())
+    """All types in the registry that have a model, not only a configuration."""
+    lists = (
+        v for n, v in vars(modeling_auto).items() if n.startswith("MODEL_") and n.endswith("MAPPING_NAMES")
+    )
+    with_model = {name for mapping in lists for name in mapping}
+    return [name for name in CONFIG_MAPPING if name in with_model]
 
 
 def build(name: str, attention: str | None) -> Case:
