@@ -119,8 +119,9 @@ class _Worker:
                 record: dict[str, Any] = self.pipe.recv()
                 return record
             self.process.kill()
+            self.process.join()
             return {**lost, "outcome": "timeout", "reason": "the time limit"}
-        except EOFError:
+        except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
             return {**lost, "outcome": "crashed", "reason": f"the process ended with code {code}"}
