@@ -339,20 +339,40 @@ def guess(
     """
     facts = _facts(model, config, image)
     given = list(dict.fromkeys(_given(model, facts)))
+    messages: list[str] = []
+    for _ in range(3):
+        try:
+            return _first_that_works(given, facts, works, messages)
+        except NoInputsError:
+            named = [
+                n
+                for n in facts.names
+                if n in GUESSES and n not in given and any(_names(m, n) for m in messages)
+            ]
+            if not named:
+                break
+            given += named  # the model asks for them
+    raise NoInputsError(messages[0] if messages else f"nothing is known of {sorted(facts.required)}")
+
+
+def _names(message: str, argument: str) -> bool:
+    return re.search(rf"\b{argument}\b", message) is not None
+
+
+def _first_that_works(
+    given: list[str], facts: Facts, works: Callable[[dict[str, Tensor]], None], messages: list[str]
+) -> dict[str, Tensor]:
+    """Try the likeliest sets of guesses; their errors are added to ``messages``."""
     choices = [list(_alternatives(name, facts)) for name in given]
-    first: Exception | None = None
-    for places in islice(
-        sorted(product(*(range(len(c)) for c in choices)), key=lambda p: _cost(p, given, choices)), TRIES
-    ):
+    sets = sorted(product(*(range(len(c)) for c in choices)), key=lambda p: _cost(p, given, choices))
+    for places in islice(sets, TRIES):
         values = [choice[place] for choice, place in zip(choices, places, strict=True)]
         inputs = {name: value for name, value in zip(given, values, strict=True) if value is not None}
         try:
             return _with_placeholders(inputs, facts, works)
         except Exception as error:
-            first = first or error
-    raise NoInputsError(
-        f"{type(first).__name__}: {first}" if first else f"nothing is known of {sorted(facts.required)}"
-    )
+            messages.append(f"{type(error).__name__}: {error}")
+    raise NoInputsError(messages[-1])
 
 
 def _cost(places: tuple[int, ...], given: list[str], choices: list[list[Tensor | None]]) -> int:
@@ -403,12 +423,20 @@ def _with_placeholders(
         wanted = MISMATCH.search(str(error))
         if wanted is None or "input_ids" not in inputs:
             raise
-    for name, ids in PLACEHOLDERS.items():
-        token = facts.find(*ids) if name in inputs else None
-        if isinstance(token, int):
-            inputs = _placed(inputs, token, max(int(wanted[2]) // BATCH, 1))
-    works(inputs)
-    return inputs
+        failure = error
+    tokens = {facts.find(*ids) for name, ids in PLACEHOLDERS.items() if name in inputs} - {None}
+    count = int(wanted[2]) // BATCH
+    widths = {facts.find(n) for n in ("hidden_size", "d_model", "text_hidden_size")} - {None}
+    # some models count tokens, some the numbers in them
+    for each in [count // width for width in widths if isinstance(width, int) and count >= width] + [count]:
+        for token in tokens:
+            longer = _placed(inputs, token, max(each, 1))
+            try:
+                works(longer)
+                return longer
+            except Exception as error:
+                failure = error
+    raise failure
 
 
 def _placed(inputs: dict[str, Tensor], token: int, count: int) -> dict[str, Tensor]:

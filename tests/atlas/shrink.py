@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, gcd
 from typing import Any
 
@@ -27,6 +27,10 @@ class Plan:
     """All widths that are single numbers become equal."""
     unit: int = 8
     image: int = 32
+    window: int = 4
+    """The side of a window of attention in a picture."""
+    stage: int = 1
+    """Layers in each stage of a hierarchy."""
 
 
 PLANS = (
@@ -34,7 +38,7 @@ PLANS = (
     Plan("equal widths, larger pictures", 64, equal=True, image=64),
     Plan("widths in proportion", 128, equal=False, unit=16, image=64),
     Plan("widths in proportion, multiples of 32", 256, equal=False, unit=32, image=64),
-    Plan("own widths", None, equal=False, image=64),
+    Plan("own widths", None, equal=False, image=64, stage=3),
 )
 
 DEPTH = re.compile(
@@ -92,6 +96,7 @@ STAGES = re.compile(
 KEPT = re.compile(
     r"^(num_channels|in_channels|out_channels|audio_channels|num_labels|.*_groups|.*dropout.*|.*_prob|.*_std|.*kernel.*|.*stride.*)$"
 )
+PICTURES = re.compile(r"^(vision_config|image_token_(id|index))$")
 PROBABILITY = re.compile(r".*(dropout|layerdrop|_prob|pdrop|drop_path_rate|jitter.*)$")
 
 
@@ -99,17 +104,38 @@ def shrink(config: Any, plan: Plan) -> None:
     """Make a configuration of transformers and all configurations inside it small, in place."""
     tree = list({id(each): each for each in configurations(config)}.values())
     narrow = _narrower(tree, plan)
-    renumber = _Renumber(tree)
+    renumber = _Renumber()
+    if any(_has_stages(each) for each in tree):
+        plan = replace(plan, image=max(plan.image, 64), window=2)
+    pictures = any(PICTURES.match(name) for each in tree for name in vars(each))
     for each in tree:
-        for name, value in list(vars(each).items()):
+        before = dict(vars(each))
+        for name, value in before.items():
             if TOKEN.match(name) and not VOCAB.match(name):
                 _set(each, name, renumber(value))
-        _shrink_depths(each)
+        layers = _shrink_depths(each)
         for name, value in list(vars(each).items()):
             if not name.startswith("_") and not isinstance(value, (str, bool, type(None))):
                 _set(each, name, _smaller(name, value, plan, narrow))
-        _shrink_rotary(each)
+        _shrink_overrides(each, layers, plan, narrow)
+        _fill(each)
+        _keep_relations(each, before)
         _make_heads_divide(each)
+        _shrink_rotary(each, before, pictures)
+
+
+def side(config: Any, plan: Plan) -> int:
+    """The side of a picture for a model of this configuration: hierarchies need larger ones."""
+    return max(plan.image, 64) if any(_has_stages(each) for each in configurations(config)) else plan.image
+
+
+def _has_stages(config: Any) -> bool:
+    facts = vars(config).items()
+    return any(
+        isinstance(v, (list, tuple)) and len(v) > 2 and all(type(x) is int for x in v)
+        for n, v in facts
+        if STAGES.match(n) or n in ("hidden_sizes", "embed_dims", "embed_dim", "stage_out_channels")
+    ) or "use_timm_backbone" in dict(facts)
 
 
 def configurations(config: Any) -> Iterator[Any]:
@@ -123,7 +149,7 @@ def configurations(config: Any) -> Iterator[Any]:
 
 
 def _set(config: Any, name: str, value: Any) -> None:
-    if value is getattr(config, name, None):
+    if value is vars(config).get(name):
         return
     try:
         setattr(config, name, value)
@@ -144,17 +170,26 @@ def _each(value: Any, change: Callable[[int], int]) -> Any:
     return value
 
 
+def _floats(value: Any) -> Any:
+    """Zero for every float in nested lists and tuples."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_floats(v) for v in value)
+    return 0.0 if isinstance(value, float) else value
+
+
 def _smaller(name: str, value: Any, plan: Plan, narrow: Callable[[int], int]) -> Any:
     """The small value of one attribute."""
-    if isinstance(value, float):
-        return 0.0 if PROBABILITY.match(name) else value
+    if PROBABILITY.match(name):
+        return _floats(value)
     for pattern, change in _CAPS:
         if pattern.match(name):
             return _each(value, change)
+    if SQUARE_WINDOW.match(name):
+        return _each(value, lambda v: min(v, plan.window))
     if IMAGE.match(name):
         return _each(value, lambda v: min(v, plan.image) if v > 8 else v)
     if isinstance(value, (list, tuple)) and len(value) > 1 and STAGES.match(name):
-        return _each(value, lambda v: min(v, 1))
+        return _each(value, lambda v: min(v, plan.stage))
     if KEPT.match(name) and not (isinstance(value, (list, tuple)) and CHANNELS.match(name)):
         return value
     if plan.width is None:
@@ -194,13 +229,13 @@ _CAPS: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = (
     (LENGTH, _cap(128)),
     (EXPERTS, _cap(4)),
     (QUERIES, _cap(8)),
-    (SQUARE_WINDOW, _cap(4)),
     (WINDOW, _cap(8)),
     (PATCH, lambda v: v if v <= 4 else 8),
-    (re.compile(r"^(n_group|topk_group)$"), _cap(1)),
+    (re.compile(r"^(n_group|topk_group|num_expert_groups?)$"), _cap(1)),
     (re.compile(r"^(.*num_frames)$"), _cap(4)),
     (re.compile(r"^(num_experts_per_tok|.*top_?k|num_selected_experts)$"), _cap(2)),
     (re.compile(r"^num_mel_bins$"), _cap(32)),
+    (re.compile(r"^num_kv_shared_layers$"), _cap(0)),
 )
 
 
@@ -225,8 +260,12 @@ def _narrower(tree: list[Any], plan: Plan) -> Callable[[int], int]:
     return narrow
 
 
-def _shrink_depths(config: Any) -> None:
-    """Few layers, but one of every kind: attributes with an entry for each layer say what kinds there are."""
+def _shrink_depths(config: Any) -> list[int]:
+    """Few layers, but one of every kind: attributes with an entry for each layer say what kinds there are.
+
+    Returns:
+        Which of the old layers are left.
+    """
     facts = vars(config)
     depths = {
         n: v
@@ -285,6 +324,62 @@ def _shrink_depths(config: Any) -> None:
             value, int
         ):
             _set(config, name, min(value, 1))
+    return chosen or list(range(few))
+
+
+def _shrink_overrides(config: Any, layers: list[int], plan: Plan, narrow: Callable[[int], int]) -> None:
+    """Where some layers have sizes of their own."""
+    own = vars(config).get("_heterogeneity_spec")
+    if own is None:
+        return
+    old = dict(own.per_layer_overrides)
+    own.per_layer_overrides.clear()
+    for place, layer in enumerate(layers):
+        if layer in old:
+            own.per_layer_overrides[place] = {n: _smaller(n, v, plan, narrow) for n, v in old[layer].items()}
+
+
+def _fill(config: Any) -> None:
+    """Values for what has none by default and must have one."""
+    facts = vars(config)
+    heads = _heads(config)
+    wanted = {
+        "prediction_length": 4,
+        "vocab_size": VOCABULARY,
+        "num_key_value_heads": heads,
+        "head_dim": _width(config) // max(heads, 1),
+        "n_routed_experts": 4,
+    }
+    for name, value in wanted.items():
+        if name in facts and facts[name] is None:
+            _set(config, name, value)
+
+
+def _keep_relations(config: Any, before: dict[str, Any]) -> None:
+    """What was equal to, a sum of or a quotient of other attributes still is."""
+    facts = vars(config)
+    heads = _heads(config)
+    for name, value in before.items():
+        if KEY_HEADS.match(name) and type(value) is int and value == before.get("num_attention_heads", -1):
+            _set(config, name, heads)
+    parts = ("qk_nope_head_dim", "qk_rope_head_dim")
+    if all(type(facts.get(part)) is int for part in parts):
+        old, new = (sum(source[part] for part in parts) for source in (before, facts))
+        for name in ("qk_head_dim", "head_dim"):
+            if before.get(name) == old:
+                _set(config, name, new)
+    image, patch = (before.get(n) for n in ("image_size", "patch_size"))
+    if type(image) is int and type(patch) is int and type(facts.get("image_size")) is int:
+        for power in (1, 2):
+            for name, value in before.items():
+                if (
+                    type(value) is int
+                    and value > 4
+                    and value == (image // patch) ** power
+                    and name not in ("image_size", "patch_size")
+                ):
+                    if re.search(r"size|grid|patches|resolution|length|seq|tokens|position", name):
+                        _set(config, name, (facts["image_size"] // facts["patch_size"]) ** power)
 
 
 def _one_of_each(per_layer: dict[str, Any], kinds: list[Any], few: int) -> list[int]:
@@ -298,7 +393,7 @@ def _one_of_each(per_layer: dict[str, Any], kinds: list[Any], few: int) -> list[
 class _Renumber:
     """Moves the numbers of special tokens into the small vocabulary: equal numbers stay equal."""
 
-    def __init__(self, tree: list[Any]) -> None:
+    def __init__(self) -> None:
         self.new: dict[int, int] = {}
 
     def __call__(self, value: Any) -> Any:
@@ -310,15 +405,24 @@ class _Renumber:
         return self.new.setdefault(value, VOCABULARY - 1 - len(self.new))
 
 
-def _shrink_rotary(config: Any) -> None:
-    """Sections of rotary positions add up to half a head."""
+def _shrink_rotary(config: Any, before: dict[str, Any], pictures: bool) -> None:
+    """Sections of rotary positions add up to half a head, and parts of heads stay whole."""
     for name in ("rope_parameters", "rope_scaling"):
-        rotary = getattr(config, name, None)
+        rotary = vars(config).get(name)
         if not isinstance(rotary, dict):
             continue
-        width = getattr(config, "head_dim", None) or _width(config) // max(_heads(config), 1)
+        width = vars(config).get("head_dim") or _width(config) // max(_heads(config), 1)
         for inside in (rotary, *(v for v in rotary.values() if isinstance(v, dict))):
-            sections = inside.get("mrope_section")
+            turned = vars(config).get("qk_rope_head_dim")
+            old = before.get("head_dim")
+            if (
+                turned
+                and old
+                and "partial_rotary_factor" in inside
+                and round(old * inside["partial_rotary_factor"]) == before["qk_rope_head_dim"]
+            ):
+                inside["partial_rotary_factor"] = turned / width
+            sections = inside.get("mrope_section") or ([1, 1, 1] if pictures and inside is rotary else None)
             if sections:
                 half = int(width * inside.get("partial_rotary_factor", 1.0)) // 2
                 base = half // len(sections)
@@ -327,7 +431,7 @@ def _shrink_rotary(config: Any) -> None:
 
 def _width(config: Any) -> int:
     for name in ("hidden_size", "d_model", "n_embd", "embed_dim", "dim"):
-        value = getattr(config, name, None)
+        value = vars(config).get(name)
         if isinstance(value, int):
             return value
     return 64
@@ -335,7 +439,7 @@ def _width(config: Any) -> int:
 
 def _heads(config: Any) -> int:
     for name in ("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads"):
-        value = getattr(config, name, None)
+        value = vars(config).get(name)
         if isinstance(value, int):
             return value
     return HEADS
@@ -349,7 +453,8 @@ def _make_heads_divide(config: Any) -> None:
             continue
         if type(value) is int and value and width % value:
             _set(config, name, gcd(width, value))
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, (list, tuple)) and all(type(x) is int for x in value):
+            _set(config, name, type(value)(gcd(width, x) for x in value))
             widths = next(
                 (
                     v

@@ -15,7 +15,7 @@ from transformers.models.auto import modeling_auto
 
 from atlas.cases import Case, NotBuiltError
 from atlas.guess import NoInputsError, guess
-from atlas.shrink import PLANS, Plan, shrink
+from atlas.shrink import PLANS, Plan, shrink, side
 
 transformers.logging.set_verbosity_error()
 
@@ -65,31 +65,37 @@ def _choose(name: str) -> tuple[Plan, type[nn.Module], dict[str, Tensor]]:
         config = CONFIG_MAPPING[name]()
     except Exception as error:
         raise NotBuiltError("no default configuration", f"{type(error).__name__}: {error}") from error
-    kinds = list(dict.fromkeys(_classes(type(config))))[:4]
+    kinds = list(dict.fromkeys(_classes(type(config))))[:3]
     if not kinds:
         raise NotBuiltError("no model class", "no mapping of the registry holds a model of this type")
-    reasons: list[tuple[str, str]] = []
+    reasons: list[NotBuiltError] = []
     for kind in kinds:
+        seen: set[str] = set()
         for plan in PLANS:
             try:
-                model = _make(name, plan, kind, "eager")
+                return plan, kind, _attempt(name, plan, kind)
             except NotBuiltError as error:
-                reasons.append((error.kind, str(error)))
-                continue
-            except Exception as error:
-                reasons.append(
-                    (_construction(error), f"{kind.__name__}, {plan.name}: {type(error).__name__}: {error}")
-                )
-                continue
-            try:
-                return (
-                    plan,
-                    kind,
-                    guess(model, model.config, plan.image, lambda inputs, m=model: _works(m, inputs)),
-                )
-            except NoInputsError as error:
-                reasons.append(("inputs unknown", f"{kind.__name__}, {plan.name}: {error}"))
-    raise NotBuiltError(*reasons[0])
+                reasons.append(error)
+                text = re.sub(r"^.*?: |[0-9]+", "", str(error))
+                if text in seen:
+                    break  # no plan mends this
+                seen.add(text)
+    raise reasons[0]
+
+
+def _attempt(name: str, plan: Plan, kind: type[nn.Module]) -> dict[str, Tensor]:
+    """Inputs that this class runs with after this plan."""
+    where = f"{kind.__name__}, {plan.name}"
+    try:
+        model = _make(name, plan, kind, "eager")
+    except NotBuiltError:
+        raise
+    except Exception as error:
+        raise NotBuiltError(_construction(error), f"{where}: {type(error).__name__}: {error}") from error
+    try:
+        return guess(model, model.config, side(model.config, plan), lambda inputs: _works(model, inputs))
+    except NoInputsError as error:
+        raise NotBuiltError("inputs unknown", f"{where}: {error}") from error
 
 
 def _construction(error: Exception) -> str:
@@ -121,6 +127,8 @@ def _make(name: str, plan: Plan, kind: type[Any], attention: str) -> nn.Module:
     except ImportError:
         raise
     except Exception:
+        if plan.width is None:
+            raise
         size = 0  # some constructors read values: these are built without knowing their size
     if size > LARGEST:
         raise NotBuiltError("too large", f"{kind.__name__}, {plan.name}: {size / 1e6:.0f} million parameters")
