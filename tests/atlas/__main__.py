@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def main() -> None:
         todo = [task for task in todo if task in known and known[task]["outcome"] in outcomes]
     elif options.resume:
         todo = [task for task in todo if task not in known]
+    random.Random(0).shuffle(todo)  # so that the time left is told rightly
     run(todo, options.results, options.workers, options.timeout)
 
 
