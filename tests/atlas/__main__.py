@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from atlas.cases import REGISTRIES
+from atlas.report import report
 from atlas.run import finished, run, tasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,15 @@ def main() -> None:
         "--again", metavar="OUTCOMES", help="judge again what had one of these outcomes, by commas"
     )
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "atlas" / "results.jsonl")
+    parser.add_argument("--report", action="store_true", help="run nothing, write the page from the results")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "atlas.md")
     options = parser.parse_args()
+    if not options.report:
+        _run(options)
+    options.page.write_text(report(finished(options.results).values()))
+
+
+def _run(options: argparse.Namespace) -> None:
     todo = tasks(options.registry or list(REGISTRIES), options.only)
     known = finished(options.results)
     if options.again:

@@ -70,10 +70,9 @@ class Registry(Protocol):
 
 
 def registry(name: str) -> Registry:
-    """The module of one registry.
+    """The module of one registry: one of :data:`REGISTRIES`, or any other by its full name.
 
     Raises:
-        KeyError: no registry of that name.
         ImportError: the library is not installed.
     """
-    return cast(Registry, import_module(f"atlas.{REGISTRIES[name]}"))
+    return cast(Registry, import_module(f"atlas.{REGISTRIES[name]}" if name in REGISTRIES else name))

@@ -1,7 +1,7 @@
 """Guesses inputs from the signature of ``forward`` and the configuration: no architecture is named.
 
-Every argument has one or more guesses; those of a model are tried together until it runs. Where the model says how
-many placeholders its pictures or sounds need, its message is believed.
+Every argument has one or more guesses; those of a model are tried together until it runs. Where the model
+says how many placeholders its pictures or sounds need, or what else it must have, its message is believed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs registries through worker processes, one model at a time each, and writes one line of JSON for each model."""
+"""Runs registries through worker processes, one model at a time each; writes a line of JSON for each."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class _Worker:
         process.start()
         there.close()
         worker = cls(process, here, task, 0.0)
-        worker.give(task, timeout + 30)  # the first one waits for imports
+        worker.give(task, timeout + 20)  # the first one waits for imports
         return worker
 
     def give(self, task: Task, timeout: float) -> None:

@@ -1,7 +1,8 @@
 """Makes a configuration small, by what its attributes are called: no architecture is named.
 
-A *plan* says how widths shrink. All of them shrink depths, vocabularies, pictures and sequences alike; where one plan
-breaks a model (a layer that wants a multiple of 32 channels, two widths that must be equal), the next one may not.
+A *plan* says how widths shrink. All of them shrink depths, vocabularies, pictures and sequences alike; where
+one plan breaks a model (a layer that wants a multiple of 32 channels, two widths that must be equal), the
+next one may not.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ STAGES = re.compile(
 KEPT = re.compile(
     r"^(num_channels|in_channels|out_channels|audio_channels|num_labels|.*_groups|.*dropout.*|.*_prob|.*_std|.*kernel.*|.*stride.*)$"
 )
+PATCHES = re.compile(r"size|grid|patches|resolution|length|seq|tokens|position")
 PICTURES = re.compile(r"^(vision_config|image_token_(id|index))$")
 PROBABILITY = re.compile(r".*(dropout|layerdrop|_prob|pdrop|drop_path_rate|jitter.*)$")
 
@@ -368,18 +370,23 @@ def _keep_relations(config: Any, before: dict[str, Any]) -> None:
         for name in ("qk_head_dim", "head_dim"):
             if before.get(name) == old:
                 _set(config, name, new)
-    image, patch = (before.get(n) for n in ("image_size", "patch_size"))
-    if type(image) is int and type(patch) is int and type(facts.get("image_size")) is int:
-        for power in (1, 2):
-            for name, value in before.items():
-                if (
-                    type(value) is int
-                    and value > 4
-                    and value == (image // patch) ** power
-                    and name not in ("image_size", "patch_size")
-                ):
-                    if re.search(r"size|grid|patches|resolution|length|seq|tokens|position", name):
-                        _set(config, name, (facts["image_size"] // facts["patch_size"]) ** power)
+    sizes = [source.get(name) for source in (before, facts) for name in ("image_size", "patch_size")]
+    if all(type(size) is int for size in sizes):
+        _count_patches(config, before, sizes[0] // sizes[1], sizes[2] // sizes[3])
+
+
+def _count_patches(config: Any, before: dict[str, Any], old: int, new: int) -> None:
+    """Sides of the grid of patches, and numbers of patches."""
+    for name, value in before.items():
+        if (
+            name in ("image_size", "patch_size")
+            or type(value) is not int
+            or value < 5
+            or not PATCHES.search(name)
+        ):
+            continue
+        if value in (old, old**2):
+            _set(config, name, new if value == old else new**2)
 
 
 def _one_of_each(per_layer: dict[str, Any], kinds: list[Any], few: int) -> list[int]:

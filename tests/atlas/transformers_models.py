@@ -21,11 +21,13 @@ transformers.logging.set_verbosity_error()
 
 IMPLEMENTATIONS: tuple[str | None, ...] = ("eager", "sdpa")
 
-HEADS = (
-    "ZERO_SHOT_IMAGE_CLASSIFICATION IMAGE_TEXT_TO_TEXT SEQ_TO_SEQ_CAUSAL_LM SPEECH_SEQ_2_SEQ OBJECT_DETECTION ZERO_SHOT_OBJECT_DETECTION KEYPOINT_MATCHING IMAGE_CLASSIFICATION"
-    " VIDEO_CLASSIFICATION AUDIO_CLASSIFICATION CTC VISUAL_QUESTION_ANSWERING UNIVERSAL_SEGMENTATION SEMANTIC_SEGMENTATION"
-    " DEPTH_ESTIMATION MASKED_LM+SEQUENCE_CLASSIFICATION CAUSAL_LM SEQUENCE_CLASSIFICATION"
-)
+HEADS = """
+    ZERO_SHOT_IMAGE_CLASSIFICATION IMAGE_TEXT_TO_TEXT SEQ_TO_SEQ_CAUSAL_LM SPEECH_SEQ_2_SEQ
+    OBJECT_DETECTION ZERO_SHOT_OBJECT_DETECTION KEYPOINT_MATCHING IMAGE_CLASSIFICATION
+    VIDEO_CLASSIFICATION AUDIO_CLASSIFICATION CTC VISUAL_QUESTION_ANSWERING UNIVERSAL_SEGMENTATION
+    SEMANTIC_SEGMENTATION DEPTH_ESTIMATION MASKED_LM+SEQUENCE_CLASSIFICATION CAUSAL_LM
+    SEQUENCE_CLASSIFICATION
+"""
 """Which head is wanted where there are several, the most wanted first; then the bare model, then any other."""
 
 LARGEST = 40_000_000
@@ -191,7 +193,7 @@ def _named_attentions(output: Any, path: str) -> Iterator[tuple[str, Tensor]]:
         return
     for name, value in output.items():
         if "attention" in name:
-            for place, tensor in enumerate(tensors(value)):
+            for place, tensor in enumerate(t for t in tensors(value) if t.ndim > 2):
                 yield f"{path}{name}.{place}", tensor
         elif isinstance(value, Mapping):
             yield from _named_attentions(value, f"{path}{name}.")
