@@ -15,9 +15,9 @@ from atlas.run import finished, run, tasks
 SAMPLE = {
     "transformers": (
         "albert bart beit bert bigbird_pegasus blenderbot bloom clip convbert convnext deberta-v2 "
-        "deformable_detr dinov2 distilbert donut-swin electra fnet gemma3_text git gpt2 gpt_oss "
-        "hubert jamba llava longformer mamba mobilevit mpnet nystromformer opt owlvit patchtst "
-        "perceiver pvt qwen2_vl segformer siglip t5 timesformer vilt vit wav2vec2 whisper "
+        "dinov2 distilbert donut-swin electra gemma3_text git gpt2 gpt_oss hubert llava mamba "
+        "mobilevit mpnet nystromformer opt owlvit patchtst perceiver qwen2_vl segformer siglip t5 "
+        "timesformer vilt vit wav2vec2 whisper "
     ),
 }
 """Models of many kinds: ``python tests/atlas`` runs all the others, with the same judge."""

@@ -28,7 +28,7 @@ HEADS = """
     SEMANTIC_SEGMENTATION DEPTH_ESTIMATION MASKED_LM+SEQUENCE_CLASSIFICATION CAUSAL_LM
     SEQUENCE_CLASSIFICATION
 """
-"""Which head is wanted where there are several, the most wanted first; then the bare model, then any other."""
+"""Which head is wanted where there are several, the most wanted first; then the bare model, then any."""
 
 LARGEST = 40_000_000
 """Parameters; beyond this the model did not shrink."""
