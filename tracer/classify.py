@@ -261,37 +261,53 @@ class _Closure:
 
 def _kind(place: int, pairs: list[tuple[Tensor, Tensor]], is_attention: list[bool]) -> Kind:
     queries, keys = pairs[place]
-    if bool((queries & ~keys).sum() == 0):
-        return "self"
+    if not bool((queries & ~keys).any()) or not bool((keys & ~queries).any()):
+        return "self"  # the one is part of the other: a class token reads all, all read every second token
     for other, (q, k) in enumerate(pairs):
         back = is_attention[other] and bool((q & keys).any()) and bool((k & queries).any())
-        if other != place and back and not bool((q & ~k).sum() == 0):
+        if other != place and back and bool((q & ~k).any()) and bool((k & ~q).any()):
             return "co"
     return "encoder_decoder"
 
 
 def heads_of(site: Site, batch: int, assume: bool = True) -> int:
-    """How many maps a site has over the same rows and columns, whether heads have an axis or are folded.
+    """How many rows of the map each query has, whether heads have an axis or are folded into another.
 
-    Some pairs of tokens may meet more often (a class token that stands in every frame): the fewest count.
+    Some queries may have more (a class token that stands in every frame): the fewest count.
+    """
+    ranks, queries = line_ranks(site, batch, assume)
+    per_line = int(torch.Size(_lines_of(site)).numel()) // max(ranks.numel(), 1)
+    known = queries[queries >= 0]
+    return per_line * int(torch.unique(known, return_counts=True)[1].min()) if len(known) else per_line
+
+
+def line_ranks(site: Site, batch: int, assume: bool = True) -> tuple[Tensor, Tensor]:
+    """Which of its query's rows each line of the map is, and whose: a number for each query and sample.
+
+    A line is the map along its column axes; both have the axes of the map, 1 along columns and along axes of
+    heads. Heads may see different keys each (the best of a sorted list): they are told apart by lines, not by
+    elements. -1 where a line is nobody's.
     """
     samples = samples_on_map(site, batch, assume)
-    rows, cols, samples = broadcast(site.rows.labels, site.cols.labels, samples)
-    per_place = int(torch.Size(site.shape).numel()) // max(rows.numel(), 1)
-    valid = (rows > 0) & (cols > 0) & (samples != APART)
-    if not bool(valid.any()):
-        return per_place
-    first = valid & (rows == rows[valid][0]) & (cols == cols[valid][0]) & (samples == samples[valid][0])
-    times = int(first.sum())
-    if times > 1:
-        (_, row), (_, col), (_, sample) = (
-            torch.unique(labels, return_inverse=True)
-            for labels in (site.rows.labels, site.cols.labels, samples)
-        )
-        pair = ((row * (int(col.max()) + 1) + col) * (int(sample.max()) + 1) + sample)[valid]
-        counts = torch.bincount(pair)
-        times = int(counts[counts > 0].min())
-    return per_place * times
+    rows, samples = broadcast(*(_over_columns(t, site) for t in (codes_of(site.rows.labels), samples)))
+    queries = torch.where(rows < 0, -1, rows * (batch + 1) + samples.clamp_min(-1) + 1)
+    flat = queries.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    ordered = flat[order].contiguous()
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order)) - torch.searchsorted(ordered, ordered)
+    return ranks.view(rows.shape), queries
+
+
+def _lines_of(site: Site) -> list[int]:
+    columns = site.column_axes
+    return [1 if axis in columns else size for axis, size in enumerate(site.shape)]
+
+
+def _over_columns(labels: Tensor, site: Site) -> Tensor:
+    """Labels of lines: the largest along the columns, where padding has none."""
+    columns = [axis for axis in site.column_axes if labels.shape[axis] > 1]
+    return labels.amax(columns, keepdim=True) if columns else labels
 
 
 def samples_on_map(site: Site, batch: int, assume: bool = True) -> Tensor:

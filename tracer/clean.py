@@ -11,6 +11,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, GraphModule, Node
 
+from fxplain.pairwise import take_in_pairs
+
 # Checks that a replay on other values must not trip over; they compute nothing.
 _ASSERTIONS = {
     "_assert_tensor_metadata",
@@ -167,6 +169,8 @@ def _differentiable(graph: Graph, node: Node) -> None:
         node.target = aten.clone.default
     elif node.target is aten.zero.default:
         node.target = aten.zeros_like.default
+    elif node.target is aten.einsum.default:
+        take_in_pairs(graph, node)
     elif node.target is aten.copy.default:
         _expand_source(graph, node)
 

@@ -101,6 +101,7 @@ class Labelling:
                 for used in node.all_input_nodes:
                     if last_use[used] is node:
                         self.real.pop(used, None)
+                        self.ledger.factors.pop(used.name, None)
         assert output is not None
         nodes = [n for n in output.args[0] if isinstance(n, fx.Node)]  # type: ignore[union-attr]
         return Findings(

@@ -115,8 +115,6 @@ class Value:
     """Nodes upstream at which labels were lost."""
     sampled: frozenset[str] = frozenset()
     """Nodes whose samples at points this tensor still holds one by one."""
-    weighted: tuple[str, str] | None = None
-    """Set on an elementwise product of attention weights and values: the nodes of the two."""
 
     @property
     def active(self) -> tuple[Slot, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, fx
@@ -19,6 +19,9 @@ from fxplain.labels import (
     encode,
     samples_of,
 )
+
+if TYPE_CHECKING:
+    from fxplain.ops.table import Operand
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,14 @@ class Site:
         """Whether its rows are new tokens, made of those of its columns."""
         return self.role == "mixing" and not self.adds
 
+    @property
+    def column_axes(self) -> tuple[int, ...]:
+        """The axes of an attention's map that are summed over."""
+        if not self.axes:
+            return (len(self.shape) - 1,)
+        inputs, output = self.axes.split("->")
+        return tuple(axis for axis, letter in enumerate(inputs.split(",")[0]) if letter not in output)
+
 
 @dataclass(frozen=True)
 class RowSums:
@@ -118,6 +129,8 @@ class Ledger:
     """Nodes without a transfer function that an experiment showed to treat every token by itself."""
     undivided: dict[str, RowSums] = field(default_factory=dict)
     """Nodes that hold the output of an attention whose rows do not sum to 1."""
+    factors: dict[str, tuple[Operand, Operand]] = field(default_factory=dict)
+    """Elementwise products of two labelled tensors, while they are alive: what was multiplied."""
     summaries: list[fx.Node] = field(default_factory=list)
     """Products that sum all tokens into features (linear and kernel attention): no token-to-token map."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)

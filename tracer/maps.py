@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxplain.attentions import Attention
-from fxplain.classify import APART, Classified, heads_of, samples_on_map
+from fxplain.classify import APART, Classified, heads_of, line_ranks, samples_on_map
 from fxplain.errors import VerificationError
 from fxplain.fused_maps import fused_map, grouped, map_of, own_output
 from fxplain.labels import broadcast, samples_of
@@ -132,13 +132,10 @@ def dense(plan: Plan, values: Tensor) -> Tensor:
     """Values of the map's shape as [batch, head, query, key], queries and keys in the order of the plan."""
     front = values.permute(*plan.heads, *[axis for axis in range(values.ndim) if axis not in plan.heads])
     flat = front.reshape(-1, plan.place.numel())
-    order = torch.argsort(plan.place.reshape(-1), stable=True)
-    sorted_place = plan.place.reshape(-1)[order]
-    first = torch.searchsorted(sorted_place, sorted_place)
-    again = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) - first)
+    head = line_ranks(plan.site, plan.batch)[0].expand(plan.place.shape).reshape(-1)
     place = torch.where(plan.place.reshape(-1) >= 0, plan.place.reshape(-1), plan.places)
-    # tokens that meet more often than there are heads (in several windows) have their values added up
-    target = ((again % plan.folded) * (plan.places + 1) + place).to(values.device)
+    # queries that have more rows than there are heads (in several windows) have their values added up
+    target = ((head % plan.folded) * (plan.places + 1) + place).to(values.device)
     found = values.new_zeros(len(flat), plan.folded * (plan.places + 1)).index_add_(1, target, flat)
     found = found.view(-1, plan.places + 1)[:, : plan.places]
     return plan.for_all(found.reshape(len(found), -1, len(plan.queries), len(plan.keys)).transpose(0, 1))

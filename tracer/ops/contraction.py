@@ -300,29 +300,31 @@ def _data_mixing(call: Call, weights: Side, values: Side, output: str) -> list[S
     return [values.moved(new, output)] if new is not None else []
 
 
-def weighted_sum(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot] | None:
-    """``(weights * values).sum(axis)``: an attention, if the axis is the columns' and the weights were
-    softmaxed."""
-    if operand.value.weighted is None:
+def summed_product(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot] | None:
+    """``(one * other).sum(axes)``, which is a contraction of the two: scores, or an attention.
+
+    None where it is neither: weights of tokens without rows that sum them up are a pooling.
+    """
+    factors = call.ledger.factors.get(operand.node.name) if operand.node is not None else None
+    if factors is None:
         return None
-    nodes = {node.name: node for node in call.node.graph.nodes}
-    first, second = (nodes[name] for name in operand.value.weighted)
     letters = letters_for(operand.ndim)
     output = "".join(c for axis, c in enumerate(letters) if axis not in axes)
-    sides = []
-    for node in (first, second):
-        shape = call.ledger.shapes[node.name]
-        mine = letters[operand.ndim - len(shape) :]
-        real = torch.empty(shape, device="meta")
-        summed = "".join(c for c in letters if c not in output)
-        sides.append(Side(Operand(node, real, call.values[node]), mine, summed))
-    weights, values = sides
-    if not (weights.killed and values.killed):
+    summed = "".join(c for c in letters if c not in output)
+    one, other = (Side(factor, letters[operand.ndim - factor.ndim :], summed) for factor in factors)
+    if one.killed and other.killed:
+        if None in _weights_and_values(one, other):
+            return None
+    elif one.killed or other.killed:
+        weights = other if one.killed else one
+        if not (weights.alive and weights.operand.value.softmaxes):
+            return None
+    elif not (one.alive and other.alive):
         return None
-    keep = "".join(c if c in output else "" for c in letters)
-    slots = _attention(call, weights, values, keep)
-    back = []
-    for slot in slots:
-        sizes = [slot.labels.shape[keep.index(c)] if c in keep else 1 for c in letters]
-        back.append(replace(slot, labels=slot.labels.reshape(sizes)))
-    return back
+    value = contract(call, one.operand, other.operand, f"{one.letters},{other.letters}->{output}")
+    return [_unsqueezed(slot, output, letters) for slot in value.slots]
+
+
+def _unsqueezed(slot: Slot, present: str, letters: str) -> Slot:
+    sizes = [slot.labels.shape[present.index(c)] if c in present else 1 for c in letters]
+    return replace(slot, labels=slot.labels.reshape(sizes))

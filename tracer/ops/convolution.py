@@ -38,9 +38,18 @@ def convolution(call: Call) -> Value:
     slots = operand.value.active
     if not slots:
         return grid_birth(call, operand, channel)
+    if _slides_over_map(slots, operand, call.result, channel):
+        return call.carry(operand, slots=slots)
     if all(size == 1 for size in kernel) and operand.shape[channel + 1 :] == call.result.shape[channel + 1 :]:
         return _per_place(call, operand, channel)
     return call.carry(operand, slots=[taps(call, operand, slots[0], kernel)])
+
+
+def _slides_over_map(slots: Sequence[Slot], operand: Operand, result: Tensor, channel: int) -> bool:
+    """Whether a window goes over the rows and columns of a map: places keep their row and column."""
+    grid = slice(channel + 1, None)
+    same = operand.shape[grid] == tuple(result.shape)[grid]
+    return len(slots) > 1 and same and not any(slot.varies(channel) for slot in slots)
 
 
 def _per_place(call: Call, operand: Operand, channel: int) -> Value:

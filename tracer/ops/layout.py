@@ -17,6 +17,7 @@ from fxplain.labels import (
     align,
     codes_of,
     compact,
+    merge,
     reads_of,
 )
 from fxplain.ops.elementwise import pointwise
@@ -46,6 +47,8 @@ def identity(call: Call) -> Value | tuple[Value, ...]:
     first = call.result[0] if isinstance(call.result, tuple) else call.result
     same = isinstance(first, Tensor) and first.shape == operand.shape
     value = replace(operand.value, origin=_origin(operand) if same else None)
+    if operand.node is not None and operand.node.name in call.ledger.factors:
+        call.ledger.factors[call.node.name] = call.ledger.factors[operand.node.name]
     return (value, NOTHING) if isinstance(call.result, tuple) else value
 
 
@@ -177,6 +180,8 @@ def cat(call: Call) -> Value:
     )
     if lead is None:
         return call.carry(*operands)
+    if _pairs(parts, axis):
+        return call.carry(*operands, slots=merge([part.value.active for part in parts]))
     slots = []
     for place, pattern in enumerate(lead.value.active or lead.value.slots):
         pieces = _of_one_place([_piece(call, part, pattern, place, lead, axis) for part in parts], call, axis)
@@ -186,6 +191,17 @@ def cat(call: Call) -> Value:
         strength = max(piece.strength for piece in pieces)
         slots.append(Slot(labels, strength, reads_of(pieces)))
     return call.carry(*operands, slots=slots)
+
+
+def _pairs(parts: Sequence[Operand], axis: int) -> bool:
+    """Whether features of tokens on other axes lie side by side: every query's beside every key's."""
+    slots = [slot for part in parts for slot in part.value.active]
+    if len(parts) < 2 or any(slot.varies(axis) for slot in slots):
+        return False
+    one = parts[0].value.active
+    return len(one) == 1 and any(
+        not (one[0].token_axes <= slot.token_axes or slot.token_axes <= one[0].token_axes) for slot in slots
+    )
 
 
 def _of_one_place(pieces: list[Slot], call: Call, axis: int) -> list[Slot]:

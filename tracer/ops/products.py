@@ -33,7 +33,7 @@ def _unlabelled_weight(weight: Operand) -> Operand:
     )
 
 
-@transfer("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot")
+@transfer("aten::matmul", "aten::mm", "aten::bmm", "aten::mv", "aten::dot", "aten::vdot")
 def matmul(call: Call) -> Value:
     one, other = call.operands()[:2]
     return contract(call, one, other, matmul_spec(one.ndim, other.ndim))

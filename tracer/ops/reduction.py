@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from fxplain.labels import DORMANT, NOTHING, Slot, Value
-from fxplain.ops.contraction import weighted_sum
+from fxplain.ops.contraction import summed_product
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.mixing import pooled
 from fxplain.ops.sampling import sum_up
@@ -48,9 +48,13 @@ def scan(call: Call) -> Value | tuple[Value, ...]:
     """Running sums along features keep the labels; along tokens they mix them in a way that has no rule."""
     operand = call.operands()[0]
     axis = int(call.argument("dim")) % max(operand.ndim, 1)
+    slots = operand.value.slots
     if operand.tensor.is_floating_point() and any(slot.varies(axis) for slot in operand.value.active):
-        raise ValueError("a running sum over tokens has no transfer function")
-    value = call.carry(operand, slots=operand.value.slots)
+        slots = tuple(slot for slot in operand.value.active if not slot.varies(axis))
+        if not slots:
+            raise ValueError("a running sum over tokens has no transfer function")
+        # sums along the rows of a map are of that row, as its maximum is
+    value = call.carry(operand, slots=slots)
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
 
 
@@ -75,18 +79,15 @@ def log_softmax(call: Call) -> Value | tuple[Value, ...]:
 
 @transfer("aten::mul")
 def multiply(call: Call) -> Value:
-    """Pointwise; a product of attention weights and labelled values may be half of a weighted sum."""
+    """Pointwise; a product of two labelled tensors may be half of a sum of products."""
     value = pointwise(call)
     operands = call.operands()
-    if len(operands) != 2:
+    if len(operands) != 2 or not all(operand.value.labelled for operand in operands):
         return value
-    for weights, values in (operands, operands[::-1]):
-        if not (weights.value.softmaxes and values.value.labelled and not values.value.softmaxes):
-            continue
-        if len(weights.value.active) < 2:  # one weight a token: the product is data, and no weight any more
-            value = replace(value, softmaxes=frozenset())
-        if weights.value.labelled and weights.node is not None and values.node is not None:
-            return replace(value, weighted=(weights.node.name, values.node.name))
+    call.ledger.factors[call.node.name] = (operands[0], operands[1])
+    weights = [o for o in operands if o.value.softmaxes]
+    if len(weights) == 1 and len(weights[0].value.active) < 2:
+        return replace(value, softmaxes=frozenset())  # one weight a token: data, and no weight any more
     return value
 
 
@@ -99,8 +100,9 @@ def reduce(call: Call) -> Value | tuple[Value, ...]:
     operand = operands[0]
     axes = _axes(call, operand)
     keep = bool(call.argument("keepdim", False))
-    summed = weighted_sum(call, operand, axes) if call.op == "aten::sum" else None
-    slots = summed if summed is not None else sum_up(call, operand, axes)
+    slots = sum_up(call, operand, axes)
+    if slots is None and call.op == "aten::sum":
+        slots = summed_product(call, operand, axes)
     slots = slots if slots is not None else _survivors(call, operand, axes)
     if not keep:
         slots = [replace(slot, labels=_squeezed(slot.labels, axes)) for slot in slots]
