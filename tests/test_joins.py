@@ -78,3 +78,33 @@ def test_a_token_mixing_layer_in_a_residual_branch(first: bool) -> None:
         ("add", "data", "mix"),
     ]
     torch.testing.assert_close(result.matrix("data", "data")[0], relevancy_of(model, data))
+
+
+class Conditioned(nn.Module):
+    """Words attend to each other; their mean scales every patch, and the patches attend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.patches = nn.Linear(4, 8), nn.Linear(6, 8)
+        self.read, self.look, self.head = Attend(), Attend(), nn.Linear(8, 3)
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        words = self.words(text)
+        condition = (words + self.read(words)).mean(1, keepdim=True)
+        patches = self.patches(image) * (1 + condition)
+        patches = patches + self.look(patches)
+        return self.head(patches[:, 0])
+
+
+def test_a_condition_that_attended_reaches_the_tokens_it_scales() -> None:
+    torch.manual_seed(0)
+    model = Conditioned().eval()
+    inputs = {"text": torch.randn(2, 5, 4), "image": torch.randn(2, 6, 6)}
+    traced = fxplain.trace(model, inputs)
+    assert [(a.kind, a.queries.name) for a in traced.attentions] == [("self", "text"), ("self", "image")]
+    result = traced.explain(inputs, target=1)
+    assert bool((result.relevance["text"].sum(-1) > 0).all())
+    for sample in range(2):
+        alone = {name: data[sample : sample + 1] for name, data in inputs.items()}
+        expected = fxplain.explain(model, alone, target=1).relevance["text"]
+        torch.testing.assert_close(result.relevance["text"][sample : sample + 1], expected)

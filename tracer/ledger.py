@@ -168,6 +168,10 @@ class Ledger:
         """Whether some of these sites are more than windows of a convolution before any attention."""
         return any(self.sites[read].window is None for read in reads)
 
+    def attended(self, reads: frozenset[int]) -> bool:
+        """Whether an attention is among these sites."""
+        return any(self.sites[read].attends for read in reads)
+
     def wake(self, slot: Slot, node: fx.Node, tag: str = "") -> Slot:
         """Turn element codes into tokens: equal codes (under one tag) are the same token everywhere."""
         codes = codes_of(slot.labels)

@@ -58,16 +58,19 @@ def _meets(one: Slot, other: Slot) -> bool:
 
 
 def _others(call: Call, slots: Sequence[Slot], kept: Slot) -> list[Slot]:
-    """Slots whose tokens are others, place by place, after a first attention or mixing beyond a stem's."""
-    return [
-        slot
-        for slot in slots
-        if slot.strength == kept.strength == STRONG
-        and slot.reads
-        and slot.token_axes == kept.token_axes != frozenset()
-        and call.ledger.beyond_stem(slot.reads | kept.reads)
-        and bool(_differ(slot, kept).any())
-    ]
+    """Slots of other tokens that come to those that stay: place by place, after a first attention or mixing
+    beyond a stem's; or one token for many (a condition, a gate for all), if it has attended."""
+    found = []
+    for slot in slots:
+        if not (slot.strength == kept.strength == STRONG and slot.reads and kept.token_axes):
+            continue
+        if slot.token_axes == kept.token_axes:
+            told = call.ledger.beyond_stem(slot.reads | kept.reads)
+        else:
+            told = slot.token_axes < kept.token_axes and call.ledger.attended(slot.reads)
+        if told and bool(_differ(slot, kept).any()):
+            found.append(slot)
+    return found
 
 
 def _differ(one: Slot, other: Slot) -> Tensor:
