@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxplain.errors import MethodError
 from fxplain.fused_maps import map_of
 from fxplain.maps import Plan, dense
 from fxplain.prediction import Prediction
 from fxplain.rules.gradcam import head_weighted
+from fxplain.where import module_path
 
 
 def gradcam(prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
@@ -26,6 +28,14 @@ def gradcam_of_rows(prediction: Prediction, plan: Plan, gradient: Tensor | None)
 
 
 def _gradcam(prediction: Prediction, plan: Plan, gradient: Tensor | None, counted: Tensor) -> Tensor:
+    if plan.site.form == "sampled":
+        raise MethodError(
+            "Grad-CAM needs a map with a gradient of its own, and a sampling at points has none",
+            where=f"node {plan.site.node.name}, module {module_path(plan.site.node)}",
+            expected="attention by a map from queries to keys",
+            found="a sampling whose weights differ from feature to feature",
+            hint="use relevancy, which takes gradient times contribution there",
+        )
     maps, gradient = map_of(plan.site, prediction.run, gradient)
     gradients = None if gradient is None else dense(plan, gradient)
     return head_weighted(dense(plan, maps), gradients, counted.to(maps.device))

@@ -108,7 +108,8 @@ def _result(prediction: Prediction, method: Method, verified: float) -> Result:
     classified = labelled.classified
     notes = (*notes_of(labelled), *_passed_over(prediction), *explained.notes)
     if prediction.chosen is not None:
-        notes += (f"{len(prediction.chosen)} of {len(classified.attentions)} attentions take part (layers=)",)
+        whole = sum(site.attends for site in classified.sites)
+        notes += (f"{len(prediction.chosen)} of {whole} attentions take part (layers=)",)
     return Result(
         method=method.name,
         score=resolved.scores.detach(),

@@ -8,12 +8,16 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from fxplain.attention_weights import gradcam, gradcam_of_rows
+from fxplain.chance import at_random
 from fxplain.errors import MethodError
+from fxplain.flow import attention_flow
+from fxplain.legrad import legrad
 from fxplain.prediction import Prediction
 from fxplain.rules.raw_attention import head_mean
 from fxplain.rules.relevancy import Flags, head_mean_relevance
 from fxplain.schedule import RAW_ATTENTION, RELEVANCY, ROLLOUT, Rules, relevancy_rules, rollout_rules
 from fxplain.scheduled import Explained, Scheduled, Weigh, by_heads
+from fxplain.token_gradients import gradient_times_input, integrated_gradients, smoothgrad
 
 ICCV = "Chefer et al., ICCV 2021"
 CVPR = "Chefer et al., CVPR 2021"
@@ -126,6 +130,48 @@ register(
         EQ_5,
         True,
     ),
+)
+
+register(
+    Method(
+        "attention_flow",
+        "Abnar and Zuidema, ACL 2020",
+        "largest flow through the network whose capacities are what rollout multiplies",
+        attention_flow,
+        gradients=False,
+    ),
+    Method(
+        "legrad",
+        "Bousselham et al., ICCV 2025",
+        "positive gradient of each layer's own score to its map, averaged over layers",
+        legrad,
+        gradients=True,
+    ),
+    Method(
+        "gradient_x_input",
+        "Shrikumar et al., 2016",
+        "gradient times input at the tokens' embeddings, by captum",
+        gradient_times_input,
+        gradients=True,
+        attentions=False,
+    ),
+    Method(
+        "integrated_gradients",
+        "Sundararajan et al., ICML 2017",
+        "gradients integrated from zero embeddings to the tokens' own, by captum",
+        integrated_gradients,
+        gradients=True,
+        attentions=False,
+    ),
+    Method(
+        "smoothgrad",
+        "Smilkov et al., 2017",
+        "gradient times input averaged over noisy embeddings, by captum",
+        smoothgrad,
+        gradients=True,
+        attentions=False,
+    ),
+    Method("random", "none", "drawn at random: the floor", at_random, gradients=False, attentions=False),
 )
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fxplain.errors import NonFiniteError, TargetError
 from fxplain.labelled import Labelled
+from fxplain.libra import balanced
 from fxplain.maps import check_rebuilt, make_plan
-from fxplain.replay import Replay, gradients_of, replay, tap_of
+from fxplain.replay import NO_SURROGATES, Replay, Surrogates, gradients_of, replay, tap_of
 from fxplain.schedule import Step
 from fxplain.steps import steps_of
 from fxplain.target import Readout, Resolved, default_output, resolve
@@ -38,11 +39,11 @@ class Prediction:
     rebuilt: float
     """Largest relative difference between fused outputs and those of rebuilt maps."""
     output: str | None
-    """The output that was asked for."""
+    """Name of the output that is explained, unless the target is a callable."""
+    surrogates: Surrogates
+    """What runs in place of some operations, so that gradients are balanced; none without ``+libra``."""
     chosen: frozenset[int] | None = None
     """Sites of the attentions that a range of layers leaves; None for all."""
-    libra: bool = False
-    """Whether gradients are those of the balanced graph."""
     retain: bool = False
     """Whether the graph is kept after a backward pass, for the next method."""
 
@@ -96,6 +97,7 @@ def predict(
     target: Any,
     output: str | None,
     gradients: bool,
+    libra: bool = False,
     **options: Any,
 ) -> Prediction:
     """Run the graph and resolve the target.
@@ -106,7 +108,8 @@ def predict(
     captured, findings, sites = labelled.captured, labelled.findings, labelled.classified.sites
     assumes = findings.batch > 1 and any(plan.assumed for plan in labelled.plans.values())
     gradients = gradients or callable(target) or assumes
-    run = replay(captured, bound, sites, gradients)
+    surrogates = balanced(labelled) if libra else NO_SURROGATES
+    run = replay(captured, bound, sites, gradients, surrogates)
     rebuilt = check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs))
     attending = frozenset(site.index for site in sites if not site.makes_tokens)
     wanted = output or default_output(captured.outputs, run.outputs, findings.outputs, attending)
@@ -127,7 +130,9 @@ def predict(
     if assumes and resolved.scores.requires_grad:
         labelled = _without_wrong_assumptions(labelled, run, scores)
     passes = (total,) if _separable(labelled, resolved) else scores
-    return Prediction(labelled, bound, run, resolved, passes, rebuilt, output, **options)
+    return Prediction(
+        labelled, bound, run, resolved, passes, rebuilt, wanted, surrogates=surrogates, **options
+    )
 
 
 def only(steps: Sequence[tuple[Step, int]], sites: frozenset[int]) -> tuple[tuple[Step, int], ...]:

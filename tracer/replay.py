@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +13,11 @@ from torch import Tensor, fx
 from fxplain.captured import Captured
 from fxplain.flex import compute
 from fxplain.ledger import Site
+
+Surrogate = Callable[[fx.Node, "tuple[Any, ...]", "dict[str, Any]"], Any]
+"""(node, its arguments by place, by name) -> what to go on with in place of the operation's own result."""
+Surrogates = Mapping[fx.Node, Surrogate]
+NO_SURROGATES: Surrogates = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,13 @@ def has_map(site: Site) -> bool:
     return site.role == "attention" and site.form == "weights" and not site.divided
 
 
-def replay(captured: Captured, bound: Mapping[str, Tensor], sites: Iterable[Site], gradients: bool) -> Replay:
+def replay(
+    captured: Captured,
+    bound: Mapping[str, Tensor],
+    sites: Iterable[Site],
+    gradients: bool,
+    surrogates: Surrogates = NO_SURROGATES,
+) -> Replay:
     """Run the graph, keeping the operands of the sites; with gradients from the first of them on.
 
     Nothing before the first attention is differentiated, and no parameter is.
@@ -43,35 +55,78 @@ def replay(captured: Captured, bound: Mapping[str, Tensor], sites: Iterable[Site
     sites = tuple(sites)
     taps = {tap_of(site) for site in sites}
     wanted = {node for site in sites for node in kept_nodes(site)}
-    nodes = list(captured.graph.graph.nodes)
-    last_use = {used: node for node in nodes for used in node.all_input_nodes}
-    real: dict[fx.Node, Any] = {}
     tapped: dict[str, Tensor] = {}
     kept: dict[str, Any] = {}
-    outputs: tuple[Tensor, ...] = ()
+
+    def change(node: fx.Node, value: Any) -> Any:
+        if node in taps:
+            value, tapped[node.name] = tap(value, gradients)
+        if node in wanted:
+            kept[node.name] = value
+        return value
+
     with torch.set_grad_enabled(gradients):
-        for node in nodes:
-            if node.op == "output":
-                outputs = tuple(real[n] for n in node.args[0] if isinstance(n, fx.Node))
-                break
-            value = _run(captured, bound, node, real)
-            if node in taps:
-                value, tapped[node.name] = _tap(value, gradients)
-            real[node] = value
-            if node in wanted:
-                kept[node.name] = value
-            for used in node.all_input_nodes:
-                if last_use[used] is node:
-                    real.pop(used, None)
+        outputs = execute(captured, bound, change, surrogates)
     return Replay(outputs, tapped, kept)
 
 
-def _run(captured: Captured, bound: Mapping[str, Tensor], node: fx.Node, real: dict[fx.Node, Any]) -> Any:
+def execute(
+    captured: Captured,
+    bound: Mapping[str, Tensor],
+    change: Callable[[fx.Node, Any], Any],
+    surrogates: Surrogates = NO_SURROGATES,
+    known: Mapping[fx.Node, Any] = MappingProxyType({}),
+) -> tuple[Tensor, ...]:
+    """The graph's outputs.
+
+    Args:
+        captured, bound: the graph, and a tensor for each of its placeholders.
+        change: sees every value as it is computed, and answers with the one to go on with.
+        surrogates: what is run in place of some operations.
+        known: values that are taken as they are; what only they depend on is not run.
+    """
+    nodes = _needed(captured.graph.graph, known)
+    last_use = {used: node for node in nodes if node not in known for used in node.all_input_nodes}
+    real: dict[fx.Node, Any] = {}
+    for node in nodes:
+        if node.op == "output":
+            return tuple(real[n] for n in node.args[0] if isinstance(n, fx.Node))  # type: ignore[union-attr]
+        if node in known:
+            real[node] = known[node]
+            continue
+        real[node] = change(node, _run(captured, bound, node, real, surrogates))
+        for used in node.all_input_nodes:
+            if last_use[used] is node:
+                real.pop(used, None)
+    raise AssertionError("a graph without output")
+
+
+def _needed(graph: fx.Graph, known: Mapping[fx.Node, Any]) -> list[fx.Node]:
+    """The nodes that the outputs depend on if some are known, in order; all if none is."""
+    nodes = list(graph.nodes)
+    if not known:
+        return nodes
+    needed = {nodes[-1]}
+    for node in reversed(nodes):
+        if node in needed and node not in known:
+            needed.update(node.all_input_nodes)
+    return [node for node in nodes if node in needed]
+
+
+def _run(
+    captured: Captured,
+    bound: Mapping[str, Tensor],
+    node: fx.Node,
+    real: Mapping[fx.Node, Any],
+    surrogates: Surrogates,
+) -> Any:
     if node.op == "placeholder":
         return bound[node.name]
     if node.op == "get_attr":
         return getattr(captured.graph, str(node.target))
     args, kwargs = arguments(node, real)
+    if node in surrogates:
+        return surrogates[node](node, args, kwargs)
     return compute(node, args, kwargs)
 
 
@@ -80,7 +135,7 @@ def arguments(node: fx.Node, real: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ..
     return fx.node.map_arg((node.args, node.kwargs), lambda n: real[n])
 
 
-def _tap(value: Any, gradients: bool) -> tuple[Any, Tensor]:
+def tap(value: Any, gradients: bool) -> tuple[Any, Tensor]:
     """Make a tensor one that gradients can be taken of; of several results the first is the output."""
     several = isinstance(value, tuple | list)
     tensor: Tensor = value[0] if several else value

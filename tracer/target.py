@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxplain.captured import Captured
 from fxplain.errors import NonFiniteError, TargetError
+from fxplain.find import Findings
 from fxplain.labels import Slot, Value, codes_of, reads_of, samples_of
 
 Readout = tuple[tuple[int, int], ...]
@@ -110,6 +112,25 @@ def resolve(
         rows.append(_rows_at(value.active, spot, sample))
     _check_finite(scores)
     return Resolved(scores, tuple(indices), names[place], tuple(rows), value.active)
+
+
+def rescored(
+    resolved: Resolved, tensors: Sequence[Tensor], findings: Findings, captured: Captured, output: str | None
+) -> Tensor:
+    """[batch]: the scores of a target that is resolved already, from other values of the outputs."""
+    if callable(resolved.target):
+        scores: Tensor = resolved.target(captured.rebuild(tensors))
+        return scores.reshape(-1)
+    again = resolve(
+        tensors,
+        findings.outputs,
+        captured.outputs,
+        list(resolved.target),
+        output,
+        findings.batch,
+        captured.rebuild,
+    )
+    return again.scores
 
 
 def _check_finite(scores: Tensor) -> None:

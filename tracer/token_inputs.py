@@ -1,0 +1,161 @@
+"""Where tokens are born: the tensors that a model makes of its inputs, and the score as their function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.errors import MethodError
+from fxplain.labelled import Labelled
+from fxplain.labels import samples_of
+from fxplain.prediction import Prediction
+from fxplain.replay import execute
+from fxplain.target import rescored
+
+
+@dataclass(frozen=True, eq=False)
+class Birth:
+    """A tensor that holds tokens which nothing before it in the graph holds."""
+
+    node: fx.Node
+    tokens: Tensor
+    """Token of each element, -1 where the token is an older one; broadcasts to the tensor."""
+    samples: Tensor
+    """Sample of each element, -1 where it is not known; broadcasts to the tensor."""
+
+
+def births(labelled: Labelled) -> tuple[Birth, ...]:
+    """All births of tokens of inputs and parameters, in order of execution.
+
+    An embedding of ids, a patch embedding, the projections of a tensor that is given; a class token where it
+    is put beside the patches. A token may be born several times (queries, keys and values of one tensor).
+    """
+    classified, findings = labelled.classified, labelled.findings
+    own = torch.zeros(classified.tokens + 1, dtype=torch.bool)
+    for space in classified.spaces:
+        own[space.start : space.start + space.size] = space.origin != "mixing"
+    found = []
+    for node in labelled.captured.graph.graph.nodes:
+        slots = findings.value(node).active
+        if not slots or node.name not in findings.ledger.shapes:
+            continue
+        older = [
+            classified.token_ids(slot.labels).reshape(-1)
+            for used in node.all_input_nodes
+            for slot in findings.value(used).active
+        ]
+        tokens = classified.token_ids(slots[0].labels)
+        fresh = own[tokens]  # the entry after the last, which -1 takes, is False
+        if older:
+            fresh &= ~torch.isin(tokens, torch.cat(older))
+        if bool(fresh.any()):
+            found.append(Birth(node, torch.where(fresh, tokens, -1), samples_of(slots[0].labels)))
+    return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenInputs:
+    """The score as a function of the tensors at which tokens are born. Made by :func:`token_inputs`."""
+
+    prediction: Prediction
+    births: tuple[Birth, ...]
+    values: tuple[Tensor, ...]
+    """What the model makes of its inputs, one tensor for each of ``births``."""
+    upstream: dict[fx.Node, Any]
+    """Values that no token has reached."""
+    together: bool
+    """Whether it is known which sample every element belongs to, and no score reads another's."""
+
+    def scores(self, *given: Tensor) -> Tensor:
+        """[batch]: the scores with these tensors in the place of :attr:`values`."""
+        prediction = self.prediction
+        at = {birth.node: (birth, tensor) for birth, tensor in zip(self.births, given, strict=True)}
+
+        def change(node: fx.Node, value: Any) -> Any:
+            if node not in at:
+                return value
+            birth, tensor = at[node]
+            return torch.where((birth.tokens >= 0).to(value.device), tensor, value)
+
+        outputs = execute(
+            prediction.labelled.captured, prediction.bound, change, prediction.surrogates, self.upstream
+        )
+        return rescored(
+            prediction.resolved,
+            outputs,
+            prediction.labelled.findings,
+            prediction.labelled.captured,
+            prediction.output,
+        )
+
+    def each(self, attribute: Callable[[Callable[..., Tensor]], Sequence[Tensor]]) -> Tensor:
+        """[batch, token]: attributions of each sample's score, added up over the elements of every token.
+
+        ``attribute`` gets the score as a function of tensors like :attr:`values` (one score, or one for every
+        sample) and answers with one attribution for each of them.
+        """
+        if self.together:
+            return self._by_token(attribute(self.scores), apart=True)
+        found = []
+        for sample in range(self.prediction.batch):
+
+            def score(*given: Tensor, sample: int = sample) -> Tensor:
+                return self.scores(*given)[sample : sample + 1]
+
+            found.append(self._by_token(attribute(score), apart=False))
+        return torch.cat(found)
+
+    def _by_token(self, attributions: Sequence[Tensor], apart: bool) -> Tensor:
+        """Elements summed by their tokens, and by their samples if these are to be kept ``apart``."""
+        count = self.prediction.labelled.classified.tokens
+        batch = self.prediction.batch if apart else 1
+        dtype = torch.promote_types(attributions[0].dtype, torch.float32)
+        total = torch.zeros(batch * count + 1, dtype=dtype, device=attributions[0].device)
+        for birth, attribution in zip(self.births, attributions, strict=True):
+            samples = birth.samples.clamp_min(0) if apart else torch.zeros_like(birth.samples)
+            place = torch.where(birth.tokens >= 0, samples * count + birth.tokens, batch * count)
+            place = place.to(total.device).expand(attribution.shape).reshape(-1)
+            total.index_add_(0, place, attribution.detach().to(dtype).reshape(-1))
+        return total[:-1].view(batch, count)
+
+
+def token_inputs(prediction: Prediction) -> TokenInputs:
+    """The tensors at which tokens are born, on the inputs of a prediction.
+
+    Raises:
+        MethodError: no token of an input has such a tensor.
+    """
+    labelled = prediction.labelled
+    born = births(labelled)
+    if not born:
+        raise MethodError(
+            "no tensor is known at which the tokens are born",
+            expected="an embedding, convolution or linear map of an input",
+            found=", ".join(space.name for space in labelled.classified.spaces),
+        )
+    downstream: set[fx.Node] = set()
+    for node in labelled.captured.graph.graph.nodes:
+        if any(birth.node is node for birth in born) or not downstream.isdisjoint(node.all_input_nodes):
+            downstream.add(node)
+    wanted = {used for node in downstream for used in node.all_input_nodes} - downstream
+    at = {birth.node for birth in born}
+    upstream: dict[fx.Node, Any] = {}
+    values: dict[fx.Node, Tensor] = {}
+
+    def change(node: fx.Node, value: Any) -> Any:
+        if node in wanted:
+            upstream[node] = value
+        if node in at:
+            values[node] = value
+        return value
+
+    with torch.no_grad():
+        execute(labelled.captured, prediction.bound, change)
+    known = all(bool((birth.samples.expand_as(birth.tokens) >= 0)[birth.tokens >= 0].all()) for birth in born)
+    alone = prediction.batch == 1
+    together = len(prediction.passes) == 1 and (known or alone)
+    return TokenInputs(prediction, born, tuple(values[birth.node] for birth in born), upstream, together)
