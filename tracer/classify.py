@@ -61,7 +61,7 @@ def classify(findings: Findings) -> Classified:
     count = sum(space.size for space in ledger.spaces)
     living = without_stems(_read(ledger.sites, findings.outputs), findings.outputs, count)
     used = _used(living, findings.outputs, count)
-    sites = tuple(s for s in living if not s.makes_tokens or bool(used[_tokens(s.rows.labels)].any()))
+    sites = tuple(s for s in living if s.attends or bool(used[_tokens(s.rows.labels)].any()))
     made = torch.zeros(count, dtype=torch.bool)
     for site in sites:
         made[_tokens(site.rows.labels)] |= site.makes_tokens
