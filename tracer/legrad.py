@@ -117,7 +117,7 @@ class _Run:
         outputs = execute(
             labelled.captured, prediction.bound, lambda _, value: value, prediction.surrogates, known
         )
-        return rescored(prediction.resolved, outputs, labelled.findings, labelled.captured, prediction.output)
+        return rescored(prediction.resolved, outputs, labelled.findings, labelled.captured)
 
     def _by_token(self, site: Site, gradient: Tensor | None) -> Tensor:
         """[batch, token]: the relevance of one layer, from the gradient of its tapped tensor."""

@@ -39,7 +39,7 @@ class Prediction:
     rebuilt: float
     """Largest relative difference between fused outputs and those of rebuilt maps."""
     output: str | None
-    """Name of the output that is explained, unless the target is a callable."""
+    """The output that was asked for."""
     surrogates: Surrogates
     """What runs in place of some operations, so that gradients are balanced; none without ``+libra``."""
     chosen: frozenset[int] | None = None
@@ -131,7 +131,7 @@ def predict(
         labelled = _without_wrong_assumptions(labelled, run, scores)
     passes = (total,) if _separable(labelled, resolved) else scores
     return Prediction(
-        labelled, bound, run, resolved, passes, rebuilt, wanted, surrogates=surrogates, **options
+        labelled, bound, run, resolved, passes, rebuilt, output, surrogates=surrogates, **options
     )
 
 

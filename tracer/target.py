@@ -114,9 +114,7 @@ def resolve(
     return Resolved(scores, tuple(indices), names[place], tuple(rows), value.active)
 
 
-def rescored(
-    resolved: Resolved, tensors: Sequence[Tensor], findings: Findings, captured: Captured, output: str | None
-) -> Tensor:
+def rescored(resolved: Resolved, tensors: Sequence[Tensor], findings: Findings, captured: Captured) -> Tensor:
     """[batch]: the scores of a target that is resolved already, from other values of the outputs."""
     if callable(resolved.target):
         scores: Tensor = resolved.target(captured.rebuild(tensors))
@@ -126,7 +124,7 @@ def rescored(
         findings.outputs,
         captured.outputs,
         list(resolved.target),
-        output,
+        resolved.output,
         findings.batch,
         captured.rebuild,
     )

@@ -85,11 +85,7 @@ class TokenInputs:
             prediction.labelled.captured, prediction.bound, change, prediction.surrogates, self.upstream
         )
         return rescored(
-            prediction.resolved,
-            outputs,
-            prediction.labelled.findings,
-            prediction.labelled.captured,
-            prediction.output,
+            prediction.resolved, outputs, prediction.labelled.findings, prediction.labelled.captured
         )
 
     def each(self, attribute: Callable[[Callable[..., Tensor]], Sequence[Tensor]]) -> Tensor:
