@@ -112,6 +112,20 @@ def test_relevance_that_is_all_zero_fails() -> None:
     assert "all zero (of sample 0, 1)" in verdict.finding("relevancy").sentence
 
 
+def test_a_token_that_sees_itself_alone_is_not_the_one_explained() -> None:
+    class Causal(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            later = torch.ones(5, 5).triu(1).bool()
+            scores = (self.query(x) @ self.key(x).mT).masked_fill(later, -torch.inf)
+            return scores.softmax(-1) @ self.value(x) + torch.tensor([9.0, 0, 0, 0, 0])[:, None]
+
+    verdict = fxplain.check(Causal(), torch.randn(2, 5, 8))
+    assert verdict.understood
+    assert verdict.result is not None
+    assert [target[0] for target in verdict.result.target] == [4, 4]
+    assert not fxplain.check(Causal(), torch.randn(2, 5, 8), target=(0,)).understood
+
+
 def test_a_single_key_weighs_nothing() -> None:
     verdict = fxplain.check(Net(), torch.randn(1, 1, 8))
     assert verdict.understood

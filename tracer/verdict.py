@@ -77,7 +77,9 @@ def check(model: Any, inputs: Any, target: Any = None, output: str | None = None
     Args:
         model: any ``torch.nn.Module``, as for :func:`fxplain.trace`.
         inputs: a tensor, tuple, dict or BatchEncoding, just as the model is called.
-        target, output: what is explained to see the relevancy, as for :meth:`fxplain.Traced.explain`.
+        target, output: what is explained to see the relevancy, as for :meth:`fxplain.Traced.explain`. Without
+            a target it is the last token's arg max where the largest is that of a token that sees itself
+            alone.
 
     Returns:
         The verdict; errors of fxplain are in it. Errors that are none of fxplain's are raised: they are bugs.
@@ -100,12 +102,26 @@ def check(model: Any, inputs: Any, target: Any = None, output: str | None = None
     findings = [_graph(traced), _census(traced), _labels(traced)]
     try:
         result = traced.explain(inputs, target, output=output)
+        if target is None and _first_alone(result):
+            result = traced.explain(inputs, (-1,), output=output)
     except NoAttentionError:
         return Verdict("no attention", _complete(findings), None, traced)
     except FxplainError as error:
         return Verdict("refused", _refused(findings, traced, error), error, traced)
     findings += [_attentions(traced), _maps(traced, result), _relevancy(traced, result)]
     return Verdict("explained", tuple(findings), None, traced, result)
+
+
+def _first_alone(result: Result) -> bool:
+    """Whether nothing is relevant to a place of the output that was chosen among others: a first token may
+    see none but itself, the last one sees all."""
+    chosen = all(isinstance(target, tuple) and len(target) > 1 for target in result.target)
+    return chosen and any(not bool(row.any()) for row in _rows(result))
+
+
+def _rows(result: Result) -> Tensor:
+    """The relevance of all tokens: [batch, tokens]."""
+    return torch.cat([values.detach() for values in result.relevance.values()], -1)
 
 
 def _refused(findings: list[Finding], traced: Traced, error: FxplainError) -> tuple[Finding, ...]:
@@ -219,7 +235,7 @@ def _maps(traced: Traced, result: Result) -> Finding:
 
 
 def _relevancy(traced: Traced, result: Result) -> Finding:
-    values = torch.cat([values.detach() for values in result.relevance.values()], -1)
+    values = _rows(result)
     problems = list(_wrong(values, result.relevancy))
     empty = [str(sample) for sample, row in enumerate(values) if not bool(row.any())]
     if empty and not problems and not any(step.keys.size > 1 for step in attending(traced)):

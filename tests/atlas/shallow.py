@@ -1,0 +1,96 @@
+"""Models of any factory with fewer layers: the arguments of the constructor are changed on the way."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+DEPTH = re.compile(r"(^|_)(depths?|layers|stages|num_blocks|num_layers|d)$")
+SIDE = re.compile(r"^(img|image|spatial)_size$")
+FRAMES = re.compile(r"^temporal_size$")
+CLASSES = 10
+
+Factory = Callable[[], nn.Module]
+Arguments = dict[str, Any]
+
+
+def kind_of(factory: Factory) -> type[nn.Module]:
+    """The class of what a factory makes."""
+    with torch.device("meta"):
+        return type(factory())
+
+
+def remade(factory: Factory, kind: type[nn.Module], change: Callable[[Arguments], Arguments]) -> nn.Module:
+    """What the factory makes when the outermost constructor of ``kind`` gets changed arguments."""
+    original = kind.__init__
+    signature = inspect.signature(original)
+    calls = 0
+
+    def changed(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1 or type(self) is not kind:
+            return original(self, *args, **kwargs)
+        given = dict(signature.bind(self, *args, **kwargs).arguments)
+        given.pop("self", None)
+        given |= given.pop("kwargs", {})
+        return original(self, **change(given))
+
+    kind.__init__ = changed  # type: ignore[method-assign]
+    try:
+        return factory()
+    finally:
+        kind.__init__ = original  # type: ignore[method-assign]
+
+
+def parameters(kind: type[nn.Module]) -> set[str]:
+    """The names of all that a constructor takes, also through ``**kwargs`` to the one above."""
+    names: set[str] = set()
+    for each in kind.__mro__:
+        if "__init__" in vars(each):
+            found = inspect.signature(vars(each)["__init__"]).parameters
+            names |= set(found)
+            if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values()):
+                break
+    return names
+
+
+def smaller(
+    kind: type[nn.Module], given: Arguments, side: int, most: int | None = 2, frames: int | None = None
+) -> Arguments:
+    """Arguments for pictures of this side, few classes, and at most so many layers in each stage."""
+    changed = dict(given) if most is None else {name: shallow(v, name, most) for name, v in given.items()}
+    for name in parameters(kind):
+        if SIDE.match(name):
+            changed[name] = (side, side) if type(given.get(name)) is tuple else side
+        elif FRAMES.match(name) and frames is not None:
+            changed[name] = frames
+        elif name == "num_classes" and given.get(name) != 0:
+            changed[name] = CLASSES
+    return changed
+
+
+def shallow(value: Any, name: str, most: int) -> Any:
+    """An argument with what counts layers, by its name, cut to ``most`` in each stage, and to one more where
+    there are no stages; also inside of configurations."""
+    if DEPTH.search(name) and type(value) is int:
+        return min(value, most + 1)
+    if type(value) in (tuple, list):
+        counts = DEPTH.search(name)
+        return type(value)(min(v, most) if counts and type(v) is int else shallow(v, "", most) for v in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(value, **{f: shallow(getattr(value, f), f, most) for f in fields})
+    if not isinstance(value, (nn.Module, type)) and any(
+        DEPTH.search(n) for n in getattr(value, "__dict__", {})
+    ):
+        value = copy.copy(value)
+        vars(value).update({n: shallow(v, n, most) for n, v in vars(value).items()})
+    return value
