@@ -123,6 +123,7 @@ def _result(prediction: Prediction, method: Method, verified: float) -> Result:
         attentions=classified.attentions,
         verified=max(verified, prediction.rebuilt),
         notes=tuple(dict.fromkeys(notes)),
+        inputs=explained.inputs,
     )
 
 

@@ -113,6 +113,11 @@ def attention_weights(plan: Plan, replay: Replay, gradient: Tensor | None, head_
     ``gradient`` is that of the site's tapped tensor; None where the score does not depend on it.
     """
     maps, gradient = map_of(plan.site, replay, gradient)
+    return folded_heads(plan, maps, gradient, head_mean)
+
+
+def folded_heads(plan: Plan, maps: Tensor, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:
+    """Something of a map's shape, and the map's gradient, without heads and on tokens: [batch, nq, nk]."""
     kept = head_mean(maps, gradient, plan.heads) if plan.heads else _every_head(maps, gradient, head_mean)
     return plan.scatter(kept.reshape(plan.place.shape))
 

@@ -12,10 +12,21 @@ from fxplain.chance import at_random
 from fxplain.errors import MethodError
 from fxplain.flow import attention_flow
 from fxplain.legrad import legrad
+from fxplain.lrp.methods import ThroughMaps, ToInputs
+from fxplain.lrp.rule_sets import ALPHA_BETA, ATTNLRP, CHEFER2021, CP_LRP, EPSILON, RESLRP, RuleSet
 from fxplain.prediction import Prediction
+from fxplain.rules.lrp_maps import positive_head_mean
 from fxplain.rules.raw_attention import head_mean
 from fxplain.rules.relevancy import Flags, head_mean_relevance
-from fxplain.schedule import RAW_ATTENTION, RELEVANCY, ROLLOUT, Rules, relevancy_rules, rollout_rules
+from fxplain.schedule import (
+    ATTRIBUTION,
+    RAW_ATTENTION,
+    RELEVANCY,
+    ROLLOUT,
+    Rules,
+    relevancy_rules,
+    rollout_rules,
+)
 from fxplain.scheduled import Explained, Scheduled, Weigh, by_heads
 from fxplain.token_gradients import gradient_times_input, integrated_gradients, smoothgrad
 
@@ -61,6 +72,11 @@ def scheduled(
     """A method that weighs every attention and runs a table of rules over them."""
     explain = Scheduled(rules, weigh, gradients, layers=-1 if last else None)
     return Method(name, paper, description, explain, gradients)
+
+
+def relevance_head_mean(maps: Tensor, gradients: Tensor | None, dim: tuple[int, ...]) -> Tensor:
+    """The mean over heads of the positive part of maps' relevance."""
+    return positive_head_mean(maps, dim)
 
 
 EQ_5, MEAN = by_heads(head_mean_relevance), by_heads(plain_mean)
@@ -172,6 +188,34 @@ register(
         attentions=False,
     ),
     Method("random", "none", "drawn at random: the floor", at_random, gradients=False, attentions=False),
+)
+
+
+def _to_inputs(name: str, description: str, rules: RuleSet) -> Method:
+    return Method(name, rules.paper, description, ToInputs(rules), gradients=False, attentions=False)
+
+
+register(
+    Method(
+        "transformer_attribution",
+        CVPR,
+        "gradient times the LRP relevance of every map, multiplied up (eqs. 13, 14); across streams the last",
+        ThroughMaps(CHEFER2021, ATTRIBUTION, head_mean_relevance, gradients=True),
+        gradients=True,
+    ),
+    Method(
+        "partial_lrp",
+        CVPR,
+        "LRP relevance of the last map, mean of its heads' positive part",
+        ThroughMaps(CHEFER2021, RAW_ATTENTION, relevance_head_mean, gradients=False),
+        gradients=False,
+    ),
+    _to_inputs("lrp", "LRP to the inputs: z+ rule, normalised additions, softmax as identity", CHEFER2021),
+    _to_inputs("lrp_epsilon", "LRP to the inputs: the epsilon rule throughout, softmax as identity", EPSILON),
+    _to_inputs("lrp_alpha_beta", "LRP to the inputs: twice the positive parts less the negative", ALPHA_BETA),
+    _to_inputs("attnlrp", "LRP to the inputs: epsilon rule, softmax by Taylor expansion", ATTNLRP),
+    _to_inputs("cp_lrp", "LRP to the inputs: epsilon rule, attention maps and gates held constant", CP_LRP),
+    _to_inputs("reslrp", "AttnLRP with the gamma rule at residual additions", RESLRP),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +46,8 @@ class Prediction:
     """Sites of the attentions that a range of layers leaves; None for all."""
     retain: bool = False
     """Whether the graph is kept after a backward pass, for the next method."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """What one method has worked out and others can use, by a name of theirs."""
 
     @property
     def batch(self) -> int:

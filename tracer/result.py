@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -112,6 +112,8 @@ class Result:
     fused attention's output and that of its rebuilt map."""
     notes: tuple[str, ...]
     """What a reader must know: fallbacks taken, steps that are approximate."""
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of methods that go to the inputs' own elements (pixels): input -> relevance, of the input's shape."""
 
     @property
     def batch(self) -> int:

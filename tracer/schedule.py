@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fxplain.rules import raw_attention, relevancy, rollout
+from fxplain.rules import raw_attention, relevancy, rollout, transformer_attribution
 from fxplain.rules.rows import Reading, Rule, carry, join
 from fxplain.state import Increment, State, folded, ordered
 
@@ -110,6 +110,16 @@ RAW_ATTENTION = Rules(
     join_increment=join,
     isolated=frozenset({"self", "cross"}),
     seen=frozenset({"carry"}),
+)
+
+ATTRIBUTION = Rules(
+    name="transformer_attribution",
+    self_increment=partial(rollout.self_increment, normalise=False),
+    cross_increment=transformer_attribution.cross_increment,
+    carry_increment=carry,
+    join_increment=join,
+    isolated=frozenset({"self", "cross"}),
+    seen=frozenset({"self", "carry", "join"}),
 )
 
 

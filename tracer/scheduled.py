@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Explained:
     matrices: Tensor | None = None
     """[batch, token, token]: R after all steps, where the method has one."""
     notes: tuple[str, ...] = ()
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    """Input -> relevance of its elements, where the method goes that far."""
 
 
 def by_heads(head_mean: HeadMean) -> Weigh:
@@ -53,13 +55,14 @@ class Scheduled:
     """Layers that the method itself is confined to."""
 
     def __call__(self, prediction: Prediction) -> Explained:
-        steps = self._steps(prediction)
+        steps = self.steps(prediction)
         count = len(prediction.passes)
         gradients = prediction.gradients if self.gradients else (None,) * count
-        relevancies = [self._relevancy(prediction, steps, of_pass) for of_pass in gradients]
+        relevancies = [self.relevancy(prediction, steps, of_pass) for of_pass in gradients]
         return read(prediction, steps, prediction.per_sample(relevancies))
 
-    def _steps(self, prediction: Prediction) -> tuple[tuple[Step, int], ...]:
+    def steps(self, prediction: Prediction) -> tuple[tuple[Step, int], ...]:
+        """The steps that take part."""
         if self.layers is None:
             return prediction.steps
         if prediction.chosen is not None:
@@ -73,9 +76,10 @@ class Scheduled:
         mixing = {site.index for site in classified.sites if not site.attends}
         return only(prediction.steps, chosen_sites(classified, self.layers) | mixing)
 
-    def _relevancy(
+    def relevancy(
         self, prediction: Prediction, steps: Sequence[tuple[Step, int]], gradients: Gradients | None
     ) -> Relevancy:
+        """The relevancy of one backward pass."""
         plans = prediction.labelled.plans
         weights: dict[int, Tensor] = {}
         for site in dict.fromkeys(site for _, site in steps):

@@ -1,0 +1,29 @@
+"""Transformer attribution: Chefer, Gur, Wolf, *Transformer Interpretability Beyond Attention Visualization*,
+CVPR 2021, eqs. 13 and 14.
+
+Eq. 13, ``Ā = I + mean over heads of (∇A ⊙ R^A)⁺`` with R^A the LRP relevance of a map, is eq. 5 of the later
+paper with R^A in place of A; eq. 14, the product of all Ā, is a rollout without normalisation. What is here
+is the rest: what the authors do with a cross attention when they use the method as a baseline.
+"""
+
+from __future__ import annotations
+
+from fxplain.rules.rows import Reading, Update, through
+
+
+def cross_increment(reading: Reading) -> Update:
+    """``R[q, k] := Ā`` of the last cross attention alone: what the keys have attended to is left out.
+
+    Keys that were made of older tokens (merged patches) hand their relevance on to these.
+
+    Example:
+        >>> import torch
+        >>> rows = torch.zeros(1, 1, 3), torch.ones(1, 2, 3)
+        >>> weights, reached = torch.tensor([[[0.25, 0.75]]]), torch.tensor([False, True, True])
+        >>> cross_increment(Reading(weights, torch.tensor([0]), torch.tensor([1, 2]), *rows, reached)).values
+        tensor([[[0.0000, 0.2500, 0.7500]]])
+    """
+    older = reading.key_excess.index_fill(-1, reading.keys, 0.0)
+    replaced = reading.reached.index_fill(0, reading.queries, False)
+    values = through(reading.weights, older, reading.keys)
+    return Update(values.masked_fill(~replaced, 0.0), replaced)

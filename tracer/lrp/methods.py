@@ -1,0 +1,158 @@
+"""The methods of layer-wise relevance propagation: to the inputs, and through the relevance of maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.fused_maps import map_of
+from fxplain.lrp.interpret import Propagated, forward, propagate
+from fxplain.lrp.rule_sets import RuleSet
+from fxplain.lrp.sides import analyse
+from fxplain.lrp.tokens import Reader
+from fxplain.maps import HeadMean, Plan, folded_heads
+from fxplain.prediction import Prediction
+from fxplain.schedule import Rules
+from fxplain.scheduled import Explained, Scheduled, read
+from fxplain.target import resolve
+
+
+@dataclass(frozen=True)
+class ToInputs:
+    """Relevance of the tokens as they come in: embeddings, patches, frames, summed over features."""
+
+    rules: RuleSet
+
+    def __call__(self, prediction: Prediction) -> Explained:
+        found = propagated(prediction, self.rules)
+        rows = torch.stack([one.tokens[:-1] for one in found])
+        dtype = torch.promote_types(prediction.resolved.scores.dtype, torch.float32)
+        rows = rows.to(prediction.resolved.scores.device, dtype)
+        notes = _conservation(prediction, self.rules, rows)
+        return Explained(rows, notes=notes, inputs=_of_inputs(prediction, found))
+
+
+@dataclass(frozen=True)
+class ThroughMaps:
+    """Weights from the relevance of attention maps instead of the maps themselves."""
+
+    rules: RuleSet
+    schedule: Rules
+    head_mean: HeadMean
+    gradients: bool
+
+    def __call__(self, prediction: Prediction) -> Explained:
+        found = propagated(prediction, self.rules)
+        count = len(prediction.passes)
+        gradients = prediction.gradients if self.gradients else (None,) * count
+        together = count == 1
+        relevancies = []
+        for place, of_pass in enumerate(gradients):
+            part = found if together else found[place : place + 1]
+            scheduled = Scheduled(self.schedule, _Weigh(part, self.head_mean), self.gradients)
+            steps = scheduled.steps(prediction)
+            relevancies.append(scheduled.relevancy(prediction, steps, of_pass))
+        return read(prediction, prediction.steps, prediction.per_sample(relevancies))
+
+
+@dataclass(frozen=True)
+class _Weigh:
+    """The weights of an attention from its map's relevance, summed over the samples of one pass."""
+
+    found: list[Propagated]
+    head_mean: HeadMean
+
+    def __call__(self, prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
+        node = plan.site.operands[0] if plan.site.form == "weights" else plan.site.node
+        parts = [one.maps[node.name] for one in self.found if node.name in one.maps]
+        maps, gradient = map_of(plan.site, prediction.run, gradient)
+        relevance = sum(parts[1:], parts[0]).to(maps.dtype) if parts else torch.zeros_like(maps)
+        return folded_heads(plan, relevance, gradient, self.head_mean)
+
+
+def propagated(prediction: Prediction, rules: RuleSet) -> list[Propagated]:
+    """One backward pass of relevance for each sample; kept for other methods with the same rule set."""
+    key = f"lrp {rules.name}"
+    if key not in prediction.shared:
+        values = prediction.shared.get("lrp values")
+        if values is None:
+            values = forward(prediction.labelled.captured, prediction.bound)
+            prediction.shared["lrp values"] = values
+        sides = analyse(prediction.labelled, values)
+        reader = Reader(prediction.labelled, sides, values)
+        prediction.shared[key] = [
+            propagate(values, start, sides, rules, reader) for start in _starts(prediction, values, rules)
+        ]
+    found: list[Propagated] = prediction.shared[key]
+    return found
+
+
+def _starts(
+    prediction: Prediction, values: Mapping[fx.Node, Any], rules: RuleSet
+) -> list[dict[fx.Node, Tensor]]:
+    """For each sample's score the relevance of the outputs: where it is read, 1 or what it adds to the score.
+
+    Of a callable target that is what the gradient says: exact where the target is linear in the outputs.
+    """
+    nodes = _outputs(prediction)
+    with torch.enable_grad():
+        leaves = [values[node].detach() for node in nodes]
+        leaves = [leaf.clone().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
+        captured, findings, target = (
+            prediction.labelled.captured,
+            prediction.labelled.findings,
+            prediction.resolved.target,
+        )
+        scores = resolve(
+            leaves,
+            findings.outputs,
+            captured.outputs,
+            target if callable(target) else list(target),
+            prediction.output,
+            findings.batch,
+            captured.rebuild,
+        ).scores.unbind()
+    starts = []
+    floating = [leaf for leaf in leaves if leaf.requires_grad]
+    for score in scores:
+        gradients = iter(torch.autograd.grad(score, floating, allow_unused=True, retain_graph=True))
+        start: dict[fx.Node, Tensor] = {}
+        for node, leaf in zip(nodes, leaves, strict=True):
+            gradient = next(gradients) if leaf.requires_grad else None
+            if gradient is not None:
+                relevance = gradient if rules.seed == "one" else gradient * leaf.detach()
+                start[node] = start[node] + relevance if node in start else relevance
+        starts.append(start)
+    return starts
+
+
+def _outputs(prediction: Prediction) -> list[fx.Node]:
+    output = next(n for n in prediction.labelled.captured.graph.graph.nodes if n.op == "output")
+    assert isinstance(output.args[0], (list, tuple))
+    return [node for node in output.args[0] if isinstance(node, fx.Node)]
+
+
+def _of_inputs(prediction: Prediction, found: list[Propagated]) -> dict[str, Tensor]:
+    """Relevance of the elements of the floating inputs, each sample's own."""
+    paths = {p.node: p.path for p in prediction.labelled.captured.placeholders if p.kind == "input"}
+    parts: dict[str, Tensor] = {}
+    for one in found:
+        for node, relevance in one.inputs.items():
+            if node in paths:
+                known = parts.get(paths[node])
+                parts[paths[node]] = relevance if known is None else known + relevance
+    return parts
+
+
+def _conservation(prediction: Prediction, rules: RuleSet, rows: Tensor) -> tuple[str, ...]:
+    seeds = torch.ones_like(rows[:, 0]) if rules.seed == "one" else prediction.resolved.scores.detach()
+    found = propagated(prediction, rules)
+    told = [
+        f"{float(row.sum()):.4g} of {float(seed):.4g} reached the tokens, {one.constants:.4g} constants"
+        for row, seed, one in zip(rows, seeds, found, strict=True)
+    ]
+    return ("relevance, per sample: " + "; ".join(told),)
