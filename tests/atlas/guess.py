@@ -88,6 +88,9 @@ def _pixels(facts: Facts) -> Iterator[Tensor]:
         yield numbers(BATCH * 16, channels * patch * patch)
         if temporal:
             yield numbers(BATCH * 16, channels, temporal, patch, patch)
+    if "image_sizes" in facts.names:
+        yield numbers(BATCH, 3, channels, high, wide)
+        yield numbers(BATCH, 5, channels, high, wide)
     if spatial:
         yield numbers(BATCH, 16, channels * patch * patch)
     if video:
@@ -133,6 +136,7 @@ def _waves(facts: Facts) -> Iterator[Tensor]:
     length = facts.find("max_length", default=64)
     yield numbers(BATCH, 2400)
     yield numbers(BATCH, 1, 2400)
+    yield numbers(BATCH, 3840)
     yield numbers(BATCH, length if isinstance(length, int) else 64, bins)
     yield numbers(BATCH, 1, 19200)
     yield words()
@@ -212,7 +216,10 @@ GUESSES: dict[str, Callable[[Facts], Iterator[Tensor]]] = {
     "mm_token_type_ids": _one(lambda f: torch.zeros(BATCH, WORDS, dtype=torch.long)),
     "attention_mask": _one(lambda f: torch.ones(BATCH, WORDS, dtype=torch.long)),
     "inputs_embeds": _one(lambda f: numbers(BATCH, WORDS, _hidden(f))),
-    "hidden_states": _one(lambda f: numbers(BATCH, WORDS, _hidden(f))),
+    "hidden_states": lambda f: (
+        _pixels(f) if "grid_thw" in f.names else iter([numbers(BATCH, WORDS, _hidden(f))])
+    ),
+    "image_attention_mask": _one(lambda f: torch.ones(BATCH, WORDS, 1, dtype=torch.long)),
     "encoder_hidden_states": _one(lambda f: numbers(BATCH, 7, _hidden(f, "encoder_hidden_size"), seed=5)),
     "query_embeds": _one(lambda f: numbers(BATCH, 6, _hidden(f), seed=6)),
     "inputs": lambda f: iter([numbers(BATCH, WORDS, f.find("d_model", default=64)), words()]),
@@ -303,6 +310,7 @@ WITH = {
         "aspect_ratio_ids",
         "aspect_ratio_mask",
         "image_position_ids",
+        "image_attention_mask",
         "qformer_input_ids",
         "task_inputs",
         "mm_token_type_ids",

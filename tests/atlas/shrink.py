@@ -54,7 +54,7 @@ HIDDEN = re.compile(
     r"|.*hidden_size(_per_layer_input)?|.*hidden_dim|.*embed_dim|embedding_size|.*projection_dim|.*proj_dim|.*embedding_size"
     r"|.*pooler_output_size|.*_d_model|.*latent_dim|d_latents?|bottleneck_dim|output_dim|.*_width|shared_hidden"
     r"|feature_size|fpn_feature_size|mask_feature_size|decoder_channels|.*hidden_channels|latent_channels|.*fusion_hidden_size"
-    r"|d_conv_out|.*codebook_dim|true_hidden_size|out_dim|query_dim|kv_dim|.*_hidden|llm_dim|output_channels)$"
+    r"|d_conv_out|.*codebook_dim|true_hidden_size|out_dim|query_dim|kv_dim|.*_hidden|llm_dim|output_channels|.*initial_channel|.*base_dim)$"
 )
 INNER = re.compile(
     r"^(.*intermediate_size|.*intermediate_dim|.*ffn_dim|.*ff_dim|d_ff|n_inner|mlp_dim|.*mlp_hidden_size|.*mlp_dim|dim_feedforward"
@@ -68,7 +68,9 @@ KEY_HEADS = re.compile(
 )
 HEAD_COUNT = re.compile(r"^(n_heads?|.*num_(.*_)?heads|.*attention_heads|.*_n_heads|heads|.*nheads)$")
 RANK = re.compile(r".*(lora_rank|low_rank(_dim)?|_rank)$")
-VOCAB = re.compile(r"^(.*vocab_size|.*vocab_sizes?|n_vocab|.*num_embeddings|codebook_size|n_tokens)$")
+VOCAB = re.compile(
+    r"^(.*vocab_size(_per_layer_input)?|.*_vocab|.*vocab_sizes?|n_vocab|.*num_embeddings|codebook_size|n_tokens)$"
+)
 TOKEN = re.compile(r".*(token_id|token_index|_token|token_ids|_id|_ids)$")
 LENGTH = re.compile(
     r"^(.*max_position_embeddings|n_positions|n_ctx|max_seq_len|max_seq(uence)?_length|seq_length|max_length|max_target_positions"
@@ -110,6 +112,7 @@ def shrink(config: Any, plan: Plan) -> None:
     if any(_has_stages(each) for each in tree):
         plan = replace(plan, image=max(plan.image, 64), window=2)
     pictures = any(PICTURES.match(name) for each in tree for name in vars(each))
+    old = next((v for each in tree for n, v in vars(each).items() if n == "image_size" and type(v) is int), 0)
     for each in tree:
         before = dict(vars(each))
         for name, value in before.items():
@@ -119,6 +122,9 @@ def shrink(config: Any, plan: Plan) -> None:
         for name, value in list(vars(each).items()):
             if not name.startswith("_") and not isinstance(value, (str, bool, type(None))):
                 _set(each, name, _smaller(name, value, plan, narrow))
+        for name in ("image_grid_pinpoints", "possible_resolutions"):
+            if old and name in before:
+                _set(each, name, _each(before[name], lambda v: max(v // old, 1) * plan.image))
         _shrink_overrides(each, layers, plan, narrow)
         _fill(each)
         _keep_relations(each, before)
@@ -235,9 +241,10 @@ _CAPS: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = (
     (PATCH, lambda v: v if v <= 4 else 8),
     (re.compile(r"^(n_group|topk_group|num_expert_groups?)$"), _cap(1)),
     (re.compile(r"^(.*num_frames)$"), _cap(4)),
-    (re.compile(r"^(num_experts_per_tok|.*top_?k|num_selected_experts)$"), _cap(2)),
+    (re.compile(r"^(num_experts_per_tok|.*top_?k|num_selected_experts|moe_k)$"), _cap(2)),
     (re.compile(r"^num_mel_bins$"), _cap(32)),
     (re.compile(r"^num_kv_shared_layers$"), _cap(0)),
+    (re.compile(r".*_layer_offset$"), _cap(1)),
 )
 
 
@@ -269,10 +276,11 @@ def _shrink_depths(config: Any) -> list[int]:
         Which of the old layers are left.
     """
     facts = vars(config)
+    stages_of = {len(v) for n, v in facts.items() if isinstance(v, (list, tuple)) and STAGES.match(n)}
     depths = {
         n: v
         for n, v in facts.items()
-        if isinstance(v, int) and not isinstance(v, bool) and DEPTH.match(n) and not NOT_DEPTH.search(n)
+        if type(v) is int and DEPTH.match(n) and not NOT_DEPTH.search(n) and not (v in stages_of and v < 6)
     }
     old = next(
         (
@@ -364,6 +372,8 @@ def _keep_relations(config: Any, before: dict[str, Any]) -> None:
     for name, value in before.items():
         if KEY_HEADS.match(name) and type(value) is int and value == before.get("num_attention_heads", -1):
             _set(config, name, heads)
+        if name.endswith("_groups") and value == before.get("hidden_size"):
+            _set(config, name, facts["hidden_size"])
     parts = ("qk_nope_head_dim", "qk_rope_head_dim")
     if all(type(facts.get(part)) is int for part in parts):
         old, new = (sum(source[part] for part in parts) for source in (before, facts))

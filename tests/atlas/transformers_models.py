@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,6 +33,9 @@ HEADS = """
 
 LARGEST = 40_000_000
 """Parameters; beyond this the model did not shrink."""
+
+PATIENCE = 40.0
+"""Seconds of computing after which no other plan or class is tried."""
 
 _CHOICES: dict[str, tuple[Plan, type[nn.Module], dict[str, Tensor]]] = {}
 
@@ -71,17 +75,15 @@ def _choose(name: str) -> tuple[Plan, type[nn.Module], dict[str, Tensor]]:
     if not kinds:
         raise NotBuiltError("no model class", "no mapping of the registry holds a model of this type")
     reasons: list[NotBuiltError] = []
+    start = time.process_time()
     for kind in kinds:
-        seen: set[str] = set()
         for plan in PLANS:
             try:
                 return plan, kind, _attempt(name, plan, kind)
             except NotBuiltError as error:
                 reasons.append(error)
-                text = re.sub(r"^.*?: |[0-9]+", "", str(error))
-                if text in seen:
-                    break  # no plan mends this
-                seen.add(text)
+            if time.process_time() - start > PATIENCE:
+                raise reasons[0]
     raise reasons[0]
 
 
@@ -125,7 +127,8 @@ def _make(name: str, plan: Plan, kind: type[Any], attention: str) -> nn.Module:
     config.return_dict = True
     try:
         with torch.device("meta"):
-            size = sum(p.numel() for p in kind._from_config(config, attn_implementation="eager").parameters())
+            weights = dict(kind._from_config(config, attn_implementation="eager").named_parameters())
+        size = sum(weight.numel() for weight in weights.values())
     except ImportError:
         raise
     except Exception:
@@ -133,7 +136,9 @@ def _make(name: str, plan: Plan, kind: type[Any], attention: str) -> nn.Module:
             raise
         size = 0  # some constructors read values: these are built without knowing their size
     if size > LARGEST:
-        raise NotBuiltError("too large", f"{kind.__name__}, {plan.name}: {size / 1e6:.0f} million parameters")
+        name = max(weights, key=lambda n: weights[n].numel())
+        text = f"{size / 1e6:.0f} million parameters, most of them in {name} {list(weights[name].shape)}"
+        raise NotBuiltError("too large", f"{kind.__name__}, {plan.name}: {text}")
     config = CONFIG_MAPPING[name]()
     shrink(config, plan)
     torch.manual_seed(0)
