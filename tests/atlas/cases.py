@@ -14,7 +14,7 @@ must equal it. A model that cannot be built raises ``NotBuiltError``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol, cast
@@ -76,3 +76,15 @@ def registry(name: str) -> Registry:
         ImportError: the library is not installed.
     """
     return cast(Registry, import_module(f"atlas.{REGISTRIES[name]}" if name in REGISTRIES else name))
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested outputs."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inside in value.values():
+            yield from tensors(inside)
+    elif isinstance(value, (list, tuple)):
+        for inside in value:
+            yield from tensors(inside)

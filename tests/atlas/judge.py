@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fxplain
-from atlas.cases import Case, NotBuiltError, Registry
+from atlas.cases import Case, NotBuiltError, Registry, tensors
 from fxplain.errors import FxplainError
 from fxplain.result import Result
 from fxplain.traced import Traced
@@ -86,6 +86,7 @@ def judge(registry: Registry, registry_name: str, name: str) -> Verdict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             case = registry.build(name, first)
+            torch.manual_seed(0)
             verdict.notes.update(case.notes)
             verdict.inputs = _shapes(case.inputs)
             result = _judge_case(case, verdict)
@@ -134,6 +135,7 @@ def _judge_case(case: Case, verdict: Verdict) -> Result | None:
     if checked.error is not None:
         raise checked.error
     verdict.broken += [f"{f.name}: {f.sentence[:600]}" for f in checked.findings if f.outcome == "failed"]
+    torch.manual_seed(0)  # for models that draw random numbers
     reported = case.reported() if case.reported else {}
     verdict.reported = len(reported)
     if checked.result is None:
@@ -234,6 +236,8 @@ def _compare(
         other.model.load_state_dict(case.model.state_dict())
     except Exception as error:
         return f"not built: {type(error).__name__}: {str(error)[:200]}"
+    if not _same_outputs(case, other):
+        return "the model computes something else"
     try:
         traced = fxplain.trace(other.model, case.inputs)
         again = traced.explain(
@@ -248,6 +252,25 @@ def _compare(
     if not gap <= SAME_RELEVANCE:
         verdict.broken.append(f"{attention}: relevance differs by {gap:g}")
     return f"{gap:.1e}"
+
+
+def _same_outputs(first: Case, second: Case) -> bool:
+    """Whether two implementations of a model agree; some do not (masks that only one of them applies)."""
+    outputs = []
+    for case in (first, second):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            inputs = case.inputs
+            result = case.model(**inputs) if isinstance(inputs, Mapping) else case.model(*_positional(inputs))
+        outputs.append([t for t in tensors(result) if t.is_floating_point()])
+    return len(outputs[0]) == len(outputs[1]) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
+        for a, b in zip(*outputs, strict=True)
+    )
+
+
+def _positional(inputs: Any) -> tuple[Any, ...]:
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
 def _relevance_gap(first: Result, second: Result) -> float:

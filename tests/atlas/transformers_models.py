@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
-from atlas.cases import Case, NotBuiltError
+from atlas.cases import Case, NotBuiltError, tensors
 from atlas.guess import NoInputsError, guess
 from atlas.shrink import PLANS, Plan, shrink, side
 
@@ -169,18 +169,6 @@ def _works(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
         raise ValueError("no output depends on the parameters")
     if not all(bool(torch.isfinite(t).any()) for t in outputs if t.numel()):
         raise ValueError("an output is not finite")
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested outputs."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inside in value.values():
-            yield from tensors(inside)
-    elif isinstance(value, (list, tuple)):
-        for inside in value:
-            yield from tensors(inside)
 
 
 def _reported(model: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
