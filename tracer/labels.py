@@ -297,6 +297,8 @@ class Root:
     name: str
     is_input: bool
     strength: int
+    is_constant: bool = False
+    """Whether the graph makes it out of nothing: the name is that of a node."""
 
 
 @dataclass

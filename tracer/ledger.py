@@ -172,14 +172,18 @@ class Ledger:
         """Whether an attention is among these sites."""
         return any(self.sites[read].attends for read in reads)
 
-    def wake(self, slot: Slot, node: fx.Node, tag: str = "") -> Slot:
-        """Turn element codes into tokens: equal codes (under one tag) are the same token everywhere."""
+    def wake(self, slot: Slot, node: fx.Node, tag: str = "", table: str | None = None) -> Slot:
+        """Turn element codes into tokens: equal codes (under one tag) are the same token everywhere.
+
+        Tokens of constants come from ``table``, the parameter that they are looked up in, if there is one.
+        """
         codes = codes_of(slot.labels)
         present = torch.unique(codes[codes >= 0])
         strength = FAINT
         tokens = torch.full_like(present, -1)
         for root, inside in self.elements.by_root(present).items():
-            tokens[inside] = self._tokens_of(present[inside], slot, node, tag, root)
+            own = replace(root, name=table) if table and root.is_constant else root
+            tokens[inside] = self._tokens_of(present[inside], slot, node, tag, own)
             strength = max(strength, STRONG if root.is_input and tag else root.strength)
         places = torch.searchsorted(present, codes.clamp_min(0)).clamp_max(max(len(present) - 1, 0))
         woken = torch.where(codes >= 0, tokens[places], -1) if len(present) else codes

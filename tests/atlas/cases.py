@@ -31,6 +31,10 @@ REGISTRIES: Mapping[str, str] = {
 """Name for the command line -> module of this package."""
 
 
+UNUSED = "unused: "
+"""How the name of a reported map begins that no output of the model depends on."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One model, ready to be judged."""

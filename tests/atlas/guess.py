@@ -219,6 +219,7 @@ GUESSES: dict[str, Callable[[Facts], Iterator[Tensor]]] = {
     "hidden_states": lambda f: (
         _pixels(f) if "grid_thw" in f.names else iter([numbers(BATCH, WORDS, _hidden(f))])
     ),
+    "noise": _one(lambda f: numbers(BATCH, (f.size()[0] // f.patch()) * (f.size()[1] // f.patch()), seed=11)),
     "image_attention_mask": _one(lambda f: torch.ones(BATCH, WORDS, 1, dtype=torch.long)),
     "encoder_hidden_states": _one(lambda f: numbers(BATCH, 7, _hidden(f, "encoder_hidden_size"), seed=5)),
     "query_embeds": _one(lambda f: numbers(BATCH, 6, _hidden(f), seed=6)),
@@ -311,6 +312,7 @@ WITH = {
         "aspect_ratio_mask",
         "image_position_ids",
         "image_attention_mask",
+        "noise",
         "qformer_input_ids",
         "task_inputs",
         "mm_token_type_ids",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fxplain
-from atlas.cases import Case, NotBuiltError, Registry, tensors
+from atlas.cases import UNUSED, Case, NotBuiltError, Registry, tensors
 from fxplain.errors import FxplainError
 from fxplain.result import Result
 from fxplain.traced import Traced
@@ -179,6 +179,9 @@ def _compare_maps(reported: Mapping[str, Tensor], maps: Sequence[Tensor], verdic
     """Match every reported map with one of ours, by value."""
     left = list(range(len(maps)))
     for name, theirs in reported.items():
+        if name.startswith(UNUSED):
+            verdict.matched["unused"] = verdict.matched.get("unused", 0) + 1
+            continue
         how, place = _match(theirs, maps, left)
         verdict.matched[how] = verdict.matched.get(how, 0) + 1
         if place is not None:
@@ -219,11 +222,40 @@ def _transposed(theirs: Tensor, ours: Tensor) -> bool:
     return theirs.ndim == 4 and _equal(theirs.mT, ours)
 
 
+def _block(theirs: Tensor, ours: Tensor) -> bool:
+    """The first or the last rows and columns of our map."""
+    if theirs.ndim != 4 or theirs.shape[:2] != ours.shape[:2] or theirs.numel() >= ours.numel():
+        return False
+    rows, columns = theirs.shape[2:]
+    if rows > ours.shape[2] or columns > ours.shape[3]:
+        return False
+    corners = (ours[..., :rows, :columns], ours[..., -rows:, -columns:])
+    return any(torch.allclose(theirs, corner, rtol=0, atol=SAME_MAP) for corner in corners)
+
+
+def _padded(theirs: Tensor, ours: Tensor) -> bool:
+    """Every row of ours is one of theirs, and they have more."""
+    a, b = (_sorted_rows(t) for t in (theirs, ours))
+    if not len(b) or len(a) < len(b) or len(a) > 20000:
+        return False
+    width = max(a.shape[1], b.shape[1])
+    a, b = (torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in (a, b))
+    return all(bool((a - row).abs().amax(-1).min() <= SAME_MAP) for row in b)
+
+
+def _sorted_rows(map: Tensor) -> Tensor:
+    """All rows that are not zero, their entries in falling order."""
+    rows = map.reshape(-1, map.shape[-1])
+    return rows[(rows != 0).any(-1)].sort(-1, descending=True).values
+
+
 _AGREEMENTS = {
     "equal": _equal,
     "laid out differently": _same_entries,
     "before the softmax": _before_softmax,
     "transposed": _transposed,
+    "a part": _block,
+    "with padding": _padded,
 }
 
 

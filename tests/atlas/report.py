@@ -27,6 +27,9 @@ AGREEMENT = {
     "laid out differently": "the same numbers; reported window by window, or folded in another way",
     "before the softmax": "the model reports the scores; their softmax is the map",
     "transposed": "the model reports keys by queries",
+    "a part": "the model leaves out rows and columns, of a prompt for instance",
+    "with padding": "the model reports the rows of padding too",
+    "unused": "no output of the model depends on it, so there is nothing to explain",
     "differs": "none of the maps that multiply the values: see the failures",
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
-from atlas.cases import Case, NotBuiltError, tensors
+from atlas.cases import UNUSED, Case, NotBuiltError, tensors
 from atlas.guess import NoInputsError, guess
 from atlas.shrink import PLANS, Plan, shrink, side
 
@@ -172,13 +172,35 @@ def _works(model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
 
 
 def _reported(model: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The maps of ``output_attentions``; empty where the model does not take it."""
+    """The maps of ``output_attentions``; empty where the model does not take it.
+
+    Those that no other output depends on are named so: they are of a branch that is not used.
+    """
     try:
-        with torch.no_grad():
-            output = model(**inputs, output_attentions=True)
+        output = model(**inputs, output_attentions=True)
     except Exception:
         return {}
-    return dict(_named_attentions(output, ""))
+    maps = dict(_named_attentions(output, ""))
+    learned = [name for name, map in maps.items() if map.requires_grad]
+    others = [t for name, t in _others(output) if t.requires_grad]
+    if not learned or not others:
+        return maps
+    total = torch.stack([t.double().sum() for t in others]).sum()
+    used = torch.autograd.grad(total, [maps[name] for name in learned], allow_unused=True)
+    unused = {name for name, gradient in zip(learned, used, strict=True) if gradient is None}
+    return {f"{UNUSED}{name}" if name in unused else name: map.detach() for name, map in maps.items()}
+
+
+def _others(output: Any) -> Iterator[tuple[str, Tensor]]:
+    """All floating outputs that are no attention maps."""
+    if not isinstance(output, Mapping):
+        yield from (("", t) for t in tensors(output) if t.is_floating_point())
+        return
+    for name, value in output.items():
+        if isinstance(value, Mapping):
+            yield from _others(value)
+        elif "attention" not in name:
+            yield from ((name, t) for t in tensors(value) if t.is_floating_point())
 
 
 def _named_attentions(output: Any, path: str) -> Iterator[tuple[str, Tensor]]:

@@ -64,7 +64,8 @@ def _numbers(call: Call, operand: Operand, shape: list[int]) -> Tensor:
     value = operand.value
     name = value.root or (operand.node.name if operand.node else call.node.name)
     strength = STRONG if value.from_input else FAINT if value.root is None else WEAK
-    start = call.ledger.elements.reserve(Root(name, value.from_input, strength), shape)
+    constant = not value.from_input and value.root is None
+    start = call.ledger.elements.reserve(Root(name, value.from_input, strength, constant), shape)
     return torch.arange(torch.Size(shape).numel()).view(shape) + start
 
 
@@ -85,7 +86,10 @@ def _all_numbered(call: Call, operand: Operand, labels: Tensor) -> Tensor:
 
 @transfer("aten::embedding")
 def embedding(call: Call) -> Value:
-    """One token for each id; ids that come from one node are one set of tokens."""
+    """One token for each id; ids that come from one node are one set of tokens.
+
+    Ids that the graph makes out of nothing (all places of a table, padding) name tokens of the table.
+    """
     index = call.operand("indices")
     table = call.operand("weight")
     assert index is not None
@@ -94,7 +98,7 @@ def embedding(call: Call) -> Value:
     if dormant is None:
         dormant = _fresh(call, index)
     tag = index.value.origin or (index.node.name if index.node else call.node.name)
-    slot = call.ledger.wake(dormant, call.node, tag=tag)
+    slot = call.ledger.wake(dormant, call.node, tag=tag, table=table.value.root)
     return call.carry(index, table, slots=[replace(slot, labels=slot.labels.unsqueeze(-1))])
 
 

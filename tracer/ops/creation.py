@@ -32,7 +32,7 @@ def derived(call: Call) -> Value | tuple[Value, ...]:
 def counting(call: Call) -> Value:
     """Each place is an element of its own, as in a parameter."""
     start = call.ledger.elements.reserve(
-        Root(call.node.name, is_input=False, strength=WEAK), call.result.shape
+        Root(call.node.name, is_input=False, strength=WEAK, is_constant=True), call.result.shape
     )
     codes = torch.arange(call.result.numel()).view(call.result.shape) + start
     return Value(slots=(Slot(encode(-1, codes), DORMANT),), root=call.node.name)
