@@ -1,6 +1,7 @@
 """Transfer functions: how every kind of operation carries token labels (importing it fills the table)."""
 
 from fxplain.ops import (
+    accumulation,
     births,
     contraction,
     convolution,
@@ -18,6 +19,7 @@ __all__ = [
     "TABLE",
     "Call",
     "Operand",
+    "accumulation",
     "births",
     "contraction",
     "convolution",

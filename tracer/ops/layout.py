@@ -321,12 +321,15 @@ WRITERS: dict[str, tuple[str, Writer]] = {
     "aten::scatter_reduce": ("src", _write_scatter),
     "aten::index_copy": ("source", _write_rows),
     "aten::index_add": ("source", _write_rows),
+    "aten::index_reduce": ("source", _write_rows),
 }
+SUMS = aten("index_add index_reduce scatter_add scatter_reduce index_put _unsafe_index_put")
+"""Writers that may add up; see :mod:`fxplain.ops.accumulation`."""
 
 
-@transfer(*WRITERS)
+@transfer(*(name for name in WRITERS if name not in SUMS))
 def write(call: Call) -> Value:
-    """Writing into a tensor writes the labels; sums (index_add) keep the tokens that are added."""
+    """Writing into a tensor writes the labels; sums, where tokens do not meet, keep those that are added."""
     name, writer = WRITERS[call.op]
     base, source = call.operands()[0], call.operand(name)
     if source is None:

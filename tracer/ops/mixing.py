@@ -56,8 +56,12 @@ def record(
     axes: str = "",
     window: Window | None = None,
     weights: Callable[[], Tensor] | None = None,
+    adds: bool = False,
 ) -> Slot:
-    """Write a mixing site down; the new tokens' rows hold its increments from here on."""
+    """Write a mixing site down; the new tokens' rows hold its increments from here on.
+
+    With ``adds`` the rows are tokens that exist, and keep what they have.
+    """
     nodes = tuple(operand.node for operand in operands if operand.node is not None)
     if window is None:
         check_samples(call, rows, cols, weights)
@@ -71,8 +75,9 @@ def record(
         cols=cols,
         axes=axes,
         window=window,
+        adds=adds,
     )
-    return replace(rows, reads=cols.reads | {site.index})
+    return replace(rows, reads=cols.reads | {site.index} | (rows.reads if adds else frozenset()))
 
 
 def check_samples(call: Call, rows: Slot, cols: Slot, weights: Callable[[], Tensor] | None = None) -> None:
