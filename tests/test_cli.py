@@ -244,6 +244,40 @@ def test_other_methods(method: str, models: Path) -> None:
     assert Path("out.json").is_file()
 
 
+def test_several_methods_side_by_side(models: Path) -> None:
+    text = run("explain", models / "vit", "--image", models / "halves.png", "-m", "relevancy, rollout,random")
+    assert "methods   relevancy, rollout, random" in text
+    names = {path.suffix: path for path in Path().iterdir()}
+    assert set(names) == {".png", ".html", ".json"}
+    assert all("-comparison" in path.name for path in names.values())
+    facts = json.loads(names[".json"].read_text())
+    assert list(facts["methods"]) == ["relevancy", "rollout", "random"]
+    page = names[".html"].read_text()
+    assert all(f'alt="{method} over' in page for method in facts["methods"])
+
+
+def test_a_refusal_is_told_beside_the_others(models: Path) -> None:
+    text = run(
+        "explain",
+        models / "t5",
+        "--text",
+        "good movie",
+        "-m",
+        "relevancy,legrad",
+        "-o",
+        "a.html",
+        "-o",
+        "a.png",
+    )
+    assert "refused   legrad: legrad is not defined here" in text
+    assert "refused: legrad" in Path("a.html").read_text()
+
+
+def test_a_range_of_layers(models: Path) -> None:
+    text = run("explain", models / "vit", "--image", models / "halves.png", "--layers=-1", "-o", "a.json")
+    assert re.search(r"1 of \d attentions take part", text)
+
+
 def test_several_files_at_once(models: Path) -> None:
     outs = [part for suffix in ("npz", "html", "json") for part in ("--out", f"a.{suffix}")]
     run("explain", models / "bert", "--text", "good", *outs)
@@ -276,6 +310,11 @@ def test_errors_are_told_in_plain_words(models: Path) -> None:
         (["--target", "3000"], "TargetError"),
         (["--target", "catt"], "did you mean 'cat'"),
         (["--method", "relevanc"], "did you mean 'relevancy'"),
+        (["--method", "rollout+libra"], "takes no gradient"),
+        (["--method", "relevancy,rollout", "--out", "a.npz"], "a comparison cannot be written"),
+        (["--layers", "some"], "these are no layers"),
+        (["--layers", "99"], "no attention in the layers"),
+        (["--layers", "0", "--method", "random"], "no layers to choose from"),
         (["--output", "nothing"], "nothing"),
         (["--out", "out.bmp"], "out.bmp"),
         (["--out", "none/out.png"], "none"),
@@ -387,7 +426,9 @@ def test_no_attention_is_said() -> None:
 def test_methods_are_listed() -> None:
     lines = run("methods").splitlines()
     assert lines[0].startswith("relevancy ")
-    assert all(len(line.split()) > 2 for line in lines)
+    listed = [line for line in lines[: lines.index("")] if line]
+    assert all(re.fullmatch(r"\w+ +\S.* \(.+\)", line) for line in listed), "name, one line, paper"
+    assert any("+libra" in line for line in lines)
 
 
 def test_version_and_help() -> None:

@@ -38,7 +38,9 @@ def _gradcam(prediction: Prediction, plan: Plan, gradient: Tensor | None, counte
         )
     maps, gradient = map_of(plan.site, prediction.run, gradient)
     gradients = None if gradient is None else dense(plan, gradient)
-    return head_weighted(dense(plan, maps), gradients, counted.to(maps.device))
+    found = dense(plan, maps)
+    # the gradient to a masked pair says nothing: the pair has no weight however large it is
+    return head_weighted(found, gradients, counted.to(maps.device) & (found != 0).any(1))
 
 
 def _present(plan: Plan) -> Tensor:

@@ -116,8 +116,23 @@ def explain(
     decoder_text: DecoderText = None,
     target: Target = None,
     method: Annotated[
-        str, typer.Option("--method", "-m", help="One of those that fxplain methods lists.")
-    ] = ("relevancy"),
+        str,
+        typer.Option(
+            "--method",
+            "-m",
+            help="One of those that fxplain methods lists, or several with commas: these are written side by "
+            "side.",
+        ),
+    ] = "relevancy",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers",
+            help="Attentions that take part: a layer (3), a range (8: or 2:5), several (0,1); negative ones "
+            "count from the last. By default all.",
+            show_default=False,
+        ),
+    ] = None,
     output: Output = None,
     out: Annotated[
         list[Path] | None,
@@ -137,11 +152,11 @@ def explain(
 ) -> None:
     """Explain one prediction: an overlay for pictures, coloured text for texts, and the numbers as JSON."""
     with reported(debug):
-        from fxplain.cli_explain import run_explain
+        from fxplain.cli_explain import Wanted, run_explain
 
         ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
         ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
-        run_explain(ask, target, method, output, tuple(out or ()))
+        run_explain(ask, Wanted(target, method, output, layers), tuple(out or ()))
 
 
 @app.command()
@@ -197,12 +212,9 @@ def diff(
 def methods(debug: Debug = False) -> None:
     """List the methods that --method takes."""
     with reported(debug):
-        from fxplain.method_table import methods as known_methods
+        from fxplain.cli_methods import table_of_methods
 
-        known = known_methods()
-        width = max(map(len, known), default=0)
-        for name, line in known.items():
-            typer.echo(f"{name:<{width}}  {line}")
+        typer.echo(table_of_methods())
 
 
 @app.command()

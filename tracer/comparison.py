@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fxplain.errors import MethodError
 from fxplain.result import Result
+
+if TYPE_CHECKING:
+    from fxplain.render.display import Display
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,6 +47,20 @@ class Comparison(Mapping[str, Result]):
 
     def __len__(self) -> int:
         return len(self.results)
+
+    def save(self, path: str | os.PathLike[str], display: Display | None = None) -> None:
+        """Write all methods side by side, whole or not at all; the suffix says how.
+
+        Args:
+            path: ``.html`` a page to read, ``.png`` a picture, ``.json`` the numbers.
+            display: images, token texts and names of targets to show; without it tokens are numbered.
+
+        Raises:
+            OutputError: another suffix, no such folder, or the file cannot be written.
+        """
+        from fxplain.render.side_by_side import save
+
+        save(self, path, display)
 
     def __repr__(self) -> str:
         refused = f", refused: {', '.join(self.refused)}" if self.refused else ""

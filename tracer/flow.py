@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Place = tuple[int, frozenset[int]]
 """A token and the steps that have written its row so far."""
 
-MOST_WORK = 40_000_000
+MOST_WORK = 10_000_000
 """Edges times input tokens beyond which networkx would take hours."""
 
 

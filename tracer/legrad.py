@@ -127,7 +127,9 @@ class _Run:
         rows = torch.zeros(plan.batch, labelled.classified.tokens, dtype=maps.dtype, device=maps.device)
         if gradient is not None:
             queries = plan.scatter(torch.ones(plan.place.shape), divide=False).sum(-1) > 0
-            found = sensitivity(dense(plan, gradient.detach()), queries.to(maps.device))
+            # the gradient to a masked pair says nothing: the pair has no weight however large it is
+            gradient = gradient.detach().masked_fill(maps == 0, 0.0)
+            found = sensitivity(dense(plan, gradient), queries.to(maps.device))
             rows = rows.to(found.dtype).index_add_(1, plan.keys.to(maps.device), found)
         return rows
 

@@ -229,13 +229,23 @@ def methods() -> dict[str, str]:
     return {name: f"{method.description} ({method.paper})" for name, method in METHODS.items()}
 
 
+def plain_name(name: str) -> str:
+    """A method's name without ``+libra``.
+
+    Example:
+        >>> plain_name("legrad+libra")
+        'legrad'
+    """
+    return name.removesuffix(LIBRA)
+
+
 def method_named(name: str) -> Method:
     """The method of that name; ``NAME+libra`` is the method on balanced gradients.
 
     Raises:
         MethodError: there is none.
     """
-    plain = name.removesuffix(LIBRA)
+    plain = plain_name(name)
     if plain not in METHODS:
         raise MethodError(
             f"there is no method {name!r}",

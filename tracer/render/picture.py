@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLUMNS = 4
+COLUMNS = 4
 _PANEL, _BAR, _GAP, _LINE, _HEAD = 3.3, 0.62, 0.18, 0.17, 0.6
 """Inches: side of a panel, room for its colour bar, gap, a line of its title, head of the page."""
 _DPI = 130
 
 
 @dataclass(frozen=True, eq=False)
-class _Panel:
+class Panel:
+    """One picture with its title and colour bar."""
+
     picture: Picture
     title: str
     scale: Scale | None
@@ -40,10 +42,10 @@ def picture_png(result: Result, display: Display) -> bytes:
     Raises:
         OutputError: there is no picture to draw on.
     """
-    rows: list[list[_Panel]] = []
+    rows: list[list[Panel]] = []
     for sample in range(result.batch):
         panels = _panels(result, display, sample)
-        rows.extend(panels[i : i + _COLUMNS] for i in range(0, len(panels), _COLUMNS))
+        rows.extend(panels[i : i + COLUMNS] for i in range(0, len(panels), COLUMNS))
     if not rows:
         raise OutputError(
             "there is no picture to draw the relevance on",
@@ -52,34 +54,35 @@ def picture_png(result: Result, display: Display) -> bytes:
             f"token spaces {', '.join(result.relevance)}",
             hint="save as .html for coloured text and bars, or pass the pictures in display",
         )
-    return _to_png(_figure(rows, _head(result, display)))
+    return to_png(figure_of(rows, _head(result, display)))
 
 
 def _head(result: Result, display: Display) -> str:
-    lines = [_short(display.title, 80)] if display.title else []
+    lines = [short(display.title, 80)] if display.title else []
     lines.append(
         f"{result.method} · output {result.output} · graph and model differ by {result.verified:.0e}"
     )
     return "\n".join(lines)
 
 
-def _panels(result: Result, display: Display, sample: int) -> list[_Panel]:
+def _panels(result: Result, display: Display, sample: int) -> list[Panel]:
     drawn = overlays(result, display, sample)
-    panels: list[_Panel] = []
+    panels: list[Panel] = []
     what = f"target {display.target_name(result.target, sample)}, score {number(score_of(result, sample))}"
     several = len({overlay.space for overlay in drawn}) > 1
     seen: set[str] = set()
     for overlay in drawn:
         # a video's frames lie under their own maps; a still picture is also shown untouched
         if overlay.space not in seen and not overlay.frame:
-            panels.append(_Panel(overlay.picture, display.caption(sample) or f"sample {sample}", None))
+            panels.append(Panel(overlay.picture, display.caption(sample) or f"sample {sample}", None))
         seen.add(overlay.space)
         title = "\n".join(filter(None, (what, overlay.space if several else "", overlay.label)))
-        panels.append(_Panel(overlay.blended, title, overlay.scale))
+        panels.append(Panel(overlay.blended, title, overlay.scale))
     return panels
 
 
-def _figure(rows: list[list[_Panel]], head: str) -> Figure:
+def figure_of(rows: list[list[Panel]], head: str) -> Figure:
+    """Rows of panels under a head."""
     from matplotlib.figure import Figure
 
     cell = _PANEL + _BAR + _GAP
@@ -96,12 +99,12 @@ def _figure(rows: list[list[_Panel]], head: str) -> Figure:
     return figure
 
 
-def _draw(figure: Figure, panel: _Panel, left: float, bottom: float, width: float, height: float) -> None:
+def _draw(figure: Figure, panel: Panel, left: float, bottom: float, width: float, height: float) -> None:
     axes = figure.add_axes((left, bottom, width, height))
     axes.imshow(panel.picture)
     axes.set_axis_off()
     axes.set_anchor("NW")
-    axes.set_title(_short(panel.title, 56), size=9, color="#222", loc="left", parse_math=False)
+    axes.set_title(short(panel.title, 56), size=9, color="#222", loc="left", parse_math=False)
     if panel.scale is not None:
         # the picture is narrower or lower than its panel: the bar follows the picture
         axes.apply_aspect()
@@ -124,12 +127,14 @@ def _bar(axes: Axes, scale: Scale) -> None:
     axes.tick_params(length=2, pad=2)
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
+    """Every line cut to ``most`` letters."""
     lines = [line if len(line) <= most else line[: most - 1] + "…" for line in text.splitlines()]
     return "\n".join(lines)
 
 
-def _to_png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """A figure as a PNG file's content."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()

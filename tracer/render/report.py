@@ -55,7 +55,7 @@ class Sample:
 
 def report(result: Result, display: Display) -> str:
     """The whole result as one HTML page that loads nothing from anywhere."""
-    samples = [_sample(result, display, i) for i in range(result.batch)]
+    samples = [sample_of(result, display, i) for i in range(result.batch)]
     return page(
         "report.html.j2",
         title=display.title or "fxplain",
@@ -66,7 +66,8 @@ def report(result: Result, display: Display) -> str:
     )
 
 
-def _sample(result: Result, display: Display, i: int) -> Sample:
+def sample_of(result: Result, display: Display, i: int) -> Sample:
+    """One sample as a page shows it."""
     pictures = overlays(result, display, i)
     texts = coloured_texts(result, display, i)
     drawn = {picture.space for picture in pictures} | {text.space for text in texts}

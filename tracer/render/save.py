@@ -121,10 +121,16 @@ def _png(result: Result, display: Display) -> bytes:
 
 
 def _json(result: Result, display: Display) -> bytes:
+    facts = result_json(result, display)
+    return (json.dumps(facts, allow_nan=False, ensure_ascii=True, indent=1) + "\n").encode("ascii")
+
+
+def result_json(result: Result, display: Display) -> dict[str, Any]:
+    """The facts and the relevance, as plain JSON values."""
     facts = result_facts(result, display)
     for space in facts["spaces"]:
         space["relevance"] = plain(result.relevance[space["name"]])
-    return (json.dumps(facts, allow_nan=False, ensure_ascii=True, indent=1) + "\n").encode("ascii")
+    return facts
 
 
 def _npz(result: Result, display: Display) -> bytes:

@@ -1,0 +1,160 @@
+"""Several methods on one prediction: a page, a picture and the numbers, each method beside the others."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fxplain.comparison import Comparison
+from fxplain.errors import OutputError
+from fxplain.method_table import METHODS, plain_name
+from fxplain.render.colours import kind_name
+from fxplain.render.display import Display
+from fxplain.render.heatmap import heatmap_png
+from fxplain.render.overlay import overlays
+from fxplain.render.pages import page
+from fxplain.render.picture import COLUMNS, Panel, figure_of, short, to_png
+from fxplain.render.report import Image, Sample, sample_of
+from fxplain.render.save import check_folder, result_json, write_whole
+from fxplain.render.strips import Strip
+from fxplain.render.text_page import ColouredText
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one thing that is shown."""
+
+    method: str
+    about: str
+    image: Image | None = None
+    text: ColouredText | None = None
+    strip: Strip | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One token space, or a frame of one, as every method sees it."""
+
+    space: str
+    label: str
+    original: str | None
+    rows: tuple[Row, ...]
+    silent: tuple[str, ...] = ()
+    """Methods that give it no relevance at all."""
+
+
+def save(comparison: Comparison, path: str | os.PathLike[str], display: Display | None = None) -> None:
+    """Write a comparison; see :meth:`fxplain.comparison.Comparison.save`.
+
+    Raises:
+        OutputError: unknown suffix, no such folder, or the disk refuses.
+    """
+    path = Path(path)
+    writer = WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise OutputError(
+            f"a comparison cannot be saved as {path.name!r}",
+            expected=f"a name that ends in {', '.join(WRITERS)}",
+            found=path.suffix or "no suffix",
+        )
+    check_folder(path)
+    write_whole(path, writer(comparison, display or Display()))
+
+
+def comparison_page(comparison: Comparison, display: Display) -> str:
+    """All methods on one HTML page that loads nothing from anywhere."""
+    first = next(iter(comparison.values()))
+    found = []
+    for sample in range(first.batch):
+        by_method = {name: sample_of(result, display, sample) for name, result in comparison.items()}
+        shown = next(iter(by_method.values()))
+        found.append({"sample": shown, "parts": _parts(by_method)})
+    notes = dict.fromkeys(note for result in comparison.values() for note in result.notes)
+    return page(
+        "comparison.html.j2",
+        title=display.title or "fxplain",
+        result=first,
+        samples=found,
+        notes=list(notes),
+        methods=[(name, _about(name)) for name in comparison],
+        refused=[(name, str(error).splitlines()) for name, error in comparison.refused.items()],
+        kind_name=kind_name,
+    )
+
+
+def _about(name: str) -> str:
+    method = METHODS.get(plain_name(name))
+    return "" if method is None else f"{method.description} ({method.paper})"
+
+
+def _parts(by_method: Mapping[str, Sample]) -> list[Part]:
+    """What is shown of one sample, thing by thing, in the order in which the first method has them."""
+    parts: dict[tuple[str, str, str], Part] = {}
+    for method, sample in by_method.items():
+        about = _about(method)
+        rows = [("image", i.space, i.label, i.original, Row(method, about, image=i)) for i in sample.images]
+        rows += [("text", t.space, "", None, Row(method, about, text=t)) for t in sample.texts]
+        rows += [("strip", s.space, s.about, None, Row(method, about, strip=s)) for s in sample.strips]
+        for kind, space, label, original, row in rows:
+            old = parts.get((kind, space, label))
+            earlier = () if old is None else old.rows
+            parts[kind, space, label] = Part(space, label, original, (*earlier, row))
+    return [
+        replace(part, silent=tuple(m for m in by_method if all(row.method != m for row in part.rows)))
+        for part in parts.values()
+    ]
+
+
+def comparison_png(comparison: Comparison, display: Display) -> bytes:
+    """The overlays of all methods in rows, one sample under the other; without pictures, rows of tokens."""
+    first = next(iter(comparison.values()))
+    rows: list[list[Panel]] = []
+    for sample in range(first.batch):
+        panels = _panels(comparison, display, sample)
+        rows.extend(panels[i : i + COLUMNS] for i in range(0, len(panels), COLUMNS))
+    if not rows:
+        return heatmap_png(comparison, display)
+    lines = [short(display.title, 80)] if display.title else []
+    lines.append(f"output {first.output} · graph and model differ by {first.verified:.0e}")
+    return to_png(figure_of(rows, "\n".join(lines)))
+
+
+def _panels(comparison: Comparison, display: Display, sample: int) -> list[Panel]:
+    drawn = {name: overlays(result, display, sample) for name, result in comparison.items()}
+    spots = next(iter(drawn.values()))
+    several = len({spot.space for spot in spots}) > 1
+    result = next(iter(comparison.values()))
+    what = display.caption(sample) or f"sample {sample}"
+    what = f"{what}\ntarget {display.target_name(result.target, sample)}"
+    panels: list[Panel] = []
+    seen: set[str] = set()
+    for place, spot in enumerate(spots):
+        if spot.space not in seen and not spot.frame:
+            panels.append(Panel(spot.picture, what, None))
+        seen.add(spot.space)
+        for name, found in drawn.items():
+            one = found[place]
+            title = "\n".join(filter(None, (name, one.space if several else "", one.label)))
+            panels.append(Panel(one.blended, title, one.scale))
+    return panels
+
+
+def _html(comparison: Comparison, display: Display) -> bytes:
+    return comparison_page(comparison, display).encode("utf-8")
+
+
+def _json(comparison: Comparison, display: Display) -> bytes:
+    facts = {
+        "format": "fxplain comparison 1",
+        "methods": {name: result_json(result, display) for name, result in comparison.items()},
+        "refused": {name: str(error) for name, error in comparison.refused.items()},
+    }
+    return (json.dumps(facts, allow_nan=False, ensure_ascii=True, indent=1) + "\n").encode("ascii")
+
+
+Writer = Callable[[Comparison, Display], bytes]
+WRITERS: Mapping[str, Writer] = {".html": _html, ".png": comparison_png, ".json": _json}
+"""Suffix -> writer of the whole file's content; a suffix that is not here is an error."""
