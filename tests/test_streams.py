@@ -144,3 +144,28 @@ def test_samples_packed_into_one_sequence(fused: bool) -> None:
 def test_a_pack_whose_samples_see_each_other_is_one_sample(fused: bool) -> None:
     found, _ = check(Packed(fused, kept_apart=False), tokens(BATCH, TOKENS, WIDTH), separate=False)
     assert kinds(found) == [("self", "x", BATCH * TOKENS, "x", BATCH * TOKENS, HEADS)] * 2
+
+
+class Windows(nn.Module):
+    """Every second place of a picture is a window in the batch axis; of a small picture, each holds one key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(WIDTH, WIDTH)
+        self.attend, self.all = Attend(), Attend()
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        windows = x.unflatten(1, (-1, 4)).transpose(1, 2)
+        x = self.attend(windows.flatten(0, 1)).view(windows.shape).transpose(1, 2).flatten(1, 2)
+        logits: Tensor = self.head(self.all(x)[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_windows_of_one_key_in_the_batch_axis(size: int) -> None:
+    found, _ = check(Windows(), tokens(BATCH, size, WIDTH))
+    assert kinds(found) == [("self", "x", size, "x", size, HEADS)] * 2
+    windows, _ = found.maps((tokens(BATCH, size, WIDTH),))
+    torch.testing.assert_close(windows.sum(-1), torch.ones(BATCH, HEADS, size))

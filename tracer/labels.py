@@ -151,6 +151,7 @@ def merge(operands: Iterable[Sequence[Slot]], additive: bool = False) -> tuple[S
     wins. A slot that varies along fewer axes gives way to the finer. Slots on other axes stand side by side,
     and so do different single tokens that are added up (the mean of two class tokens' logits).
     """
+    operands = list(operands)
     kept: list[Slot] = []
     for slots in operands:
         before, taken = kept, list(kept)
@@ -163,19 +164,19 @@ def merge(operands: Iterable[Sequence[Slot]], additive: bool = False) -> tuple[S
         kept = taken
     if any(slot.strength > DORMANT for slot in kept):
         kept = [slot for slot in kept if slot.strength > DORMANT]
-    return tuple(_distinct(kept))
+    return tuple(_distinct(kept, operands))
 
 
-def _distinct(slots: Sequence[Slot]) -> list[Slot]:
-    """Without repeats: two slots that say the same are one, but for a map of a single token to itself."""
+def _distinct(slots: Sequence[Slot], operands: Sequence[Sequence[Slot]]) -> list[Slot]:
+    """Without repeats that no operand has: rows and columns may be the same where each token meets itself."""
     found: list[Slot] = []
     for slot in slots:
-        alike = (n for n, old in enumerate(found) if slot.token_axes and torch.equal(old.labels, slot.labels))
-        place = next(alike, None)
-        if place is None:
+        alike = [n for n, old in enumerate(found) if torch.equal(old.labels, slot.labels)]
+        times = max(sum(torch.equal(s.labels, slot.labels) for s in theirs) for theirs in operands)
+        if not slot.token_axes or len(alike) < times:
             found.append(slot)
         else:
-            found[place] = replace(found[place], reads=found[place].reads | slot.reads)
+            found[alike[0]] = replace(found[alike[0]], reads=found[alike[0]].reads | slot.reads)
     return found
 
 

@@ -196,9 +196,16 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
             return _attention(call, side, rest, output)
     lefts = [left.moved(slot, output) for slot in left.alive]
     rights = [right.moved(slot, output) for slot in right.alive]
-    if len(lefts) == len(rights) == 1 and lefts[0].axes == rights[0].axes and lefts[0].token_axes:
+    alike = len(lefts) == len(rights) == 1 and lefts[0].axes == rights[0].axes and lefts[0].token_axes
+    if alike and not _has_both_sides(left, right):
         return lefts[:1]
     return [*lefts, *rights]
+
+
+def _has_both_sides(left: Side, right: Side) -> bool:
+    """True for queries times keys: an axis for the rows and one for the columns, be they of size 1."""
+    ours, theirs = set(left.letters) - set(left.summed), set(right.letters) - set(right.summed)
+    return bool(ours - theirs) and bool(theirs - ours)
 
 
 def _is_map(side: Side, other: Side) -> bool:
