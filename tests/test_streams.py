@@ -147,7 +147,7 @@ def test_a_pack_whose_samples_see_each_other_is_one_sample(fused: bool) -> None:
 
 
 class Windows(nn.Module):
-    """Every second place of a picture is a window in the batch axis; of a small picture, each holds one key."""
+    """Every fourth token makes a window, in the batch axis; of a short text, each window holds one key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,3 +169,87 @@ def test_windows_of_one_key_in_the_batch_axis(size: int) -> None:
     assert kinds(found) == [("self", "x", size, "x", size, HEADS)] * 2
     windows, _ = found.maps((tokens(BATCH, size, WIDTH),))
     torch.testing.assert_close(windows.sum(-1), torch.ones(BATCH, HEADS, size))
+
+
+class Additive(nn.Module):
+    """Scores that a learned vector gives, no query: one summary of all keys, which every value is told."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.embed, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.score = nn.Linear(WIDTH, 1)
+        self.head = nn.Linear(WIDTH, 3)
+        self.spelling = spelling
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        weights, key = self.score(x).softmax(1), self.key(x)
+        if self.spelling == "sum":
+            summary = (weights * key).sum(1, keepdim=True)
+        elif self.spelling == "matmul":
+            summary = weights.transpose(1, 2) @ key
+        else:
+            summary = torch.einsum("bno,bnd->bod", weights, key)
+        logits: Tensor = self.head((self.value(x).relu() * summary)[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize("spelling", ["sum", "matmul", "einsum"])
+def test_every_value_is_told_a_summary_that_no_query_asked_for(spelling: str) -> None:
+    model, x = Additive(spelling), tokens(BATCH, TOKENS, WIDTH)
+    found, result = check(model, x)
+    assert kinds(found) == [("self", found.attentions[0].queries.name, 1, "x", TOKENS, 1)]
+    assert result.readout == (((0, 1.0),),) * BATCH
+    assert float(result.relevance["x"][:, 1:].sum()) > 0
+    (space,) = (space for space in found.spaces if space.name != "x")
+    assert (space.size, space.origin) == (1, "mixing")
+
+
+class Hops(nn.Module):
+    """Several learned scores: as many new tokens, which are then read one after the other or attend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(WIDTH, WIDTH)
+        self.score = nn.Linear(WIDTH, 3)
+        self.attend = Attend()
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        few = self.score(x).softmax(1).transpose(1, 2) @ x
+        logits: Tensor = self.head(self.attend(few).mean(1))
+        return logits
+
+
+def test_learned_scores_make_new_tokens() -> None:
+    found, result = check(Hops(), tokens(BATCH, TOKENS, WIDTH))
+    assert [(a.kind, a.queries.size, a.keys.size, a.heads) for a in found.attentions] == [
+        ("self", 3, TOKENS, 1),
+        ("self", 3, 3, HEADS),
+    ]
+    assert float(result.relevance["x"].sum()) > 0
+
+
+class Told(nn.Module):
+    """Two streams that attend apart; every region is told the question's first token."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.one, self.other, self.last = Attend(), Attend(), Attend()
+        self.head = nn.Linear(WIDTH, 3)
+        self.how = how
+
+    def forward(self, regions: Tensor, words: Tensor) -> Tensor:
+        told = self.other(words)[:, :1]
+        x = self.one(regions)
+        x = x + told if self.how == "add" else x * told
+        logits: Tensor = self.head(self.last(x)[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize("how", ["add", "multiply"])
+def test_a_stream_told_the_summary_of_another(how: str) -> None:
+    found, result = check(Told(how), tokens(BATCH, TOKENS, WIDTH), tokens(BATCH, 4, WIDTH, seed=1))
+    assert float(result.relevance["words"][:, 1:].sum()) > 0
+    assert [step.op for step in found.mixings] == ["add" if how == "add" else "mul"]

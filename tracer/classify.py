@@ -64,7 +64,7 @@ def classify(findings: Findings) -> Classified:
     sites = tuple(s for s in living if s.attends or bool(used[_tokens(s.rows.labels)].any()))
     made = torch.zeros(count, dtype=torch.bool)
     for site in sites:
-        made[_tokens(site.rows.labels)] |= site.makes_tokens
+        made[_tokens(site.rows.labels)] |= site.makes_tokens or site.pools
     spaces, renumber = _spaces(ledger.spaces, used, made)
     names = _Namer(spaces)
     drafts = [_draft(site, renumber, names) for site in sites]
@@ -135,8 +135,10 @@ def without_stems(sites: Iterable[Site], outputs: Iterable[Value], count: int) -
     """
     sites = list(sites)
     attended = torch.zeros(count, dtype=torch.bool)
-    before = {site.index for site in sites if site.attends}
+    before: set[int] = set()
     for site in sites:
+        if site.attends or (site.form == "joined" and (site.rows.reads | site.cols.reads) & before):
+            before.add(site.index)
         if site.attends:
             attended[_tokens(site.rows.labels)] = True
             attended[_tokens(site.cols.labels)] = True
@@ -246,7 +248,7 @@ class _Closure:
         self.made: list[tuple[Tensor, Tensor]] = [
             (renumber[_tokens(s.rows.labels)], renumber[_tokens(s.cols.labels)])
             for s in sites
-            if s.makes_tokens
+            if s.makes_tokens or s.pools
         ]
 
     def leaves(self, tokens: Iterable[int]) -> Tensor:

@@ -77,6 +77,8 @@ class Site:
     """Where the form is ``taps``: rows lie on the window's output, columns on operand 0."""
     path: tuple[fx.Node, ...] = ()
     """Where the form is ``sampled``: the operations from the samples to their sum, in order."""
+    pools: bool = False
+    """Of an attention that no query asks for: its rows are new tokens, made of those of its columns."""
     adds: bool = False
     """Of a mixing: its rows are tokens that exist already and get an increment, as an attention's do."""
 

@@ -302,7 +302,7 @@ STREAMS: dict[str, Builder] = {
     ),
     "pooling-scorer": case(
         LinearScorer,
-        (site("encoder_decoder", ("*",), heads=1, nq=1),),
+        (site("self", ("*",), heads=1, nq=1),),
         readout=(),
         marks=("no queries",),
     ),

@@ -19,7 +19,10 @@ from fxplain.ops.mixing import check_samples, new_tokens, pooled, record
 from fxplain.ops.normaliser import await_division, normaliser_of, row_sums
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.sides import Side, letters_for, moved
-from fxplain.ops.table import Call, Operand
+from fxplain.ops.table import Call, Operand, aten, op_name
+
+PRODUCTS = aten("matmul mm bmm einsum baddbmm mv dot tensordot")
+LINEARS = aten("linear addmm conv1d conv2d conv3d convolution")
 
 
 def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
@@ -181,7 +184,7 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
         if _is_map(left, right) and _is_map(right, left):
             # a product of maps is a map: what multiplies the values in the end is their product
             return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
-        weights, values = _weights_and_values(left, right)
+        weights, values = _weights_and_values(call, left, right)
         if weights is not None and values is not None:
             return _attention(call, weights, values, output)
         call.ledger.summaries.append(call.node)
@@ -222,8 +225,9 @@ def _weighs_one(weights: Side, values: Side) -> bool:
     return single and len(weights.slots) > 1 and bool(weights.operand.value.softmaxes) and bool(values.slots)
 
 
-def _weights_and_values(left: Side, right: Side) -> tuple[Side | None, Side | None]:
-    """Which operand holds the weights: the one with a row slot beside, or a softmax over single rows."""
+def _weights_and_values(call: Call, left: Side, right: Side) -> tuple[Side | None, Side | None]:
+    """Which operand holds the weights: the one with a row slot beside, or softmaxed scores that no query asks
+    for."""
     sides = [(left, right), (right, left)]
     rowed = [(w, v) for w, v in sides if w.alive and len(w.slots) > 1]
     if len(rowed) == 2:
@@ -231,14 +235,37 @@ def _weights_and_values(left: Side, right: Side) -> tuple[Side | None, Side | No
     if rowed:
         return rowed[0]
     for weights, values in sides:
-        free = [
-            size
-            for letter, size in zip(weights.letters, weights.operand.shape, strict=True)
-            if letter not in values.letters
-        ]
-        if weights.operand.value.softmaxes and all(size == 1 for size in free):
+        asked = _free(weights, values) and _read_by_data(call)
+        if weights.operand.value.softmaxes and not asked:
             return weights, values
     return None, None
+
+
+def _free(weights: Side, values: Side) -> list[int]:
+    """Axes of the weights that hold several maps over the same values: learned scores, no heads."""
+    sizes = _sizes(values)
+    return [
+        axis
+        for axis, letter in enumerate(weights.letters)
+        if letter not in weights.summed and weights.operand.shape[axis] > 1 and sizes.get(letter, 1) == 1
+    ]
+
+
+def _read_by_data(call: Call) -> bool:
+    """Whether the result meets other data in the next product, as where queries read summed keys."""
+    stack, seen = [call.node], {call.node}
+    while stack:
+        node = stack.pop()
+        for user in node.users:
+            others = [call.values.get(n) for n in user.all_input_nodes if n is not node]
+            if op_name(user) in PRODUCTS and any(
+                other is None or not isinstance(other, Value) or other.from_input for other in others
+            ):
+                return True
+            if user not in seen and op_name(user) not in (*PRODUCTS, *LINEARS):
+                seen.add(user)
+                stack.append(user)
+    return False
 
 
 def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
@@ -256,12 +283,16 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     if weights.alive:
         rows = weights.alive[0]
     else:
-        kept = [axis for axis in sorted(cols.axes) if weights.letters[axis] not in weights.summed]
+        kept = sorted(
+            {axis for axis in cols.axes if weights.letters[axis] not in weights.summed}
+            | {*_free(weights, values)}
+        )
         rows = new_tokens(
             call,
             cols,
             kept,
             [1 if c in weights.summed else s for c, s in zip(weights.letters, shape, strict=True)],
+            ["scores"],
         )
         rows = replace(rows, reads=frozenset())
     check_samples(call, rows, cols, lambda: weights.operand.tensor)
@@ -276,6 +307,7 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
         shape=shape,
         rows=rows,
         cols=cols,
+        pools=not weights.alive,
         softmaxes=weights.operand.value.softmaxes,
         normaliser=normaliser_of(call, weights.operand, sums),
         axes=f"{weights.letters},{values.letters}->{output}",
@@ -320,7 +352,7 @@ def summed_product(call: Call, operand: Operand, axes: Sequence[int]) -> list[Sl
     summed = "".join(c for c in letters if c not in output)
     one, other = (Side(factor, letters[operand.ndim - factor.ndim :], summed) for factor in factors)
     if one.killed and other.killed:
-        if None in _weights_and_values(one, other):
+        if None in _weights_and_values(call, one, other):
             return None
     elif one.killed or other.killed:
         weights = other if one.killed else one

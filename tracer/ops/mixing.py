@@ -18,15 +18,15 @@ Form = Literal["weights", "pooled", "taps"]
 
 
 def new_tokens(
-    call: Call, old: Slot, axes: Iterable[int], shape: Sequence[int], kernel: Sequence[int] = ()
+    call: Call, old: Slot, axes: Iterable[int], shape: Sequence[int], by: Sequence[object] = ()
 ) -> Slot:
     """New tokens, one for each place along ``axes``; the same for every step with the same old tokens.
 
-    Windows of another ``kernel`` make others: they hold other parts of the old ones.
+    Made ``by`` windows of another kernel, or by scores, they are others: they hold other parts of old ones.
     """
     numbered = places(old, axes, tuple(shape))
     codes = torch.unique(codes_of(old.labels))
-    memo = (int(codes[0]), int(codes[-1]), len(codes), "mixing", *kernel)
+    memo = (int(codes[0]), int(codes[-1]), len(codes), "mixing", *by)
     source = next((o.value.root for o in call.operands() if o.value.root is not None), call.node.name)
     return call.ledger.rebirth(numbered, call.node, source, "mixing", memo)
 
