@@ -112,7 +112,7 @@ def _starts(
             findings.outputs,
             captured.outputs,
             target if callable(target) else list(target),
-            prediction.output,
+            prediction.output if callable(target) else prediction.resolved.output,
             findings.batch,
             captured.rebuild,
         ).scores.unbind()

@@ -83,20 +83,27 @@ CHEFER2021 = RuleSet(
     gate="halves",
     epsilon=0.0,
 )
-EPSILON = RuleSet(
-    name="epsilon",
-    paper="Bach et al., 2015",
-    seed="score",
-    affine=_epsilon(1e-6),
-    raw=_epsilon(1e-6),
-    addition=partial(epsilon_split, epsilon=1e-6),
-    absorbing=True,
-    softmax=None,
-    centring=False,
-    attention="halves",
-    gate="halves",
-    epsilon=1e-6,
-)
+
+
+def epsilon_rules(epsilon: float) -> RuleSet:
+    """The epsilon rule throughout; softmax and norms are identities as activations are."""
+    return RuleSet(
+        name="epsilon",
+        paper="Bach et al., 2015",
+        seed="score",
+        affine=_epsilon(epsilon),
+        raw=_epsilon(epsilon),
+        addition=partial(epsilon_split, epsilon=epsilon),
+        absorbing=True,
+        softmax=None,
+        centring=False,
+        attention="halves",
+        gate="halves",
+        epsilon=epsilon,
+    )
+
+
+EPSILON = epsilon_rules(1e-6)
 ALPHA_BETA = RuleSet(
     name="alpha_beta",
     paper="Bach et al., 2015, with alpha 2 and beta 1",
