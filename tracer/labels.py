@@ -172,7 +172,7 @@ def _distinct(slots: Sequence[Slot], operands: Sequence[Sequence[Slot]]) -> list
     found: list[Slot] = []
     for slot in slots:
         alike = [n for n, old in enumerate(found) if torch.equal(old.labels, slot.labels)]
-        times = max(sum(torch.equal(s.labels, slot.labels) for s in theirs) for theirs in operands)
+        times = max(1, *(sum(torch.equal(s.labels, slot.labels) for s in theirs) for theirs in operands))
         if not slot.token_axes or len(alike) < times:
             found.append(slot)
         else:
