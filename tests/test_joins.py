@@ -108,3 +108,29 @@ def test_a_condition_that_attended_reaches_the_tokens_it_scales() -> None:
         alone = {name: data[sample : sample + 1] for name, data in inputs.items()}
         expected = fxplain.explain(model, alone, target=1).relevance["text"]
         torch.testing.assert_close(result.relevance["text"][sample : sample + 1], expected)
+
+
+class Pruned(nn.Module):
+    """The tokens with the largest scores, others in each sample, attend; the rest get the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query, self.key, self.value = (nn.Linear(i, 8) for i in (3, 8, 8, 8))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, data: Tensor) -> Tensor:
+        x = self.embed(data)
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        top = (query @ key.mT).amax(-1).topk(3).indices.unsqueeze(-1).expand(-1, -1, 8)
+        read = (query.gather(1, top) @ key.mT).softmax(-1) @ value
+        context = value.mean(1, keepdim=True).expand(-1, data.shape[1], -1).clone().scatter(1, top, read)
+        return self.head((x + context)[:, -1])
+
+
+def test_tokens_picked_by_each_sample_for_itself() -> None:
+    torch.manual_seed(1)
+    model, data = Pruned().eval(), torch.randn(3, 8, 3)
+    result = fxplain.explain(model, data)
+    for sample in range(3):
+        alone = fxplain.explain(model, data[sample : sample + 1])
+        torch.testing.assert_close(result.relevance["data"][sample : sample + 1], alone.relevance["data"])

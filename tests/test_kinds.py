@@ -357,3 +357,29 @@ def test_halves_of_the_features_are_of_one_token() -> None:
         ("encoder_decoder", "table", 4, "x", 6, 2),
         ("self", "table", 4, "table", 4, HEADS),
     ]
+
+
+class Structured(nn.Module):
+    """Several maps of one layer over all tokens, each with a row of its own in the output, and no query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.hidden, self.scores = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x)
+        weights = self.scores(self.hidden(tokens).tanh()).mT.softmax(-1)
+        return self.head((weights @ tokens).flatten(1))
+
+
+def test_pooling_by_several_maps_without_queries_is_attention() -> None:
+    torch.manual_seed(0)
+    model, x = Structured().eval(), torch.randn(2, 5, 6)
+    traced = fxplain.trace(model, x)
+    (attention,) = traced.attentions
+    assert (attention.queries.size, attention.keys.size, attention.heads) == (3, 5, 1)
+    with torch.no_grad():
+        weights = model.scores(model.hidden(model.embed(x)).tanh()).mT.softmax(-1)
+    torch.testing.assert_close(traced.maps(x)[0][:, 0], weights)
+    assert bool((traced.explain(x).relevance["x"].sum(-1) > 0).all())

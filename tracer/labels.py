@@ -76,9 +76,17 @@ class Slot:
 
     @property
     def token_axes(self) -> frozenset[int]:
-        """The axes along which the *tokens* vary; not those along which only the sample does."""
+        """The axes along which the *tokens* of a sample vary; not those where each place is of another
+        sample, even if other tokens were picked in each."""
         codes = compact(codes_of(self.labels))
-        return frozenset(axis for axis, size in enumerate(codes.shape) if size > 1)
+        found = frozenset(axis for axis, size in enumerate(codes.shape) if size > 1)
+        return frozenset(axis for axis in found if not self._samples_apart(axis))
+
+    def _samples_apart(self, axis: int) -> bool:
+        samples = samples_of(self.labels)
+        others = [other for other in range(samples.ndim) if other != axis]
+        line = samples.amax(others) if others else samples
+        return bool((line >= 0).all()) and len(torch.unique(line)) == samples.shape[axis]
 
     def varies(self, axis: int) -> bool:
         return self.labels.shape[axis] > 1
