@@ -248,7 +248,8 @@ class _Closure:
         self.made: list[tuple[Tensor, Tensor]] = [
             (renumber[_tokens(s.rows.labels)], renumber[_tokens(s.cols.labels)])
             for s in sites
-            if s.makes_tokens or s.pools
+            # a state is nobody's but the recurrence's
+            if (s.makes_tokens and s.form != "gathered") or s.pools
         ]
 
     def leaves(self, tokens: Iterable[int]) -> Tensor:

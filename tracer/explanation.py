@@ -147,6 +147,11 @@ def notes_of(labelled: Labelled) -> tuple[str, ...]:
     for node in labelled.findings.ledger.summaries:
         where = module_path(node) or node.name
         notes.append(f"{where} sums tokens without a token-to-token map: relevancy does not pass it")
+    for node in labelled.findings.ledger.recurrences:
+        where = module_path(node) or node.name
+        notes.append(
+            f"approximate: the recurrence {where} mixes tokens along time, and has no map between them"
+        )
     return tuple(dict.fromkeys(notes))
 
 

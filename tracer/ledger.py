@@ -54,14 +54,15 @@ class Site:
     ``operands[0]``, the values' node is ``operands[1]``), ``fused`` (operands are query, key and value of one
     kernel), ``pooled`` (every element of operand 0 goes into one new token), ``taps`` (a convolution),
     ``sampled`` (operands are samplers of grids at points, whose places lie side by side on the last axis),
-    ``joined`` (every element of operand 0, broadcast, meets one of a token that exists already).
+    ``joined`` (every element of operand 0, broadcast, meets one of a token that exists already),
+    ``gathered`` (all elements of the operands, flat and side by side, go into one new token a sample).
     ``rows`` and ``cols`` are labels that broadcast against the map, or against operand 0 where pooled.
     """
 
     index: int
     node: fx.Node
     role: Literal["attention", "mixing"]
-    form: Literal["weights", "fused", "pooled", "taps", "sampled", "joined"]
+    form: Literal["weights", "fused", "pooled", "taps", "sampled", "joined", "gathered"]
     operands: tuple[fx.Node, ...]
     shape: tuple[int, ...]
     rows: Slot
@@ -76,7 +77,8 @@ class Site:
     window: Window | None = None
     """Where the form is ``taps``: rows lie on the window's output, columns on operand 0."""
     path: tuple[fx.Node, ...] = ()
-    """Where the form is ``sampled``: the operations from the samples to their sum, in order."""
+    """Where the form is ``sampled`` or ``gathered``: the operations from the operands to the output, in
+    order."""
     pools: bool = False
     """Of an attention that no query asks for: its rows are new tokens, made of those of its columns."""
     adds: bool = False
@@ -135,6 +137,8 @@ class Ledger:
     """Elementwise products of two labelled tensors, while they are alive: what was multiplied."""
     summaries: list[fx.Node] = field(default_factory=list)
     """Products that sum all tokens into features (linear and kernel attention): no token-to-token map."""
+    recurrences: list[fx.Node] = field(default_factory=list)
+    """Recurrent cells and layers: tokens are mixed one after the other, without a token-to-token map."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     crossing: bool = False
     """Attention was seen between different samples: the assumed batch axis is not one."""

@@ -9,12 +9,13 @@ from torch import Tensor, fx
 
 from fxplain.ledger import Site
 from fxplain.ops.convolution import tap_terms, tap_views
+from fxplain.path import through_path
 from fxplain.replay import Replay
 
 
 def contributions(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """⟨∂y/∂o, contribution⟩ for every element of the site's map, signed, float32 or better."""
-    forms = {"pooled": _pooled, "weights": _weights, "taps": _taps, "joined": _joined}
+    forms = {"pooled": _pooled, "weights": _weights, "taps": _taps, "joined": _joined, "gathered": _gathered}
     return forms[site.form](site, replay, _wide(gradient))
 
 
@@ -40,6 +41,12 @@ def _joined(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
         result = _again(site.node, replay, site.operands[0], leaf)
         (local,) = torch.autograd.grad(result, leaf, gradient.to(result.dtype))
     return _wide(leaf) * _wide(local)
+
+
+def _gathered(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
+    """Every element times the gradient that reaches it through the operations of this step."""
+    pairs = zip(*through_path(site, replay, gradient), strict=True)
+    return torch.cat([(_wide(leaf) * _wide(grown)).reshape(-1) for leaf, grown in pairs])
 
 
 def _again(node: fx.Node, replay: Replay, changed: fx.Node, leaf: Tensor) -> Tensor:

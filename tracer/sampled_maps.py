@@ -8,7 +8,6 @@ whole is a linear map from places to queries, as an attention is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +15,7 @@ from torch import Tensor, fx
 from fxplain.ledger import Site
 from fxplain.ops.sampling import NEAREST
 from fxplain.ops.table import literal
+from fxplain.path import through_path
 from fxplain.replay import Replay
 
 BORDER, REFLECTION = 1, 2
@@ -28,7 +28,7 @@ def sampled_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Te
     With a gradient, what is returned for A is ∇A ⊙ A (gradient times contribution of each place, see
     ``DESIGN.md``), and ones for ∇A: a weight need not be one number for all features, but their product is.
     """
-    wanted = _of_samples(site, replay, gradient)
+    _, wanted = through_path(site, replay, gradient)
     parts = []
     for node, local in zip(site.operands, wanted, strict=True):
         data, grid = (replay.kept[used.name].detach() for used in node.all_input_nodes[:2])
@@ -37,34 +37,6 @@ def sampled_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Te
         parts.append(_spread(site, node, data, grid, local, gradient is not None))
     maps = torch.cat(parts, -1)
     return maps, None if gradient is None else torch.ones_like(maps)
-
-
-def _of_samples(site: Site, replay: Replay, gradient: Tensor | None) -> list[Tensor]:
-    """For every sampler the gradient of its samples; without a gradient, the sum's own weights of them."""
-    real: dict[fx.Node, Any] = {}
-    with torch.enable_grad():
-        for node in site.operands:
-            real[node] = _call(node, real, replay).requires_grad_()
-        for node in site.path:
-            real[node] = _call(node, real, replay)
-        output = real[site.node]
-        found = torch.autograd.grad(
-            output,
-            [real[n] for n in site.operands],
-            torch.ones_like(output) if gradient is None else gradient,
-        )
-    return list(found)
-
-
-def _call(node: fx.Node, real: dict[fx.Node, Any], replay: Replay) -> Any:
-    def value(used: fx.Node) -> Any:
-        if used in real:
-            return real[used]
-        kept = replay.kept[used.name]
-        return kept.detach() if isinstance(kept, Tensor) else kept
-
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _spread(site: Site, node: fx.Node, data: Tensor, grid: Tensor, local: Tensor, weighed: bool) -> Tensor:

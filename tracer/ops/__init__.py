@@ -10,6 +10,7 @@ from fxplain.ops import (
     fused,
     layout,
     products,
+    recurrence,
     reduction,
     sampling,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "fused",
     "layout",
     "products",
+    "recurrence",
     "reduction",
     "sampling",
     "transfer",
