@@ -262,12 +262,18 @@ class _Closure:
         return mask
 
 
+def _meet(one: Tensor, other: Tensor) -> bool:
+    """Whether one stream holds tokens of the other, and one of the two no others: a slice of it, or a token
+    that was pooled from it. A state that was also made of tokens of both is on neither side."""
+    return bool((one & other).any()) and (not bool((one & ~other).any()) or not bool((other & ~one).any()))
+
+
 def _kind(place: int, pairs: list[tuple[Tensor, Tensor]], is_attention: list[bool]) -> Kind:
     queries, keys = pairs[place]
     if not bool((queries & ~keys).any()) or not bool((keys & ~queries).any()):
         return "self"  # the one is part of the other: a class token reads all, all read every second token
     for other, (q, k) in enumerate(pairs):
-        back = is_attention[other] and bool((q & keys).any()) and bool((k & queries).any())
+        back = is_attention[other] and _meet(q, keys) and _meet(k, queries)
         if other != place and back and bool((q & ~k).any()) and bool((k & ~q).any()):
             return "co"
     return "encoder_decoder"
@@ -356,7 +362,7 @@ def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream
 
 def _mixing(site: Site, index: int, kind: Kind | None, queries: Stream, keys: Stream) -> Mixing:
     module = module_path(site.node)
-    op = op_name(site.operands[0] if site.form == "sampled" else site.node)
+    op = op_name({"sampled": site.operands, "gathered": site.path}.get(site.form, (site.node,))[0])
     return Mixing(
         index=index,
         name=module or site.node.name,

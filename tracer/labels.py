@@ -108,6 +108,17 @@ def run_on_labels(operation: Callable[[Tensor], Tensor], labels: Tensor) -> Tens
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A single token a sample that was added to the tokens of another axis, as a query is to keys."""
+
+    code: int
+    strength: int
+    reads: frozenset[int]
+    products: int = 0
+    """How many sums of products its sum went through since."""
+
+
+@dataclass(frozen=True)
 class Value:
     """What is known of one tensor of the graph."""
 
@@ -123,6 +134,10 @@ class Value:
     """Nodes upstream at which labels were lost."""
     sampled: frozenset[str] = frozenset()
     """Nodes whose samples at points this tensor still holds one by one."""
+    asked: tuple[Asked, ...] = ()
+    """Single tokens that gave way to finer labels: the rows of scores that are made of this tensor."""
+    depth: int = 0
+    """How many sums of products the tensor is away from its elements at most."""
 
     @property
     def active(self) -> tuple[Slot, ...]:
@@ -296,6 +311,8 @@ def joined(values: Sequence[Value]) -> dict[str, Any]:
         "softmaxes": frozenset().union(*(v.softmaxes for v in values)),
         "lost": frozenset().union(*(v.lost for v in values)),
         "sampled": frozenset().union(*(v.sampled for v in values)),
+        "asked": tuple({query.code: query for v in values for query in v.asked}.values()),
+        "depth": max((v.depth for v in values), default=0),
     }
 
 

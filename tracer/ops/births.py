@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxplain.labels import (
     DORMANT,
@@ -21,7 +21,7 @@ from fxplain.labels import (
     encode,
     samples_of,
 )
-from fxplain.ops.table import Call, Operand, transfer
+from fxplain.ops.table import Call, Operand, literal, op_name, transfer
 
 
 def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable[int] = ()) -> Operand:
@@ -37,8 +37,25 @@ def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable
         call.ledger.crossing |= _samples_vary(labels, axis)
         labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
     assert operand.node is not None
+    whole = _taken_from(call, operand.node)
+    if whole is not None and whole.dormant is not None and features == [operand.ndim - 1]:
+        wider = whole.dormant
+        every = call.ledger.elements.without_features(codes_of(wider.labels), [wider.labels.ndim - 1])
+        every = encode(samples_of(wider.labels), every).narrow(-1, 0, 1)
+        call.ledger.wake(replace(wider, labels=every), operand.node)
     slot = call.ledger.wake(replace(dormant, labels=labels), operand.node)
     return operand.with_slots([slot])
+
+
+def _taken_from(call: Call, node: fx.Node | None) -> Value | None:
+    """The tensor of which one place was taken, as a loop over time does: its tokens are born together."""
+    if node is None or op_name(node) not in ("aten::select", "aten::slice"):
+        return None
+    source, shape = node.args[0], call.ledger.shapes[node.name]
+    axis = int(literal(node, "dim", 0))
+    if op_name(node) == "aten::slice" and shape[axis] != 1:
+        return None
+    return call.values.get(source) if isinstance(source, fx.Node) else None
 
 
 def _samples_vary(labels: Tensor, axis: int) -> bool:
@@ -50,9 +67,8 @@ def _fresh(call: Call, operand: Operand) -> Slot:
     """Number the places of a tensor whose elements nothing upstream has numbered."""
     ledger, shape = call.ledger, list(operand.shape)
     axis = ledger.batch_axis
-    batched = (
-        operand.value.from_input and axis is not None and axis < len(shape) and shape[axis] == ledger.batch
-    )
+    data = operand.value.from_input or operand.value.root is None  # and a first state of zeros
+    batched = data and axis is not None and axis < len(shape) and shape[axis] == ledger.batch
     samples: Tensor | int = 0 if ledger.batch == 1 else -1
     if batched and axis is not None:
         samples = torch.arange(shape[axis]).view([-1 if a == axis else 1 for a in range(len(shape))])
@@ -98,6 +114,10 @@ def embedding(call: Call) -> Value:
     if dormant is None:
         dormant = _fresh(call, index)
     tag = index.value.origin or (index.node.name if index.node else call.node.name)
+    whole = _taken_from(call, index.node)
+    if whole is not None and whole.dormant is not None and whole.origin is not None:
+        tag = whole.origin
+        call.ledger.wake(whole.dormant, call.node, tag=tag, table=table.value.root)
     slot = call.ledger.wake(dormant, call.node, tag=tag, table=table.value.root)
     return call.carry(index, table, slots=[replace(slot, labels=slot.labels.unsqueeze(-1))])
 

@@ -13,7 +13,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxplain.labels import Slot, Value, codes_of, compact, fill_samples, same_tokens
+from fxplain.labels import (
+    Asked,
+    Slot,
+    Value,
+    codes_of,
+    compact,
+    encode,
+    fill_samples,
+    same_tokens,
+    samples_of,
+)
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples, new_tokens, pooled, record
 from fxplain.ops.normaliser import await_division, normaliser_of, row_sums
@@ -23,6 +33,9 @@ from fxplain.ops.table import Call, Operand, aten, op_name
 
 PRODUCTS = aten("matmul mm bmm einsum baddbmm mv dot tensordot")
 LINEARS = aten("linear addmm conv1d conv2d conv3d convolution")
+
+LONGEST_SCORE = 2
+"""How many sums of products may lie between a query that was added to keys, and scores."""
 
 
 def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
@@ -44,6 +57,7 @@ def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
         slots = _bilinear(call, left, right, output)
     attends = len(call.ledger.sites) > 0 and call.ledger.sites[-1].node is call.node
     value = call.carry(one, other, slots=slots)
+    value = replace(value, asked=() if attends else _still_asked(value), depth=value.depth + 1)
     if attends or not by_parameter:
         value = replace(value, sampled=frozenset())
     # what is no map between tokens carries no attention weights any further
@@ -280,21 +294,8 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
             moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
         )
     cols = replace(cols, reads=ours.reads if same_tokens(cols, ours) else ours.reads | cols.reads)
-    if weights.alive:
-        rows = weights.alive[0]
-    else:
-        kept = sorted(
-            {axis for axis in cols.axes if weights.letters[axis] not in weights.summed}
-            | {*_free(weights, values)}
-        )
-        rows = new_tokens(
-            call,
-            cols,
-            kept,
-            [1 if c in weights.summed else s for c, s in zip(weights.letters, shape, strict=True)],
-            ["scores"],
-        )
-        rows = replace(rows, reads=frozenset())
+    query = None if weights.alive else _query_told(weights, cols)
+    rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
     check_samples(call, rows, cols, lambda: weights.operand.tensor)
     nodes = (weights.operand.node, values.operand.node)
     summed = weights.axes_of(weights.summed)
@@ -307,7 +308,7 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
         shape=shape,
         rows=rows,
         cols=cols,
-        pools=not weights.alive,
+        pools=not weights.alive and query is None,
         softmaxes=weights.operand.value.softmaxes,
         normaliser=normaliser_of(call, weights.operand, sums),
         axes=f"{weights.letters},{values.letters}->{output}",
@@ -318,6 +319,30 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
     lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
     others = values.alive if values.killed else values.slots[1:]
     return [weights.moved(lived, output), *[values.moved(slot, output) for slot in others]]
+
+
+def _query_told(weights: Side, cols: Slot) -> Slot | None:
+    """The row of a map whose own labels are of columns alone: the query that was added to the keys."""
+    summed = weights.axes_of(weights.summed)
+    if not weights.operand.value.asked or cols.token_axes - set(summed):
+        return None
+    query = min(weights.operand.value.asked, key=lambda query: query.products)
+    samples = samples_of(cols.labels).amax(summed, keepdim=True)
+    return Slot(encode(samples, torch.full_like(samples, query.code)), query.strength, query.reads)
+
+
+def _pooled_rows(call: Call, weights: Side, values: Side, cols: Slot) -> Slot:
+    """The rows of a map that no query asks for: new tokens, made of those of its columns."""
+    summed = weights.axes_of(weights.summed)
+    kept = sorted({axis for axis in cols.axes if axis not in summed} | {*_free(weights, values)})
+    sizes = [1 if axis in summed else size for axis, size in enumerate(weights.operand.shape)]
+    return replace(new_tokens(call, cols, kept, sizes, ["scores"]), reads=frozenset())
+
+
+def _still_asked(value: Value) -> tuple[Asked, ...]:
+    """Queries that were added to keys a short while ago: beyond, what comes of the sum is no score."""
+    later = (replace(query, products=query.products + 1) for query in value.asked)
+    return tuple(query for query in later if query.products <= LONGEST_SCORE)
 
 
 def _data_mixing(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:

@@ -9,8 +9,22 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxplain.labels import STRONG, Slot, Value, align, broadcast, codes_of, compact, merge, samples_of
-from fxplain.ops.table import Call, Operand
+from fxplain.labels import (
+    DORMANT,
+    STRONG,
+    Asked,
+    Slot,
+    Value,
+    align,
+    broadcast,
+    codes_of,
+    compact,
+    merge,
+    samples_of,
+)
+from fxplain.ops.table import Call, Operand, aten
+
+QUERYING = frozenset(aten("add sub mul"))
 
 
 def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
@@ -19,10 +33,41 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
     aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
     additive = call.op.removesuffix("_") in ("aten::add", "aten::sub")
-    slots = merge(_older_first(call, aligned), additive=additive)
+    ordered = _newest_first(call, operands, aligned) if additive else _older_first(call, aligned)
+    slots = merge(ordered, additive=additive)
     if isinstance(call.result, Tensor) and call.result.is_floating_point() and len(slots) == 1:
         slots = (_joined(call, operands, aligned, slots[0]),)
-    return call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
+    value = call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
+    if call.op.removesuffix("_") not in QUERYING:
+        return value
+    products = 2 if "mul" in call.op else 0  # a product with keys only has its features to be summed up
+    return replace(value, asked=(*value.asked, *asked_among(aligned, slots, products)))
+
+
+def asked_among(
+    given: Sequence[Sequence[Slot]], kept: Sequence[Slot], products: int = 0, features: int | None = None
+) -> list[Asked]:
+    """Single tokens of a sample that gave way to the tokens of an axis: a query that was added to keys."""
+    if not any(slot.token_axes - {features} for slot in kept):
+        return []
+    firm = [slot for slots in given for slot in slots if slot.strength > DORMANT and slot.labels.numel()]
+    single = [slot for slot in firm if not slot.token_axes and not any(slot is k for k in kept)]
+    return [Asked(int(codes_of(slot.labels).amax()), slot.strength, slot.reads, products) for slot in single]
+
+
+def _newest_first(
+    call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[Slot]]
+) -> list[Sequence[Slot]]:
+    """As :func:`_older_first`; but of single tokens that are added up, the one that came in last leads.
+
+    The state of a recurrence holds all tokens so far. What joins it was mixed later, or has gone through
+    fewer sums of products.
+    """
+    if len(slots) != 2 or any(slot.token_axes for own in slots for slot in own):
+        return _older_first(call, slots)
+    one, other = (max((call.ledger.mixed_at(slot) for slot in own), default=0) for own in slots)
+    newer = operands[0].value.depth > operands[1].value.depth if one == other else one < other
+    return list(slots)[::-1] if newer else list(slots)
 
 
 def _older_first(call: Call, operands: Sequence[Sequence[Slot]]) -> list[Sequence[Slot]]:

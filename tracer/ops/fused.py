@@ -51,7 +51,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
     labels = fill_samples(on_rows.labels, [on_cols.labels.amax(-1, keepdim=True)])
     lived = Slot(labels, rows.strength, rows.reads | {site.index})
-    out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset(), sampled=frozenset())
+    out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset(), sampled=frozenset(), asked=())
     return _with_sums(call, out)
 
 

@@ -20,7 +20,7 @@ from fxplain.labels import (
     merge,
     reads_of,
 )
-from fxplain.ops.elementwise import pointwise
+from fxplain.ops.elementwise import asked_among, pointwise
 from fxplain.ops.table import Call, Operand, aten, transfer
 
 UNARY = """view reshape _unsafe_view _reshape_alias view_copy permute transpose t numpy_T movedim moveaxis
@@ -32,6 +32,8 @@ view_as expand_as reshape_as upsample_nearest1d upsample_nearest2d upsample_near
 reflection_pad2d replication_pad1d replication_pad2d mT mH permute_copy transpose_copy expand_copy
 slice_copy select_copy squeeze_copy unsqueeze_copy _unsafe_index replication_pad3d _mkldnn_reshape"""
 
+WHOLE = aten("view reshape expand _unsafe_view slice")
+"""Operations that hold the very numbers of their operand where they keep its shape."""
 STRIDED = ("aten::as_strided", "aten::as_strided_copy")
 
 IDENTITY = """clone contiguous detach alias to _to_copy lift_fresh lift_fresh_copy dropout feature_dropout
@@ -69,7 +71,7 @@ def unary(call: Call) -> Value | tuple[Value, ...]:
         return tuple(call.carry(operand, slots=part) for part in slots)
     value = call.carry(operand, slots=[part[0] for part in moved])
     same = isinstance(call.result, Tensor) and call.result.shape == operand.shape
-    reshaping = call.op in ("aten::view", "aten::reshape", "aten::expand", "aten::_unsafe_view")
+    reshaping = call.op in WHOLE
     return replace(value, origin=_origin(operand)) if same and reshaping else value
 
 
@@ -175,9 +177,7 @@ def cat(call: Call) -> Value:
     stacked = call.op == "aten::stack"
     parts = [_unsqueeze(o, axis) if stacked else o for o in operands]
     parts = [part for part in parts if part.tensor.numel() or part.ndim == call.result.ndim]
-    lead = next((p for p in parts if p.value.labelled), None) or next(
-        (p for p in parts if p.value.slots), None
-    )
+    lead = _lead(parts, axis)
     if lead is None:
         return call.carry(*operands)
     if _pairs(parts, axis):
@@ -190,7 +190,22 @@ def cat(call: Call) -> Value:
         )
         strength = max(piece.strength for piece in pieces)
         slots.append(Slot(labels, strength, reads_of(pieces)))
-    return call.carry(*operands, slots=slots)
+    value = call.carry(*operands, slots=slots)
+    return replace(
+        value, asked=(*value.asked, *asked_among([p.value.active for p in parts], slots, features=axis))
+    )
+
+
+def _lead(parts: Sequence[Operand], axis: int) -> Operand | None:
+    """The part that says along which axes tokens lie: the first labelled one.
+
+    Of features side by side it is the finest: a query that is repeated beside each key gives way to the keys.
+    """
+    labelled = [part for part in parts if part.value.labelled]
+    slots = [slot for part in labelled for slot in part.value.active]
+    if labelled and not any(slot.varies(axis) for slot in slots) and all(p.shape[axis] > 1 for p in parts):
+        return max(labelled, key=lambda part: max(len(slot.token_axes) for slot in part.value.active))
+    return next(iter(labelled), None) or next((part for part in parts if part.value.slots), None)
 
 
 def _pairs(parts: Sequence[Operand], axis: int) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from fxplain.labels import NOTHING, Slot, Value, codes_of, compact, encode, samples_of
 from fxplain.ops.births import woken
 from fxplain.ops.table import Call, Operand, aten, transfer
+from fxplain.where import module_path
 
 CELLS = "gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell"
 LAYERS = "lstm gru rnn_tanh rnn_relu"
@@ -35,7 +36,7 @@ def cell(call: Call) -> Value | tuple[Value, ...]:
         last = data[0].ndim - 1
         samples = torch.stack([_samples(o, [last]) for o in known]).amax(0)
         slot = _state(call, call.node, known, samples, (call.node,))
-        value = call.carry(*data, slots=[slot], softmaxes=frozenset(), sampled=frozenset())
+        value = call.carry(*data, slots=[slot], softmaxes=frozenset(), sampled=frozenset(), asked=())
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
 
 
@@ -57,10 +58,12 @@ def _state(
     cols = torch.cat([o.value.active[0].expanded(o.shape).reshape(-1) for o in operands])
     reads = frozenset().union(*(o.value.active[0].reads for o in operands))
     strength = max(o.value.active[0].strength for o in operands)
-    blank = Slot(encode(samples, torch.zeros_like(samples)), strength, reads)
     source = next((o.value.root for o in operands if o.value.root is not None), call.node.name)
-    born = ledger.rebirth(blank, call.node, source, "mixing", ("state", call.node.name))
-    code = int(codes_of(born.labels).amax())
+    alike = _calls_alike(call.node)
+    line = Slot(encode(0, torch.arange(len(alike))), strength)
+    line = ledger.rebirth(line, call.node, source, "mixing", ("states", alike[0].name, node is call.node))
+    code = int(codes_of(line.labels).reshape(-1)[alike.index(call.node)])
+    born = Slot(encode(samples, torch.full_like(samples, code)), strength)
     owners = samples_of(cols)
     rows = Slot(encode(owners, torch.full_like(owners, code)), strength, reads)
     site = ledger.add_site(
@@ -76,6 +79,11 @@ def _state(
     return replace(born, labels=compact(born.labels), reads=reads | {site.index})
 
 
+def _calls_alike(node: fx.Node) -> list[fx.Node]:
+    """All calls of one cell, in order: its states are tokens of one space."""
+    return [n for n in node.graph.nodes if n.target == node.target and module_path(n) == module_path(node)]
+
+
 @transfer(*aten(LAYERS))
 def layer(call: Call) -> tuple[Value, ...]:
     """Places of the output are the tokens at their time; the last states are one token of all of them."""
@@ -86,7 +94,7 @@ def layer(call: Call) -> tuple[Value, ...]:
     if operand.value.labelled and not slots:
         raise ValueError("a recurrence over places whose features belong to several tokens")
     # features of several directions lie side by side; all are of the place's token
-    value = call.carry(operand, slots=slots[:1], softmaxes=frozenset(), sampled=frozenset())
+    value = call.carry(operand, slots=slots[:1], softmaxes=frozenset(), sampled=frozenset(), asked=())
     states = [_last(call, operand.with_slots(slots), place) for place in range(1, len(call.result))]
     return (value, *states)
 
@@ -105,7 +113,7 @@ def _last(call: Call, operand: Operand, place: int) -> Value:
         samples = _samples(operand, [time, operand.ndim - 1])
         samples = samples.reshape((1, batch, 1) if operand.ndim == 3 else (1, 1))
     slot = _state(call, taken[0], [operand], samples, (call.node, taken[0]))
-    return call.carry(operand, slots=[slot], softmaxes=frozenset(), sampled=frozenset())
+    return call.carry(operand, slots=[slot], softmaxes=frozenset(), sampled=frozenset(), asked=())
 
 
 @transfer("aten::_pack_padded_sequence")
