@@ -100,20 +100,22 @@ def test_a_decoder_asks_an_encoder_step_by_step(spelled: str, recurrence: str) -
     assert float(early.relevance["said"][:, 1:].abs().max()) == 0
 
 
-def shares(parts: list[list[Tensor]], output: Tensor, gradient: Tensor) -> Tensor:
-    """What each token gives to a new state: positive gradient times value over its parts, [batch, token]."""
-    given = []
-    for own in parts:
-        grown = torch.autograd.grad(output, own, gradient, retain_graph=True)
-        given.append(sum((part * g).sum(-1) for part, g in zip(own, grown, strict=True)).clamp(min=0))
-    total = sum(given)
-    return torch.stack([torch.where(total > 0, each / total, 1 / len(parts)) for each in given], -1).detach()
+def shares(cell: nn.GRUCell, parts: tuple[Tensor, Tensor, Tensor], gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """What the word, and the old state with its context, give to a new state: [batch, 1] each, sum 1."""
+    word, context, old = (part.detach().requires_grad_() for part in parts)
+    grown = torch.autograd.grad(cell(torch.cat([word, context], -1), old), [word, context, old], gradient)
+    each = [(part * g).sum(-1, keepdim=True) for part, g in zip((word, context, old), grown, strict=True)]
+    given = each[0].clamp(min=0), (each[1] + each[2]).clamp(min=0)
+    total = given[0] + given[1]
+    first, second = (torch.where(total > 0, part / total, 0.5).detach() for part in given)
+    return first, second
 
 
-def test_states_carry_what_they_are_made_of() -> None:
+@pytest.mark.parametrize("target", [2, 7, 11])
+def test_states_carry_what_they_are_made_of(target: int) -> None:
     model = Translator().double().eval()
     source, said = inputs()
-    result = fxplain.explain(model, (source, said), target=(1, 4))
+    result = fxplain.explain(model, (source, said), target=(1, target))
     # the same by hand: two steps, and the score read off the second state
     words = model.source(source)
     found, last = model.encoder(words)
@@ -125,7 +127,7 @@ def test_states_carry_what_they_are_made_of() -> None:
         context = (maps[-1][:, None] @ found)[:, 0]
         made.append((word, context, states[-1]))
         states.append(model.cell(torch.cat([word, context], -1), states[-1]))
-    score = model.head(states[-1])[:, 4].sum()
+    score = model.head(states[-1])[:, target].sum()
     grown = torch.autograd.grad(score, [*states, *maps], retain_graph=True)
     of_states, of_maps = grown[:3], grown[3:]
     # the encoder's last state is made of all source words, and the row of a state of what it is made of
@@ -134,10 +136,8 @@ def test_states_carry_what_they_are_made_of() -> None:
     row = given / given.sum(-1, keepdim=True)
     for step, (word, context, old) in enumerate(made):
         row = row + (of_maps[step] * maps[step]).clamp(min=0)  # eq. 10: neither side has attended before
-        share = shares([[word], [context, old]], states[step + 1], of_states[step + 1])
-        row = share[:, 1:] * row
+        row = shares(model.cell, (word, context, old), of_states[step + 1])[1] * row
     row = row.detach()
-    assert float(row.sum()) > 0
     torch.testing.assert_close(result.relevance["source"], row)
 
 
