@@ -158,7 +158,12 @@ def _last_token(case: Case, checked: fxplain.Verdict, verdict: Verdict) -> fxpla
     if not all(isinstance(t, tuple) and len(t) > 1 for t in checked.result.target):
         return checked
     verdict.notes["target"] = "the last token"
-    return fxplain.check(case.model, case.inputs, (-1,))
+    # a model whose batch is packed has one sample, whose first axis is that of the batch
+    for target in ((-1,), (-1, -1)):
+        checked = fxplain.check(case.model, case.inputs, target)
+        if checked.finding("relevancy").outcome == "ok":
+            break
+    return checked
 
 
 def _describe(traced: Traced, verdict: Verdict) -> None:

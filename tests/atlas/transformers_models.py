@@ -151,6 +151,8 @@ def _spread(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
+            if weight.is_floating_point() and weight.numel() == 1 and not weight.any():
+                weight.fill_(0.5)  # a scale of zero would hide everything
             if not weight.is_floating_point() or weight.numel() < 2:
                 continue
             if weight.dim() > 1 and not weight.std() > 0.1:
