@@ -57,6 +57,10 @@ class Facts:
         found = self.find("num_channels", "in_channels", "in_chans", "num_input_channels", default=3)
         return found if isinstance(found, int) and found < 16 else 3
 
+    def vocabulary(self) -> int:
+        sizes = [vars(config).get("vocab_size") for config in configurations(self.config)]
+        return min([size for size in sizes if isinstance(size, int) and size > 5], default=VOCABULARY)
+
     def patch(self) -> int:
         patch = self.find("patch_size", default=8)
         return patch if isinstance(patch, int) else int(tuple(patch)[-1])
@@ -70,8 +74,9 @@ def numbers(*shape: int, seed: int = 2) -> Tensor:
     return torch.randn(*shape, generator=_generator(seed))
 
 
-def words(length: int = WORDS, seed: int = 1, batch: int = BATCH) -> Tensor:
-    return torch.randint(5, VOCABULARY - 45, (batch, length), generator=_generator(seed))
+def words(facts: Facts, length: int = WORDS, seed: int = 1) -> Tensor:
+    highest = max(min(facts.vocabulary(), VOCABULARY - 45), 6)
+    return torch.randint(5, highest, (BATCH, length), generator=_generator(seed))
 
 
 def _pixels(facts: Facts) -> Iterator[Tensor]:
@@ -86,6 +91,7 @@ def _pixels(facts: Facts) -> Iterator[Tensor]:
         yield numbers(BATCH * 16, flat)
         yield numbers(BATCH * 16, channels, patch, patch)
         yield numbers(BATCH * 16, channels * patch * patch)
+        yield numbers(BATCH * 16, 2 * channels * patch * patch)
         if temporal:
             yield numbers(BATCH * 16, channels, temporal, patch, patch)
     if "image_sizes" in facts.names:
@@ -99,6 +105,7 @@ def _pixels(facts: Facts) -> Iterator[Tensor]:
     yield numbers(BATCH, 1, channels, high, wide)
     yield numbers(BATCH, 1, 1, channels, high, wide)
     yield numbers(BATCH, frames, channels, high, wide)
+    yield numbers(BATCH, 2, channels, high, wide)
     yield numbers(BATCH * 16, channels, patch, patch)
     yield numbers(BATCH, 16, channels * patch * patch)
 
@@ -139,7 +146,7 @@ def _waves(facts: Facts) -> Iterator[Tensor]:
     yield numbers(BATCH, 3840)
     yield numbers(BATCH, length if isinstance(length, int) else 64, bins)
     yield numbers(BATCH, 1, 19200)
-    yield words()
+    yield words(facts)
 
 
 def _boxes(facts: Facts) -> Iterator[Tensor]:
@@ -150,12 +157,12 @@ def _boxes(facts: Facts) -> Iterator[Tensor]:
 
 
 def _ids(facts: Facts) -> Iterator[Tensor]:
-    yield words()
-    yield words(32)
+    yield words(facts)
+    yield words(facts, 32)
     books = facts.find("num_codebooks", "n_codebooks", "num_quantizers")
     if isinstance(books, int):
-        yield torch.stack([words(seed=seed) for seed in range(books)], 1)
-        yield torch.stack([words(seed=seed) for seed in range(books)], -1)
+        yield torch.stack([words(facts, seed=seed) for seed in range(books)], 1)
+        yield torch.stack([words(facts, seed=seed) for seed in range(books)], -1)
 
 
 def _series(facts: Facts) -> Iterator[Tensor]:
@@ -196,7 +203,7 @@ ROBOT = 5
 
 GUESSES: dict[str, Callable[[Facts], Iterator[Tensor]]] = {
     "input_ids": _ids,
-    "decoder_input_ids": _one(lambda f: words(6, 4)),
+    "decoder_input_ids": _one(lambda f: words(f, 6, 4)),
     "pixel_values": _pixels,
     "pixel_values_videos": lambda f: (
         v
@@ -223,7 +230,7 @@ GUESSES: dict[str, Callable[[Facts], Iterator[Tensor]]] = {
     "image_attention_mask": _one(lambda f: torch.ones(BATCH, WORDS, 1, dtype=torch.long)),
     "encoder_hidden_states": _one(lambda f: numbers(BATCH, 7, _hidden(f, "encoder_hidden_size"), seed=5)),
     "query_embeds": _one(lambda f: numbers(BATCH, 6, _hidden(f), seed=6)),
-    "inputs": lambda f: iter([numbers(BATCH, WORDS, f.find("d_model", default=64)), words()]),
+    "inputs": lambda f: iter([numbers(BATCH, WORDS, f.find("d_model", default=64)), words(f)]),
     "past_values": _series,
     "past_time_features": _time_features(_past),
     "past_observed_mask": _one(lambda f: torch.ones(BATCH, _past(f))),
@@ -248,7 +255,7 @@ GUESSES: dict[str, Callable[[Facts], Iterator[Tensor]]] = {
                 .reshape(1, 16, 2)
                 .float()
                 .repeat(BATCH, 1, 1),
-                numbers(BATCH, 16, f.channels() * f.patch() ** 2),
+                numbers(BATCH, 16, f.find("patch_embed_hidden_size", default=f.channels() * f.patch() ** 2)),
             ],
             -1,
         )
@@ -256,11 +263,11 @@ GUESSES: dict[str, Callable[[Facts], Iterator[Tensor]]] = {
     "visual_feats": _one(lambda f: numbers(BATCH, 7, f.find("visual_feat_dim", default=64))),
     "visual_pos": _one(lambda f: numbers(BATCH, 7, f.find("visual_pos_dim", default=4))),
     "visual_embeds": _one(lambda f: numbers(BATCH, 7, f.find("visual_embedding_dim", default=64))),
-    "qformer_input_ids": _one(lambda f: words(6, 7)),
+    "qformer_input_ids": _one(lambda f: words(f, 6, 7)),
     "input_points": _one(lambda f: torch.full((BATCH, 1, 1, 2), 9.0)),
-    "task_inputs": _one(lambda f: words(f.find("task_seq_len", default=77))),
+    "task_inputs": _one(lambda f: words(f, f.find("task_seq_len", default=77))),
     "sample": _one(lambda f: numbers(BATCH, f.channels(), *f.size())),
-    "char_input_ids": _one(lambda f: words(seed=8)),
+    "char_input_ids": _one(lambda f: words(f, seed=8)),
     "lang_id": _one(lambda f: torch.tensor(1)),
     "patch_input": _one(
         lambda f: numbers(
@@ -390,7 +397,7 @@ def _cost(places: tuple[int, ...], given: list[str], choices: list[list[Tensor |
     left_out = [
         name for place, name, choice in zip(places, given, choices, strict=True) if choice[place] is None
     ]
-    return sum(places) + sum(20 for name in left_out if name in OFFERED)
+    return sum(places) + sum(5 for name in left_out if name in OFFERED)
 
 
 def _facts(model: nn.Module, config: Any, image: int) -> Facts:

@@ -32,6 +32,8 @@ class Plan:
     """The side of a window of attention in a picture."""
     stage: int = 1
     """Layers in each stage of a hierarchy."""
+    cache: bool = True
+    """Whether a decoder gives its keys and values out, as it does by default."""
 
 
 PLANS = (
@@ -39,6 +41,7 @@ PLANS = (
     Plan("equal widths, larger pictures", 64, equal=True, image=64),
     Plan("widths in proportion", 128, equal=False, unit=16, image=64),
     Plan("widths in proportion, multiples of 32", 256, equal=False, unit=32, image=64),
+    Plan("equal widths, no cache", 64, equal=True, cache=False),
     Plan("own widths", None, equal=False, image=64, stage=3),
 )
 
@@ -100,7 +103,6 @@ KEPT = re.compile(
     r"^(num_channels|in_channels|out_channels|audio_channels|num_labels|.*_groups|.*dropout.*|.*_prob|.*_std|.*kernel.*|.*stride.*)$"
 )
 PATCHES = re.compile(r"size|grid|patches|resolution|length|seq|tokens|position")
-PICTURES = re.compile(r"^(vision_config|image_token_(id|index))$")
 PROBABILITY = re.compile(r".*(dropout|layerdrop|_prob|pdrop|drop_path_rate|jitter.*)$")
 
 
@@ -111,7 +113,6 @@ def shrink(config: Any, plan: Plan) -> None:
     renumber = _Renumber()
     if any(_has_stages(each) for each in tree):
         plan = replace(plan, image=max(plan.image, 64), window=2)
-    pictures = any(PICTURES.match(name) for each in tree for name in vars(each))
     old = next((v for each in tree for n, v in vars(each).items() if n == "image_size" and type(v) is int), 0)
     for each in tree:
         before = dict(vars(each))
@@ -129,7 +130,7 @@ def shrink(config: Any, plan: Plan) -> None:
         _fill(each)
         _keep_relations(each, before)
         _make_heads_divide(each)
-        _shrink_rotary(each, before, pictures)
+        _shrink_rotary(each, before)
 
 
 def side(config: Any, plan: Plan) -> int:
@@ -193,7 +194,8 @@ def _smaller(name: str, value: Any, plan: Plan, narrow: Callable[[int], int]) ->
         if pattern.match(name):
             return _each(value, change)
     if SQUARE_WINDOW.match(name):
-        return _each(value, lambda v: min(v, plan.window))
+        # some count patches, some pixels
+        return _each(value, lambda v: min(v, plan.window) if v < 64 else 32)
     if IMAGE.match(name):
         return _each(value, lambda v: min(v, plan.image) if v > 8 else v)
     if isinstance(value, (list, tuple)) and len(value) > 1 and STAGES.match(name):
@@ -243,6 +245,7 @@ _CAPS: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = (
     (re.compile(r"^(.*num_frames)$"), _cap(4)),
     (re.compile(r"^(num_experts_per_tok|.*top_?k|num_selected_experts|moe_k)$"), _cap(2)),
     (re.compile(r"^num_mel_bins$"), _cap(32)),
+    (re.compile(r"^rotary_dim$"), _cap(8)),
     (re.compile(r"^num_kv_shared_layers$"), _cap(0)),
     (re.compile(r".*_layer_offset$"), _cap(1)),
 )
@@ -359,6 +362,7 @@ def _fill(config: Any) -> None:
         "num_key_value_heads": heads,
         "head_dim": _width(config) // max(heads, 1),
         "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
     }
     for name, value in wanted.items():
         if name in facts and facts[name] is None:
@@ -380,9 +384,24 @@ def _keep_relations(config: Any, before: dict[str, Any]) -> None:
         for name in ("qk_head_dim", "head_dim"):
             if before.get(name) == old:
                 _set(config, name, new)
+    width = facts.get("hidden_size", 0)
+    for name, value in before.items():
+        if (
+            isinstance(value, (list, tuple))
+            and len(value) == 2
+            and sum(_numbers_of(value)) == before.get("hidden_size")
+        ):
+            _set(config, name, type(value)((width // 4, width - width // 4)))
+    if "coordinate_size" in before and "shape_size" in before:  # four of the one and two of the other
+        _set(config, "coordinate_size", width * 3 // 16)
+        _set(config, "shape_size", width // 8)
     sizes = [source.get(name) for source in (before, facts) for name in ("image_size", "patch_size")]
     if all(type(size) is int for size in sizes):
         _count_patches(config, before, sizes[0] // sizes[1], sizes[2] // sizes[3])
+
+
+def _numbers_of(values: Any) -> list[int]:
+    return [value for value in values if type(value) is int]
 
 
 def _count_patches(config: Any, before: dict[str, Any], old: int, new: int) -> None:
@@ -422,7 +441,7 @@ class _Renumber:
         return self.new.setdefault(value, VOCABULARY - 1 - len(self.new))
 
 
-def _shrink_rotary(config: Any, before: dict[str, Any], pictures: bool) -> None:
+def _shrink_rotary(config: Any, before: dict[str, Any]) -> None:
     """Sections of rotary positions add up to half a head, and parts of heads stay whole."""
     for name in ("rope_parameters", "rope_scaling"):
         rotary = vars(config).get(name)
@@ -439,11 +458,9 @@ def _shrink_rotary(config: Any, before: dict[str, Any], pictures: bool) -> None:
                 and round(old * inside["partial_rotary_factor"]) == before["qk_rope_head_dim"]
             ):
                 inside["partial_rotary_factor"] = turned / width
-            sections = inside.get("mrope_section") or ([1, 1, 1] if pictures and inside is rotary else None)
-            if sections:
-                half = int(width * inside.get("partial_rotary_factor", 1.0)) // 2
-                base = half // len(sections)
-                inside["mrope_section"] = [half - base * (len(sections) - 1)] + [base] * (len(sections) - 1)
+            half = int(width * inside.get("partial_rotary_factor", 1.0)) // 2
+            if inside is rotary or "mrope_section" in inside:
+                inside["mrope_section"] = [half // 3, half // 3, half - 2 * (half // 3)]
 
 
 def _width(config: Any) -> int:

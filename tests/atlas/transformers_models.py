@@ -16,7 +16,7 @@ from transformers.models.auto import modeling_auto
 
 from atlas.cases import UNUSED, Case, NotBuiltError, tensors
 from atlas.guess import NoInputsError, guess
-from atlas.shrink import PLANS, Plan, shrink, side
+from atlas.shrink import PLANS, Plan, configurations, shrink, side
 
 transformers.logging.set_verbosity_error()
 
@@ -31,7 +31,7 @@ HEADS = """
 """
 """Which head is wanted where there are several, the most wanted first; then the bare model, then any."""
 
-LARGEST = 40_000_000
+LARGEST = 120_000_000
 """Parameters; beyond this the model did not shrink."""
 
 PATIENCE = 40.0
@@ -71,7 +71,7 @@ def _choose(name: str) -> tuple[Plan, type[nn.Module], dict[str, Tensor]]:
         config = CONFIG_MAPPING[name]()
     except Exception as error:
         raise NotBuiltError("no default configuration", f"{type(error).__name__}: {error}") from error
-    kinds = list(dict.fromkeys(_classes(type(config))))[:3]
+    kinds = list(dict.fromkeys(_classes(type(config))))[:4]
     if not kinds:
         raise NotBuiltError("no model class", "no mapping of the registry holds a model of this type")
     reasons: list[NotBuiltError] = []
@@ -122,28 +122,34 @@ def _classes(config: type) -> Iterator[type[nn.Module]]:
 
 
 def _make(name: str, plan: Plan, kind: type[Any], attention: str) -> nn.Module:
-    config = CONFIG_MAPPING[name]()
-    shrink(config, plan)
-    config.return_dict = True
+    where = f"{kind.__name__}, {plan.name}"
     try:
         with torch.device("meta"):
-            weights = dict(kind._from_config(config, attn_implementation="eager").named_parameters())
-        size = sum(weight.numel() for weight in weights.values())
+            model = kind._from_config(_config(name, plan), attn_implementation="eager")
+        weights = {name: weight.numel() for name, weight in model.named_parameters()}
     except ImportError:
         raise
     except Exception:
         if plan.width is None:
             raise
-        size = 0  # some constructors read values: these are built without knowing their size
+        weights = {}  # some constructors read values: these are built without knowing their size
+    size = sum(weights.values())
     if size > LARGEST:
-        name = max(weights, key=lambda n: weights[n].numel())
-        text = f"{size / 1e6:.0f} million parameters, most of them in {name} {list(weights[name].shape)}"
-        raise NotBuiltError("too large", f"{kind.__name__}, {plan.name}: {text}")
+        largest = max(weights, key=weights.__getitem__)
+        raise NotBuiltError("too large", f"{where}: {size / 1e6:.0f} million parameters, most in {largest}")
+    torch.manual_seed(0)
+    model = kind._from_config(_config(name, plan), attn_implementation=attention)
+    return _spread(model.eval().float())
+
+
+def _config(name: str, plan: Plan) -> Any:
     config = CONFIG_MAPPING[name]()
     shrink(config, plan)
-    torch.manual_seed(0)
-    model = kind._from_config(config, attn_implementation=attention)
-    return _spread(model.eval().float())
+    config.return_dict = True
+    if not plan.cache:
+        for each in configurations(config):
+            each.use_cache = False
+    return config
 
 
 def _spread(model: nn.Module) -> nn.Module:
