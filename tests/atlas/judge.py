@@ -207,7 +207,7 @@ def _match(theirs: Tensor, maps: Sequence[Tensor], left: Sequence[int]) -> tuple
         for place, ours in candidates.items():
             if same(theirs, ours):
                 return how, place
-    return "differs", None
+    return "no map" if _is_no_map(theirs, maps) else "differs", None
 
 
 def _equal(theirs: Tensor, ours: Tensor) -> bool:
@@ -254,11 +254,25 @@ def _sorted_rows(map: Tensor) -> Tensor:
     return rows[(rows != 0).any(-1)].sort(-1, descending=True).values
 
 
+def _mean_of_heads(theirs: Tensor, ours: Tensor) -> bool:
+    return (
+        theirs.shape == ours.shape
+        and theirs.ndim == 4
+        and torch.allclose(theirs, ours.mean(1, keepdim=True).expand_as(ours), rtol=0, atol=SAME_MAP)
+    )
+
+
+def _is_no_map(theirs: Tensor, maps: Iterable[Tensor]) -> bool:
+    """Negative, and of no shape that a map has: some models report something else."""
+    return bool((theirs < -SAME_MAP).any()) and all(theirs.shape[-2:] != ours.shape[-2:] for ours in maps)
+
+
 _AGREEMENTS = {
     "equal": _equal,
     "laid out differently": _same_entries,
     "before the softmax": _before_softmax,
     "transposed": _transposed,
+    "mean of heads": _mean_of_heads,
     "a part": _block,
     "with padding": _padded,
 }

@@ -30,6 +30,8 @@ AGREEMENT = {
     "a part": "the model leaves out rows and columns, of a prompt for instance",
     "with padding": "the model reports the rows of padding too",
     "unused": "no output of the model depends on it, so there is nothing to explain",
+    "mean of heads": "the model reports the mean of the heads, once for each head",
+    "no map": "the model reports something else, such as the output",
     "differs": "none of the maps that multiply the values: see the failures",
 }
 
