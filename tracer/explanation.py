@@ -124,6 +124,7 @@ def _result(prediction: Prediction, method: Method, verified: float) -> Result:
         verified=max(verified, prediction.rebuilt),
         notes=tuple(dict.fromkeys(notes)),
         inputs=explained.inputs,
+        aside=explained.aside,
     )
 
 

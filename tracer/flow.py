@@ -64,7 +64,9 @@ def attention_flow(prediction: Prediction) -> Explained:
                 )
         rows.append(total)
     like = weights[0]
-    return Explained(torch.stack(rows).to(like.device, torch.promote_types(like.dtype, torch.float32)))
+    return Explained(
+        torch.stack(rows).to(like.device, torch.promote_types(like.dtype, torch.float32)), aside=True
+    )
 
 
 def build(

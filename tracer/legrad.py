@@ -53,10 +53,11 @@ def legrad(prediction: Prediction) -> Explained:
         run = _Run(prediction, towers)
         rows = sum(run.relevance(tower) for tower in towers if run.layers(tower))
     assert isinstance(rows, Tensor)
-    for sample, pairs in enumerate(prediction.readout):
-        if len(pairs) == 1:
+    alone = all(len(pairs) == 1 for pairs in prediction.readout)
+    if alone:
+        for sample, pairs in enumerate(prediction.readout):
             rows[sample, pairs[0][1]] = 0
-    return Explained(rows)
+    return Explained(rows, aside=alone)
 
 
 class _Run:

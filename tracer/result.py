@@ -112,6 +112,8 @@ class Result:
     fused attention's output and that of its rebuilt map."""
     notes: tuple[str, ...]
     """What a reader must know: fallbacks taken, steps that are approximate."""
+    aside: bool = True
+    """Whether the token of a row that is read has no relevance of its own: its entry is set aside."""
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     """Of methods that go to the inputs' own elements (pixels): input -> relevance, of the input's shape."""
 

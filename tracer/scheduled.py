@@ -32,6 +32,8 @@ class Explained:
     notes: tuple[str, ...] = ()
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     """Input -> relevance of its elements, where the method goes that far."""
+    aside: bool = False
+    """Whether the own entries of the rows that are read were set aside."""
 
 
 def by_heads(head_mean: HeadMean) -> Weigh:
@@ -116,7 +118,7 @@ def read(
         if sample == 0 or relevancy is not relevancies[sample - 1]:
             full = relevancy.rows(torch.arange(tokens), everything)
         matrices.append(_matrix(full, sample, pairs, prediction))
-    return Explained(torch.stack(rows), torch.stack(matrices))
+    return Explained(torch.stack(rows), torch.stack(matrices), aside=True)
 
 
 def _row(relevancy: Relevancy, pairs: Readout, behind: frozenset[int], tokens: int) -> Tensor:

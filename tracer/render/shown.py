@@ -38,15 +38,15 @@ def shown(result: Result, name: str, sample: int) -> Shown:
     """The values of one space in one sample.
 
     A token whose row was read holds its own identity entry there (relevancy = identity + increments), so
-    it is marked, and its value does not stretch the colours of the others; a method without a matrix has no
-    such entries. Where most of all tokens are read (mean pooling), none is set aside.
+    it is marked, and its value does not stretch the colours of the others; a method that goes by no rows has
+    no such entries. Where most of all tokens are read (mean pooling), none is set aside.
     """
     space = next(space for space in result.spaces if space.name == name)
     values = to_array(result.relevance[name][sample])
     aside = np.zeros(space.size, dtype=np.bool_)
     read = [token - space.start for token, weight in _rows(result, sample) if weight]
     inside = [token for token in read if 0 <= token < space.size]
-    if result.relevancy is not None and len(read) * 2 <= sum(other.size for other in result.spaces):
+    if result.aside and len(read) * 2 <= sum(other.size for other in result.spaces):
         aside[inside] = True
     return Shown(space, values, aside, Scale.of(values, aside))
 
