@@ -253,3 +253,26 @@ def test_a_stream_told_the_summary_of_another(how: str) -> None:
     found, result = check(Told(how), tokens(BATCH, TOKENS, WIDTH), tokens(BATCH, 4, WIDTH, seed=1))
     assert float(result.relevance["words"][:, 1:].sum()) > 0
     assert [step.op for step in found.mixings] == ["add" if how == "add" else "mul"]
+
+
+class Scrambled(nn.Module):
+    """A bias made of the queries and laid out wrongly, which some models have: the map's rows stay."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.q, self.k, self.bias = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, HEADS)
+        self.head = nn.Linear(DIM, 3)
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (layer(x).unflatten(-1, (HEADS, DIM)).transpose(1, 2) for layer in (self.q, self.k))
+        scores, bias = q @ k.transpose(-1, -2), self.bias(x).view(len(x), HEADS, TOKENS, 1)
+        weights = (bias + scores if self.first else scores + bias).softmax(-1)
+        logits: Tensor = self.head((weights @ k)[:, :, 0].mean(1))
+        return logits
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_of_a_map_outlive_a_finer_bias(first: bool) -> None:
+    found, _ = check(Scrambled(first), tokens(BATCH, TOKENS, WIDTH))
+    assert kinds(found) == [("self", "x", TOKENS, "x", TOKENS, HEADS)]

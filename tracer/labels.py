@@ -172,9 +172,10 @@ def merge(operands: Iterable[Sequence[Slot]], additive: bool = False) -> tuple[S
 
     Slots that vary along the same axes are one: a slot of inputs beats one of parameters, else the first
     wins. A slot that varies along fewer axes gives way to the finer. Slots on other axes stand side by side,
-    and so do different single tokens that are added up (the mean of two class tokens' logits).
+    and so do different single tokens that are added up (the mean of two class tokens' logits). Rows and
+    columns of a map outlive a bias that is laid out more finely.
     """
-    operands = list(operands)
+    operands = sorted(operands, key=lambda slots: -_is_map(slots))
     kept: list[Slot] = []
     for slots in operands:
         before, taken = kept, list(kept)
@@ -188,6 +189,11 @@ def merge(operands: Iterable[Sequence[Slot]], additive: bool = False) -> tuple[S
     if any(slot.strength > DORMANT for slot in kept):
         kept = [slot for slot in kept if slot.strength > DORMANT]
     return tuple(_distinct(kept, operands))
+
+
+def _is_map(slots: Sequence[Slot]) -> bool:
+    """Whether rows and columns stand side by side."""
+    return sum(slot.strength > DORMANT and bool(slot.token_axes) for slot in slots) > 1
 
 
 def _distinct(slots: Sequence[Slot], operands: Sequence[Sequence[Slot]]) -> list[Slot]:
@@ -209,7 +215,7 @@ def _admit(kept: list[Slot], new: Slot, earlier: list[Slot]) -> list[Slot]:
     if not rivals:
         return [*kept, new]
     reads = frozenset().union(new.reads, *(old.reads for old in rivals))
-    if _new_wins(rivals, new, axes):
+    if _new_wins(rivals, new, axes, _is_map(earlier)):
         others = [old for old in kept if not any(old is rival for rival in rivals)]
         return [*others, replace(_fill(new, rivals), reads=reads)]
     if len(rivals) == 1:
@@ -232,7 +238,7 @@ def _comparable(one: frozenset[int], other: frozenset[int]) -> bool:
     return one <= other or other <= one
 
 
-def _new_wins(rivals: list[Slot], new: Slot, axes: frozenset[int]) -> bool:
+def _new_wins(rivals: list[Slot], new: Slot, axes: frozenset[int], of_map: bool) -> bool:
     strongest = max(old.strength for old in rivals)
     covered = frozenset().union(*(old.token_axes for old in rivals))
     if DORMANT in (strongest, new.strength) and strongest != new.strength:
@@ -242,7 +248,7 @@ def _new_wins(rivals: list[Slot], new: Slot, axes: frozenset[int]) -> bool:
     if new.strength < strongest:
         # a table of parameters names the tokens only where the input has one token a sample
         return not covered and bool(axes)
-    if axes <= covered:
+    if axes <= covered or of_map:
         # finer labels stay, unless they are a parameter's and the new ones are an input's tokens
         return new.strength > strongest and bool(axes)
     return True
