@@ -93,6 +93,7 @@ class _Worker:
     task: Task
     deadline: float
     done: int = 0
+    is_busy: bool = True
 
     @classmethod
     def start(cls, task: Task, timeout: float) -> _Worker:
@@ -106,12 +107,13 @@ class _Worker:
         return worker
 
     def give(self, task: Task, timeout: float) -> None:
-        self.task, self.deadline = task, time.monotonic() + timeout
+        self.task, self.deadline, self.is_busy = task, time.monotonic() + timeout, True
         self.pipe.send(task)
 
     def collect(self) -> dict[str, Any]:
         """The record of the task, also where the worker died over it."""
         self.done += 1
+        self.is_busy = False
         library, name = self.task
         lost = {"registry": library, "name": name, "broken": [], "message": ""}
         try:
@@ -131,9 +133,11 @@ class _Worker:
         return self.process.is_alive() and self.done < RECYCLE
 
     def stop(self) -> None:
+        self.pipe.close()  # which ends a worker that waits for a task
+        if not self.is_busy:
+            self.process.join(timeout=10)
         self.process.kill()
         self.process.join()
-        self.pipe.close()
 
 
 def _work(pipe: Connection) -> None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
+from atlas.attributes import configurations
 from atlas.cases import UNUSED, Case, NotBuiltError, tensors
 from atlas.guess import NoInputsError, guess
-from atlas.shrink import PLANS, Plan, configurations, shrink, side
+from atlas.shrink import PLANS, Plan, shrink, side
 
 transformers.logging.set_verbosity_error()
 

@@ -1,0 +1,90 @@
+"""How a map that a model reports agrees with those that fxplain finds: by value, or why it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+SAME_MAP = 1e-5
+"""Largest difference between two maps that are the same."""
+
+
+def match(theirs: Tensor, maps: Sequence[Tensor], left: Sequence[int]) -> tuple[str, int | None]:
+    """How a reported map agrees with one of ours, and with which."""
+    theirs = theirs.detach().double()
+    candidates = {i: maps[i].detach().double() for i in left}
+    for how, same in _AGREEMENTS.items():
+        for place, ours in candidates.items():
+            if same(theirs, ours):
+                return how, place
+    return "no map" if _is_no_map(theirs, maps) else "differs", None
+
+
+def _equal(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=0, atol=SAME_MAP)
+
+
+def _same_entries(theirs: Tensor, ours: Tensor) -> bool:
+    a, b = (torch.sort(t[t != 0]).values for t in (theirs, ours))
+    return a.numel() > 0 and a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=SAME_MAP)
+
+
+def _before_softmax(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.ndim == 4 and _equal(theirs.softmax(-1), ours)
+
+
+def _transposed(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.ndim == 4 and _equal(theirs.mT, ours)
+
+
+def _block(theirs: Tensor, ours: Tensor) -> bool:
+    """The first or the last rows and columns of our map."""
+    if theirs.ndim != 4 or theirs.shape[:2] != ours.shape[:2] or theirs.numel() >= ours.numel():
+        return False
+    rows, columns = theirs.shape[2:]
+    if rows > ours.shape[2] or columns > ours.shape[3]:
+        return False
+    corners = (ours[..., :rows, :columns], ours[..., -rows:, -columns:])
+    return any(torch.allclose(theirs, corner, rtol=0, atol=SAME_MAP) for corner in corners)
+
+
+def _padded(theirs: Tensor, ours: Tensor) -> bool:
+    """Every row of ours is one of theirs, and they have more."""
+    a, b = (_sorted_rows(t) for t in (theirs, ours))
+    if not len(b) or len(a) < len(b) or len(a) > 20000:
+        return False
+    width = max(a.shape[1], b.shape[1])
+    a, b = (torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in (a, b))
+    return all(bool((a - row).abs().amax(-1).min() <= SAME_MAP) for row in b)
+
+
+def _sorted_rows(map: Tensor) -> Tensor:
+    """All rows that are not zero, their entries in falling order."""
+    rows = map.reshape(-1, map.shape[-1])
+    return rows[(rows != 0).any(-1)].sort(-1, descending=True).values
+
+
+def _mean_of_heads(theirs: Tensor, ours: Tensor) -> bool:
+    return (
+        theirs.shape == ours.shape
+        and theirs.ndim == 4
+        and torch.allclose(theirs, ours.mean(1, keepdim=True).expand_as(ours), rtol=0, atol=SAME_MAP)
+    )
+
+
+def _is_no_map(theirs: Tensor, maps: Iterable[Tensor]) -> bool:
+    """Negative, and of no shape that a map has: some models report something else."""
+    return bool((theirs < -SAME_MAP).any()) and all(theirs.shape[-2:] != ours.shape[-2:] for ours in maps)
+
+
+_AGREEMENTS = {
+    "equal": _equal,
+    "laid out differently": _same_entries,
+    "before the softmax": _before_softmax,
+    "transposed": _transposed,
+    "mean of heads": _mean_of_heads,
+    "a part": _block,
+    "with padding": _padded,
+}
