@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from fxplain.lrp.moving import linear_map
 from fxplain.lrp.sums import back_to
 from fxplain.lrp.table import Call, Shares, relevance_rule
 from fxplain.ops.table import aten
@@ -34,7 +35,7 @@ def multiplication(call: Call) -> Shares:
     """Of two activations by the set's rule; a constant, or a statistic such as 1 / std, only scales."""
     nodes = [(node, value) for node, value in call.operands if node in call.sides.carriers]
     if len(nodes) < 2:
-        return identity(call)
+        return linear_map(call) if call.result.is_complex() else identity(call)  # a turn mixes two numbers
     if nodes[0][0] is nodes[1][0] or _one_function(call, nodes):
         return identity(call)
     for (node, _), (other, value) in (nodes, nodes[::-1]):
