@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.spec import floats, make
 
 import fxplain
-from fxplain.errors import MethodError
+from fxplain.errors import MethodError, NoAttentionError
 from fxplain.lrp.table import TABLE, Call, Shares, relevance_rule
 from fxplain.result import Result
 
@@ -248,6 +248,19 @@ def test_the_sum_at_the_tokens_is_told() -> None:
     model, x = make(lambda: Attends()), floats(1, 5, WIDE, seed=5)
     (note,) = (n for n in explained(model, x, "lrp").notes if n.startswith("relevance"))
     assert note == "relevance, per sample: 1 of 1 reached the tokens, 0 constants"
+
+
+def test_a_network_without_attention_has_relevance_too() -> None:
+    """What other methods need, LRP does not: it goes along whatever the graph holds."""
+    net = nn.Sequential(nn.Conv2d(3, WIDE, 2, stride=2), nn.ReLU(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1))
+    model, x = make(lambda: nn.Sequential(net, nn.Flatten(1), nn.Linear(WIDE, 3))), floats(2, 3, 8, 8, seed=5)
+    result = explained(model.double(), x.double(), "lrp")
+    (space,) = (name for name in result.relevance if result.spaces[0].name == name)
+    ones = torch.ones(2, dtype=torch.float64)
+    torch.testing.assert_close(result.relevance[space].sum(1), ones)
+    torch.testing.assert_close(result.inputs["input"].sum((1, 2, 3)), ones)
+    with pytest.raises(NoAttentionError):
+        explained(model, x.double(), "relevancy")
 
 
 def test_a_score_of_two_outputs_starts_at_both() -> None:

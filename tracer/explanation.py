@@ -41,14 +41,24 @@ def explain_labelled(
     Returns:
         By name of the method: its result, or the error with which it refuses this model.
     """
-    _check_understood(labelled)
+    of_attentions = any(method.attentions for method in methods)
+    if of_attentions:  # other methods go along the graph, and need no labels on the way
+        _check_understood(labelled)
     chosen = None if layers is None else chosen_sites(labelled.classified, layers)
     answers: dict[str, Result | MethodError] = {}
     for libra in sorted({method.libra for method in methods}):
         group = [method for method in methods if method.libra == libra]
         gradients = any(method.gradients for method in group)
         prediction = predict(
-            labelled, bound, target, output, gradients, chosen=chosen, libra=libra, retain=len(group) > 1
+            labelled,
+            bound,
+            target,
+            output,
+            gradients,
+            libra=libra,
+            rows=of_attentions,
+            chosen=chosen,
+            retain=len(group) > 1,
         )
         for method in group:
             answers[method.name] = _answer(prediction, method, verified)

@@ -100,9 +100,10 @@ def predict(
     output: str | None,
     gradients: bool,
     libra: bool = False,
+    rows: bool = True,
     **options: Any,
 ) -> Prediction:
-    """Run the graph and resolve the target.
+    """Run the graph and resolve the target, which must have rows to read if any method reads ``rows``.
 
     Raises:
         TargetError, NonFiniteError, VerificationError: see :mod:`fxplain.errors`.
@@ -128,7 +129,8 @@ def predict(
             found=f"no path from {len(labelled.classified.attentions)} attentions to the score",
             hint="explain another output= or target=",
         )
-    _check_readout(resolved)
+    if rows:
+        _check_readout(resolved)
     if assumes and resolved.scores.requires_grad:
         labelled = _without_wrong_assumptions(labelled, run, scores)
     passes = (total,) if _separable(labelled, resolved) else scores

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxplain.errors import MethodError
 from fxplain.fused_maps import map_of
-from fxplain.lrp.interpret import Propagated, forward, propagate
+from fxplain.lrp.interpret import Propagated, forward, place_of, propagate
 from fxplain.lrp.rule_sets import RuleSet
 from fxplain.lrp.sides import analyse
 from fxplain.lrp.tokens import Reader
@@ -67,6 +68,14 @@ class _Weigh:
     head_mean: HeadMean
 
     def __call__(self, prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
+        if plan.site.form not in ("weights", "fused"):
+            raise MethodError(
+                "the relevance of a map is asked for, and the graph holds no map that LRP passes",
+                where=place_of(plan.site.node),
+                expected="attention over all keys, as a map or in one kernel",
+                found="attention that samples its keys between tokens",
+                hint="use relevancy, or an LRP method to the inputs (lrp, attnlrp)",
+            )
         node = plan.site.operands[0] if plan.site.form == "weights" else plan.site.node
         parts = [one.maps[node.name] for one in self.found if node.name in one.maps]
         maps, gradient = map_of(plan.site, prediction.run, gradient)
