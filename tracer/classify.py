@@ -33,6 +33,12 @@ class Classified:
     """The living sites in execution order."""
     renumber: Tensor
     """Token index of the labelling run -> token index for users, -1 for tokens nobody uses."""
+    beside: tuple[tuple[int, ...], ...] = ()
+    """Indices of sites that are heads of one attention, each in a call of its own."""
+
+    def members(self, site: int) -> tuple[int, ...]:
+        """The sites that make one step with this one, in order of execution."""
+        return next((group for group in self.beside if site in group), (site,))
 
     @property
     def steps(self) -> tuple[Attention | Mixing, ...]:
@@ -59,7 +65,9 @@ def classify(findings: Findings) -> Classified:
     """Name and type all sites of a labelling run."""
     ledger = findings.ledger
     count = sum(space.size for space in ledger.spaces)
-    living = without_stems(_read(ledger.sites, findings.outputs), findings.outputs, count)
+    living = without_stems(
+        _read([s for s in ledger.sites if not s.absorbed], findings.outputs), findings.outputs, count
+    )
     used = _used(living, findings.outputs, count)
     sites = tuple(s for s in living if s.attends or bool(used[_tokens(s.rows.labels)].any()))
     made = torch.zeros(count, dtype=torch.bool)
@@ -79,7 +87,11 @@ def classify(findings: Findings) -> Classified:
             attentions.append(_attention(site, len(attentions), kind, queries, keys, findings.batch))
         else:
             mixings.append(_mixing(site, len(mixings), kind, queries, keys))
-    return Classified(spaces, names.streams, tuple(_unique(attentions)), tuple(mixings), sites, renumber)
+    living_indices = {site.index for site in sites}
+    beside = tuple(tuple(sorted(group)) for group in ledger.beside if group <= living_indices)
+    return Classified(
+        spaces, names.streams, tuple(_unique(attentions)), tuple(mixings), sites, renumber, beside
+    )
 
 
 def _unique(attentions: list[Attention]) -> list[Attention]:

@@ -15,7 +15,7 @@ from fxplain.captured import Captured, Placeholder
 from fxplain.labels import DORMANT, NOTHING, STRONG, WEAK, Root, Slot, Value, compact, encode
 from fxplain.ledger import Ledger
 from fxplain.ops.elementwise import pointwise
-from fxplain.ops.normaliser import follow
+from fxplain.ops.partial import follow
 from fxplain.ops.probe import by_experiment
 from fxplain.ops.table import op_name
 

@@ -21,6 +21,7 @@ from fxplain.prediction import Prediction
 from fxplain.rules.raw_attention import head_mean
 from fxplain.schedule import Step
 from fxplain.scheduled import Explained, step_weights
+from fxplain.steps import step_members
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -138,7 +139,12 @@ def _weights(prediction: Prediction) -> list[Tensor]:
     for step, site in prediction.steps:
         plan = plans[site]
         if plan.site.attends:
-            whole = attention_weights(plan, run, None, lambda maps, _, heads: head_mean(maps, heads))
+            members = step_members(prediction.labelled.classified, plans, site)
+            own = [
+                share * attention_weights(each, run, None, lambda maps, _, heads: head_mean(maps, heads))
+                for each, share in members
+            ]
+            whole = sum(own[1:], own[0])
         else:
             whole = mixing_weights(plan, run, None)
         found.append(step_weights(whole, plan, step))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, fx
 
 from fxplain.flex import flex_scores, is_flex, masked_softmax
 from fxplain.ledger import Site
+from fxplain.ops.partial import layout_of
 from fxplain.ops.table import literal
 from fxplain.replay import Replay
 from fxplain.sampled_maps import sampled_map
@@ -20,27 +22,59 @@ def map_of(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor,
         return fused_map(site, replay, gradient)
     if site.form == "sampled":
         return sampled_map(site, replay, gradient)
-    if site.divided:
-        return divided_map(site, replay, gradient)
+    if site.parts:
+        return summed_map(site, replay, gradient)
+    if site.by_output:
+        return unnormalised_map(site, replay, gradient)
     return replay.kept[site.operands[0].name].detach(), gradient
 
 
-def divided_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A = E / sum(E) where the output O = E value is divided by sum(E) later on, and ∇A = sum(E) dO valueᵀ.
+def unnormalised_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A = E and ∇A = dO valueᵀ from the gradient dO of the output O = E value.
 
-    This is the gradient of (E / sum(E)) value to its map; that to E itself would pass the sum as well.
+    Where sum(E) divides the output later on, A = E / sum(E) and ∇A = sum(E) dO valueᵀ: the gradient of
+    (E / sum(E)) value to its map. The gradient to E itself would pass the sum as well.
     """
     inputs, output = site.axes.split("->")
     letters, of_value = inputs.split(",")
     weights, value = (replay.kept[node.name].detach() for node in site.operands)
     dtype = torch.promote_types(weights.dtype, torch.float32)
     columns = [axis for axis, letter in enumerate(letters) if letter not in output]
-    sums = weights.to(dtype).sum(columns, keepdim=True)
+    sums = weights.to(dtype).sum(columns, keepdim=True) if site.divided else weights.new_ones(())
     sums = torch.where(sums == 0, 1.0, sums)
     if gradient is not None:
-        product = torch.einsum(f"{output},{of_value}->{letters}", gradient.to(dtype), value.to(dtype))
-        gradient = (product * sums).sum_to_size(weights.shape)
+        if site.ones:
+            keys = [axis for axis, letter in enumerate(of_value) if letter not in output]
+            value = torch.where((value == 1).all(keys, keepdim=True), 0.0, value)
+        sizes = {
+            c: n for t, s in ((weights, letters), (value, of_value)) for c, n in zip(s, t.shape, strict=True)
+        }
+        gradient = gradient.to(dtype).reshape([sizes[letter] for letter in output])
+        gradient = torch.einsum(f"{output},{of_value}->{letters}", gradient, value.to(dtype))
+        gradient = (gradient * sums).sum_to_size(weights.shape)
     return weights / sums, gradient
+
+
+def summed_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The map of an attention whose output is a sum of others': one on the other, or side by side.
+
+    O = sum of f E value over the parts, so A = f E and ∇A = dO valueᵀ, both with the columns last.
+    """
+    maps, gradients = [], []
+    for part, scale in zip(site.parts, site.scales, strict=True):
+        own = replace(part, normaliser="none") if part.form == "weights" else part
+        weights, found = map_of(own, replay, gradient)
+        letters, target, _ = layout_of(part)
+        order = [letters.index(letter) for letter in target]
+        shape = (*site.shape[:-1], weights.shape[order[-1]])
+        maps.append((weights.permute(order) * scale.to(weights)).expand(shape))
+        gradients.append(None if found is None else found.permute(order).expand(shape))
+    over = sum(part.shape[-1] for part in maps) > site.shape[-1]
+    first = gradients[0]
+    if over:
+        return torch.stack(maps).sum(0), first
+    known = [part for part in gradients if part is not None]
+    return torch.cat(maps, -1), torch.cat(known, -1) if known else None
 
 
 def grouped(tensor: Tensor, like: Tensor) -> Tensor:

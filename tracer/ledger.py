@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -55,14 +56,15 @@ class Site:
     kernel), ``pooled`` (every element of operand 0 goes into one new token), ``taps`` (a convolution),
     ``sampled`` (operands are samplers of grids at points, whose places lie side by side on the last axis),
     ``joined`` (every element of operand 0, broadcast, meets one of a token that exists already),
-    ``gathered`` (all elements of the operands, flat and side by side, go into one new token a sample).
+    ``gathered`` (all elements of the operands, flat and side by side, go into one new token a sample), ``summed``
+    (an attention whose output is put together from those of its ``parts``).
     ``rows`` and ``cols`` are labels that broadcast against the map, or against operand 0 where pooled.
     """
 
     index: int
     node: fx.Node
     role: Literal["attention", "mixing"]
-    form: Literal["weights", "fused", "pooled", "taps", "sampled", "joined", "gathered"]
+    form: Literal["weights", "fused", "pooled", "taps", "sampled", "joined", "gathered", "summed"]
     operands: tuple[fx.Node, ...]
     shape: tuple[int, ...]
     rows: Slot
@@ -72,6 +74,8 @@ class Site:
     """What made weights out of scores: ``softmax``, ``sigmoid`` or ``none``."""
     divided: bool = False
     """The sums of the map's rows divide the output later on, which makes weights of the map in the end."""
+    ones: bool = False
+    """Those sums come out of the product itself: a feature of the values is 1 for every key."""
     axes: str = ""
     """Letters of the contraction, ``map,values->output``, where the form is ``weights``."""
     window: Window | None = None
@@ -84,6 +88,13 @@ class Site:
     adds: bool = False
     """Of a mixing: its rows are tokens that exist already and get an increment, as an attention's do."""
 
+    parts: tuple[Site, ...] = ()
+    """Of a sum: the attentions that are added up; their maps lie on each other, or side by side."""
+    scales: tuple[Tensor, ...] = ()
+    """What the rows of each part are multiplied by, on the map."""
+    absorbed: bool = False
+    """Whether it is part of a sum, and no attention of its own."""
+
     @property
     def attends(self) -> bool:
         """Whether queries ask for what is mixed: an attention, or a sampling at points that they ask for."""
@@ -95,6 +106,12 @@ class Site:
         return self.role == "mixing" and not self.adds
 
     @property
+    def by_output(self) -> bool:
+        """Whether ∇A comes of the output's gradient: other paths than the product may lead from the map."""
+        weighs = self.role == "attention" and self.form == "weights"
+        return weighs and (self.divided or self.normaliser != "softmax")
+
+    @property
     def column_axes(self) -> tuple[int, ...]:
         """The axes of an attention's map that are summed over."""
         if not self.axes:
@@ -104,13 +121,16 @@ class Site:
 
 
 @dataclass(frozen=True)
-class RowSums:
-    """The sums of a site's rows, laid out as some tensor that they may divide."""
+class Partial:
+    """A tensor that is a sum of attentions' outputs, each row times a factor: how far it is put together."""
 
-    site: int
+    factors: dict[int, Tensor]
+    """By index of the site, laid out as the tensor; without meaning once it was moved."""
     sums: Tensor
+    """What the weights of every row add up to, laid out as the tensor."""
     positive: bool
-    """Whether no weight of the site is negative."""
+    """Whether no weight is negative."""
+    moved: bool = False
 
 
 @dataclass
@@ -131,8 +151,10 @@ class Ledger:
     """Node -> why its transfer function failed."""
     probed: list[fx.Node] = field(default_factory=list)
     """Nodes without a transfer function that an experiment showed to treat every token by itself."""
-    undivided: dict[str, RowSums] = field(default_factory=dict)
-    """Nodes that hold the output of an attention whose rows do not sum to 1."""
+    beside: list[frozenset[int]] = field(default_factory=list)
+    """Attentions of the same tokens whose outputs lie side by side as features: heads of one, in a loop."""
+    partial: dict[str, Partial] = field(default_factory=dict)
+    """Nodes that hold the output of an attention, or a sum of some, until something else is done to it."""
     factors: dict[str, tuple[Operand, Operand]] = field(default_factory=dict)
     """Elementwise products of two labelled tensors, while they are alive: what was multiplied."""
     summaries: list[fx.Node] = field(default_factory=list)
@@ -225,10 +247,34 @@ class Ledger:
             )
         return replace(self._mixed[key], reads=labels.reads)
 
+    def lay_beside(self, slots: Sequence[Slot]) -> None:
+        """Note heads whose outputs are laid side by side: slots of the same tokens, behind one site each."""
+        shared = frozenset.intersection(*(slot.reads for slot in slots))
+        own = [frozenset(i for i in slot.reads - shared if not self.sites[i].absorbed) for slot in slots]
+        known = set(self.beside)
+        if len(own) < 2 or any(len(each) != 1 and each not in known for each in own):
+            return
+        group = frozenset().union(*own)
+        members = [self.sites[index] for index in sorted(group)]
+        first = members[0]
+        alike = all(
+            site.role == "attention"
+            and _same_tokens(site.rows, first.rows)
+            and _same_tokens(site.cols, first.cols)
+            for site in members
+        )
+        later = self.sites[first.index + 1 :]
+        if alike and not any((site.rows.reads | site.cols.reads) & group for site in later):
+            self.beside = [old for old in self.beside if not old <= group] + [group]
+
     def add_site(self, **facts: object) -> Site:
         site = Site(index=len(self.sites), **facts)  # type: ignore[arg-type]
         self.sites.append(site)
         return site
+
+
+def _same_tokens(one: Slot, other: Slot) -> bool:
+    return torch.equal(*(torch.unique(slot.labels[slot.labels > 0]) for slot in (one, other)))
 
 
 def grid_of(slot: Slot, count: int) -> tuple[int, ...]:

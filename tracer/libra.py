@@ -49,8 +49,9 @@ class Balance:
         self.findings: Findings = labelled.findings
         self.live: set[fx.Node] = set()
         self.found: dict[fx.Node, Surrogate] = {}
-        sites = [site for site in labelled.classified.sites if site.role == "attention"]
-        self.maps = {site.operands[0] for site in sites if has_map(site) or site.divided}
+        whole = [site for site in labelled.classified.sites if site.role == "attention"]
+        sites = [part for site in whole for part in site.parts or (site,)]
+        self.maps = {site.operands[0] for site in sites if has_map(site) or site.by_output}
         self.fused = {site.node for site in sites if site.form == "fused"}
         entries = census(self.findings, labelled.classified.sites)
         returned = {entry.node for entry in entries if entry.role == "output distribution"}

@@ -38,7 +38,7 @@ def tap_of(site: Site) -> fx.Node:
 
 def has_map(site: Site) -> bool:
     """Whether the graph holds the very map of an attention, not only what it can be rebuilt from."""
-    return site.role == "attention" and site.form == "weights" and not site.divided
+    return site.role == "attention" and site.form == "weights" and not site.by_output
 
 
 def replay(
@@ -148,6 +148,10 @@ def kept_nodes(site: Site) -> list[fx.Node]:
     """The nodes whose values are needed to rebuild a site's map."""
     if has_map(site):
         return [site.operands[0]]
+    if site.parts:
+        return [
+            node for part in site.parts for node in (*part.node.all_input_nodes, *part.operands, part.node)
+        ]
     if site.path:
         beside = [used for node in site.path for used in node.all_input_nodes if used not in site.path]
         return [*beside, *(used for node in site.operands for used in node.all_input_nodes)]

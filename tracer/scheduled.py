@@ -15,6 +15,7 @@ from fxplain.maps import HeadMean, Plan, attention_weights, mixing_weights
 from fxplain.prediction import Gradients, Prediction, only
 from fxplain.replay import tap_of
 from fxplain.schedule import Relevancy, Rules, Step, schedule
+from fxplain.steps import step_members
 from fxplain.target import Readout
 
 Weigh = Callable[[Prediction, Plan, "Tensor | None"], Tensor]
@@ -85,16 +86,19 @@ class Scheduled:
         plans = prediction.labelled.plans
         weights: dict[int, Tensor] = {}
         for site in dict.fromkeys(site for _, site in steps):
-            plan = plans[site]
-            gradient = None if gradients is None else gradients.get(tap_of(plan.site).name)
-            if plan.site.attends:
-                weights[site] = self.weigh(prediction, plan, gradient)
-            else:
-                weights[site] = mixing_weights(plan, prediction.run, gradient)
+            members = step_members(prediction.labelled.classified, plans, site)
+            own = [share * self._weights(prediction, plan, gradients) for plan, share in members]
+            weights[site] = sum(own[1:], own[0])
         blocks = [step_weights(weights[site], plans[site], step) for step, site in steps]
         return schedule(
             [step for step, _ in steps], blocks, prediction.labelled.classified.tokens, self.rules
         )
+
+    def _weights(self, prediction: Prediction, plan: Plan, gradients: Gradients | None) -> Tensor:
+        gradient = None if gradients is None else gradients.get(tap_of(plan.site).name)
+        if plan.site.attends:
+            return self.weigh(prediction, plan, gradient)
+        return mixing_weights(plan, prediction.run, gradient)
 
 
 def step_weights(weights: Tensor, plan: Plan, step: Step) -> Tensor:

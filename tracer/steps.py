@@ -3,6 +3,7 @@ is."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -17,23 +18,27 @@ from fxplain.schedule import Step, StepKind
 def steps_of(classified: Classified, plans: Mapping[int, Plan]) -> list[tuple[Step, int]]:
     """Steps in execution order, each with the index of its site.
 
-    A site whose keys hold the queries and strangers, without holding all queries, makes two steps that read
-    the same state: one over its own tokens, one over the others.
+    Heads whose outputs are laid side by side make one step, with the index of the last of them. A site whose
+    keys hold the queries and strangers, without holding all queries, makes two steps that read the same
+    state: one over its own tokens, one over the others.
     """
     steps: list[tuple[Step, int]] = []
     of_site: dict[int, list[int]] = {}
     for site, typed in zip(classified.sites, classified.kinds, strict=True):
         plan = plans[site.index]
+        members = classified.members(site.index)
+        if site.index != members[-1]:
+            continue
         kind: StepKind = "self" if typed == "self" else "cross"
         if typed is None:
             kind = "carry" if site.makes_tokens else "join"
         reads = [
             frozenset(s for i in slot.reads for s in of_site.get(i, [])) for slot in (site.rows, site.cols)
         ]
-        of_site[site.index] = []
+        of_site.update(dict.fromkeys(members, made := []))
         for block_kind, keys in _blocks(site, kind, plan):
             step = Step(len(steps), plan.queries, keys, block_kind, reads[0], reads[1])
-            of_site[site.index].append(step.index)
+            made.append(step.index)
             steps.append((step, site.index))
     return steps
 
@@ -43,3 +48,10 @@ def _blocks(site: Site, kind: StepKind, plan: Plan) -> list[tuple[StepKind, Tens
     if kind == "cross" and bool(own.any()) and not bool(own.all()):
         return [("self", plan.keys[own]), ("cross", plan.keys[~own])]
     return [(kind, plan.keys)]
+
+
+def step_members(classified: Classified, plans: Mapping[int, Plan], site: int) -> list[tuple[Plan, float]]:
+    """The plans of the attentions that make up a step, each with its share of the heads."""
+    members = [plans[index] for index in classified.members(site)]
+    heads = [plan.folded * math.prod(plan.site.shape[axis] for axis in plan.heads) for plan in members]
+    return [(plan, own / sum(heads)) for plan, own in zip(members, heads, strict=True)]

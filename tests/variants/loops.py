@@ -46,21 +46,6 @@ class HeadStack(Variant):
         return torch.stack(outs, 1)
 
 
-class HeadSum(Variant):
-    """Each head has its own part of the output layer, and they are added up."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.embed(x)
-        q, k, v = self.qkv(hidden)
-        parts = self.out.weight.chunk(HEADS, 1)
-        update = self.out.bias
-        for head in range(HEADS):
-            weights = self.scores(q[:, head], k[:, head]).softmax(-1)
-            update = update + (weights @ v[:, head]) @ parts[head].T
-        logits: Tensor = self.head((hidden + update)[:, READ])
-        return logits
-
-
 class HeadWritten(Variant):
     """Heads written into one tensor by index."""
 
@@ -274,7 +259,6 @@ ONE = [("self", TOKENS, TOKENS, 1)]
 LOOPS: dict[str, Expected] = {
     "heads-list": Expected(HeadList, ONE * HEADS),
     "heads-stack": Expected(HeadStack, ONE * HEADS),
-    "heads-sum": Expected(HeadSum, ONE * HEADS),
     "heads-written": Expected(HeadWritten, ONE * HEADS),
     "samples": Expected(Samples, whole(BATCH)),
     "samples-written": Expected(SamplesWritten, whole(BATCH)),

@@ -109,4 +109,5 @@ def _axis(call: Call) -> int:
     """The axis that the index goes along; of several indices the first."""
     if "put" in call.op:
         return next(axis for axis, index in enumerate(call.argument("indices")) if index is not None)
-    return int(call.argument("dim")) % call.result.ndim
+    axis: int = int(call.argument("dim")) % call.result.ndim
+    return axis

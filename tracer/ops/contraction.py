@@ -26,7 +26,8 @@ from fxplain.labels import (
 )
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples, new_tokens, pooled, record
-from fxplain.ops.normaliser import await_division, normaliser_of, row_sums
+from fxplain.ops.normaliser import is_positive, normaliser_of, row_sums
+from fxplain.ops.partial import begin
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.sides import Side, letters_for, moved
 from fxplain.ops.table import Call, Operand, aten, op_name
@@ -313,8 +314,8 @@ def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slo
         normaliser=normaliser_of(call, weights.operand, sums),
         axes=f"{weights.letters},{values.letters}->{output}",
     )
-    if site.normaliser != "softmax":
-        await_division(call, site, weights.operand, moved(sums, weights.letters, output))
+    if call.result.ndim == len(output):
+        begin(call, site, moved(sums, weights.letters, output), is_positive(weights.operand))
     known = cols.labels.amax(tuple(summed), keepdim=True)  # keys that have met no sample yet know of none
     lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
     others = values.alive if values.killed else values.slots[1:]

@@ -11,6 +11,7 @@ from fxplain.flex import compute
 from fxplain.labels import NOTHING, Slot, Value, compact, fill_samples, same_tokens, samples_of
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples
+from fxplain.ops.partial import begin
 from fxplain.ops.table import Call, Operand, aten, transfer
 
 KERNELS = """scaled_dot_product_attention _scaled_dot_product_flash_attention
@@ -49,6 +50,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
         softmaxes=frozenset({call.node.name}),
     )
     call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
+    begin(call, site, torch.ones(()), positive=True)
     labels = fill_samples(on_rows.labels, [on_cols.labels.amax(-1, keepdim=True)])
     lived = Slot(labels, rows.strength, rows.reads | {site.index})
     out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset(), sampled=frozenset(), asked=())

@@ -189,6 +189,8 @@ def cat(call: Call) -> Value:
             torch.cat([piece.expanded(p.shape) for piece, p in zip(pieces, parts, strict=True)], axis)
         )
         strength = max(piece.strength for piece in pieces)
+        if not any(piece.varies(axis) for piece in pieces) and _all_alike(pieces):
+            call.ledger.lay_beside(pieces)
         slots.append(Slot(labels, strength, reads_of(pieces)))
     value = call.carry(*operands, slots=slots)
     return replace(
@@ -206,6 +208,12 @@ def _lead(parts: Sequence[Operand], axis: int) -> Operand | None:
     if labelled and not any(slot.varies(axis) for slot in slots) and all(p.shape[axis] > 1 for p in parts):
         return max(labelled, key=lambda part: max(len(slot.token_axes) for slot in part.value.active))
     return next(iter(labelled), None) or next((part for part in parts if part.value.slots), None)
+
+
+def _all_alike(slots: Sequence[Slot]) -> bool:
+    """Whether all are of the same tokens, place by place."""
+    first = slots[0].labels
+    return len(slots) > 1 and all(torch.equal(slot.labels, first) for slot in slots[1:])
 
 
 def _pairs(parts: Sequence[Operand], axis: int) -> bool:
@@ -342,7 +350,6 @@ SUMS = aten("index_add index_reduce scatter_add scatter_reduce index_put _unsafe
 """Writers that may add up; see :mod:`fxplain.ops.accumulation`."""
 
 
-@transfer(*(name for name in WRITERS if name not in SUMS))
 def write(call: Call) -> Value:
     """Writing into a tensor writes the labels; sums, where tokens do not meet, keep those that are added."""
     name, writer = WRITERS[call.op]
@@ -362,6 +369,8 @@ def write(call: Call) -> Value:
         under = old.expanded(base.shape) if old else torch.zeros(base.shape, dtype=torch.int64)
         labels = _spread(writer(call, under, new.expanded(source.shape)), new)
         both = [new, old] if old else [new]
+        if old and old.reads and new.reads:
+            _lay_beside(call, old, new, not bool(((alone > 0) & (under > 0)).any()))
         slots.append(Slot(compact(labels), max(slot.strength for slot in both), reads_of(both)))
     blank = torch.zeros(source.shape, dtype=torch.int64)
     for old in olds:
@@ -369,6 +378,16 @@ def write(call: Call) -> Value:
         labels = writer(call, old.expanded(base.shape), blank) if news else old.labels
         slots.append(replace(old, labels=compact(labels)))
     return call.carry(source, base, slots=slots)
+
+
+transfer(*(name for name in WRITERS if name not in SUMS))(write)
+
+
+def _lay_beside(call: Call, old: Slot, new: Slot, apart: bool) -> None:
+    """Heads that are written one after the other into one tensor: the same tokens, at other places."""
+    tokens = [torch.unique(slot.labels[slot.labels > 0]) for slot in (old, new)]
+    if apart and torch.equal(*tokens):
+        call.ledger.lay_beside([old, new])
 
 
 def _closest(new: Slot, olds: Sequence[Slot]) -> Slot | None:
