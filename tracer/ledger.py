@@ -56,8 +56,8 @@ class Site:
     kernel), ``pooled`` (every element of operand 0 goes into one new token), ``taps`` (a convolution),
     ``sampled`` (operands are samplers of grids at points, whose places lie side by side on the last axis),
     ``joined`` (every element of operand 0, broadcast, meets one of a token that exists already),
-    ``gathered`` (all elements of the operands, flat and side by side, go into one new token a sample), ``summed``
-    (an attention whose output is put together from those of its ``parts``).
+    ``gathered`` (all elements of the operands, flat and side by side, go into one new token a sample),
+    ``summed`` (an attention whose output is put together from those of its ``parts``).
     ``rows`` and ``cols`` are labels that broadcast against the map, or against operand 0 where pooled.
     """
 
