@@ -7,13 +7,15 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
 
 DEPTH = re.compile(r"(^|_)(depths?|layers|stages|num_blocks|num_layers|d)$")
-SIDE = re.compile(r"^(img|image|spatial)_size$")
+SIDE = re.compile(r"^(img|image|spatial|input)_size$")
+WINDOW = re.compile(r"^(partition|window)_size$")
 FRAMES = re.compile(r"^temporal_size$")
 CLASSES = 10
 
@@ -33,6 +35,7 @@ def remade(factory: Factory, kind: type[nn.Module], change: Callable[[Arguments]
     signature = inspect.signature(original)
     calls = 0
 
+    @wraps(original)
     def changed(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         nonlocal calls
         calls += 1
@@ -63,13 +66,20 @@ def parameters(kind: type[nn.Module]) -> set[str]:
 
 
 def smaller(
-    kind: type[nn.Module], given: Arguments, side: int, most: int | None = 2, frames: int | None = None
+    kind: type[nn.Module],
+    given: Arguments,
+    side: int,
+    most: int | None = 2,
+    frames: int | None = None,
+    window: int | None = None,
 ) -> Arguments:
     """Arguments for pictures of this side, few classes, and at most so many layers in each stage."""
     changed = dict(given) if most is None else {name: shallow(v, name, most) for name, v in given.items()}
     for name in parameters(kind):
         if SIDE.match(name):
             changed[name] = (side, side) if type(given.get(name)) is tuple else side
+        elif WINDOW.match(name) and window is not None and type(given.get(name)) is int:
+            changed[name] = window
         elif FRAMES.match(name) and frames is not None:
             changed[name] = frames
         elif name == "num_classes" and given.get(name) != 0:

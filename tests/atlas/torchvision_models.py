@@ -23,7 +23,8 @@ TASKS = {
     "segmentation": models.segmentation,
     "flow": models.optical_flow,
 }
-SIDES = (64, 96, 128, 224)
+SIDES = ((64, None), (96, None), (128, None), (128, 4), (224, None))
+"""Side of a picture, and of a window where it is not the model's own; the first that works is taken."""
 FRAMES = (4, 8, 16)
 PROPOSALS = 20
 """How many boxes a detector looks at, where it would take thousands."""
@@ -41,10 +42,10 @@ def build(name: str, attention: str | None) -> Case:
     factory = partial(models.get_model, entry, **options)
     kind = kind_of(factory)
     reasons = []
-    for side, frames, most in _sizes(task):
+    for side, window, frames, most in _sizes(task):
         try:
             torch.manual_seed(0)
-            change = partial(_change, kind, side, most, frames)
+            change = partial(_change, kind, side, window, most, frames)
             model = enliven(remade(factory, kind, change))
             inputs = _inputs(task, side, frames)
             with torch.no_grad():
@@ -56,14 +57,21 @@ def build(name: str, attention: str | None) -> Case:
     raise NotBuiltError("no size works", reasons[-1][:600])
 
 
-def _sizes(task: str) -> Iterator[tuple[int, int, int | None]]:
+def _sizes(task: str) -> Iterator[tuple[int, int | None, int, int | None]]:
     for most in (2, None):
         for frames in FRAMES if task == "video" else FRAMES[:1]:
-            yield from ((side, frames, most) for side in SIDES)
+            yield from ((side, window, frames, most) for side, window in SIDES)
 
 
-def _change(kind: type[nn.Module], side: int, most: int | None, frames: int, given: Arguments) -> Arguments:
-    changed = smaller(kind, given, side, most, frames)
+def _change(
+    kind: type[nn.Module],
+    side: int,
+    window: int | None,
+    most: int | None,
+    frames: int,
+    given: Arguments,
+) -> Arguments:
+    changed = smaller(kind, given, side, most, frames, window)
     for name in parameters(kind):
         if name in ("min_size", "max_size"):
             changed[name] = side + 16 * (name == "max_size")

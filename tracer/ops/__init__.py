@@ -12,6 +12,7 @@ from fxplain.ops import (
     products,
     recurrence,
     reduction,
+    regions,
     sampling,
 )
 from fxplain.ops.table import TABLE, Call, Operand, transfer
@@ -31,6 +32,7 @@ __all__ = [
     "products",
     "recurrence",
     "reduction",
+    "regions",
     "sampling",
     "transfer",
 ]
