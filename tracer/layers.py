@@ -64,11 +64,11 @@ def chosen_sites(classified: Classified, layers: Layers) -> frozenset[int]:
 def _among(layers: Layers, count: int) -> frozenset[int]:
     if isinstance(layers, slice):
         return frozenset(range(count)[layers])
-    if isinstance(layers, bool) or not isinstance(layers, int | Iterable):
+    several = list(layers) if isinstance(layers, Iterable) else [layers]
+    if any(isinstance(number, bool) or not isinstance(number, int) for number in several):
         raise MethodError(
             "these are no layers",
             expected="an int, a slice, or several ints; negative ones count from the last",
             found=f"layers={layers!r}",
         )
-    several = [layers] if isinstance(layers, int) else list(layers)
     return frozenset(number + count if number < 0 else number for number in several)

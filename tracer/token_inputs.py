@@ -84,9 +84,11 @@ class TokenInputs:
         outputs = execute(
             prediction.labelled.captured, prediction.bound, change, prediction.surrogates, self.upstream
         )
-        return rescored(
+        scores = rescored(
             prediction.resolved, outputs, prediction.labelled.findings, prediction.labelled.captured
         )
+        # a birth that this score does not depend on has the gradient zero, not none
+        return scores + sum((tensor * 0).sum() for tensor in given).to(scores.dtype)
 
     def each(self, attribute: Callable[[Callable[..., Tensor]], Sequence[Tensor]]) -> Tensor:
         """[batch, token]: attributions of each sample's score, added up over the elements of every token.

@@ -1,0 +1,162 @@
+"""Baselines against slow ones written from the equations, on the models' own ``output_attentions``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from references import doubled
+from references.baselines import attention_flow, cross_rollout, gradcam, legrad, means, rollout
+from torch import Tensor
+from zoo import ZOO
+
+import fxplain
+
+SINGLE = ["bert-eager", "vit-eager"]
+EXACT = {"rtol": 1e-8, "atol": 1e-10}
+
+
+@cache
+def model_of(name: str) -> Any:
+    model, inputs, expected = ZOO[name]()
+    return *doubled(model, inputs), expected
+
+
+@cache
+def traced(name: str) -> Any:
+    model, inputs, _ = model_of(name)
+    return fxplain.trace(model, inputs)
+
+
+def explained(name: str, method: str) -> Any:
+    _, inputs, expected = model_of(name)
+    return traced(name).explain(inputs, expected.target, method, output=expected.output)
+
+
+@cache
+def reported(name: str) -> tuple[Any, list[Tensor], list[Tensor]]:
+    """Output, maps and the gradients to them of the summed target logit."""
+    model, inputs, _ = model_of(name)
+    out = model(**inputs, output_attentions=True, output_hidden_states=True)
+    maps = list(out.attentions)
+    return out, maps, list(torch.autograd.grad(out.logits[:, 1].sum(), maps, retain_graph=True))
+
+
+def row(result: Any, name: str, sample: int) -> Tensor:
+    """What the library found for all tokens of the one stream, in the stream's order."""
+    everything = torch.cat([result.relevance[space.name] for space in result.spaces], 1)[sample]
+    return everything[list(traced(name).attentions[0].queries.tokens)]
+
+
+def check(found: Tensor, wanted: Tensor, own: int = 0) -> None:
+    wanted = wanted.detach().clone()
+    wanted[own] = 0  # a token's relevance to itself is set aside
+    torch.testing.assert_close(found, wanted.to(found.dtype), **EXACT)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+@pytest.mark.parametrize("sample", [0, 1])
+def test_baselines_of_one_stream(name: str, sample: int) -> None:
+    _, every, gradients = reported(name)
+    maps, gradient = [layer[sample] for layer in every], gradients[-1][sample]
+    wanted = {
+        "rollout": rollout(maps)[0],
+        "rollout_unnormalised": rollout(maps, normalise=False)[0],
+        "raw_attention": means(maps)[-1][0],
+        "attention_flow": attention_flow(maps, row=0),
+        # this sum of increments is the same as the product above: self attention alone
+        "relevancy_no_gradient": rollout(maps, normalise=False)[0],
+        "attention_gradcam": gradcam(maps[-1], gradient)[0],
+        "attention_gradcam_row": gradcam(maps[-1], gradient, row=0)[0],
+    }
+    for method, values in wanted.items():
+        check(row(explained(name, method), name, sample), values)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_last_layer_alone_is_one_increment(name: str) -> None:
+    _, maps, gradients = reported(name)
+    for sample in (0, 1):
+        wanted = (maps[-1] * gradients[-1])[sample].clamp(min=0).mean(0)[0]
+        check(row(explained(name, "relevancy_last_layer"), name, sample), wanted)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_legrad_gives_every_layer_to_the_head(name: str) -> None:
+    model, _, _ = model_of(name)
+    out, maps, _ = reported(name)
+    head = {
+        "bert-eager": lambda tokens: model.classifier(model.bert.pooler(tokens)),
+        "vit-eager": lambda tokens: model.classifier(model.vit.layernorm(tokens)[:, 0]),
+    }[name]
+    layers = list(out.hidden_states[1:])
+    scores = [head(tokens)[:, 1].sum() for tokens in layers]
+    for sample in (0, 1):
+        check(row(explained(name, "legrad"), name, sample), legrad(scores, maps, sample))
+
+
+@pytest.mark.parametrize("name", ["detr-eager", "bart-eager", "t5-eager"])
+def test_rollout_and_raw_attention_across_streams(name: str) -> None:
+    model, inputs, _ = model_of(name)
+    with torch.no_grad():
+        out = model(**inputs, output_attentions=True)
+    rolled, raw = explained(name, "rollout"), explained(name, "raw_attention")
+    last = traced(name).attentions[-1]
+    assert last.kind == "encoder_decoder"
+    for sample, pairs in enumerate(rolled.readout):
+        encoder, decoder, cross = (
+            [layer[sample] for layer in maps]
+            for maps in (out.encoder_attentions, out.decoder_attentions, out.cross_attentions)
+        )
+        ((token, _),) = pairs
+        read = last.queries.tokens.index(token)
+        for result, wanted in (
+            (rolled, cross_rollout(decoder, encoder, cross[-1])),
+            (raw, means(cross)[-1]),
+        ):
+            found = torch.cat([result.relevance[s.name] for s in result.spaces], 1)[sample]
+            check_plain(found[list(last.keys.tokens)], wanted[read])
+
+
+def check_plain(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted.to(found.dtype), **EXACT)
+
+
+def test_gradcam_of_the_last_cross_attention() -> None:
+    model, inputs, expected = model_of("detr-eager")
+    out = model(**inputs, output_attentions=True)
+    query, label = expected.target
+    last = out.cross_attentions[-1]
+    (gradient,) = torch.autograd.grad(out.logits[:, query, label].sum(), last)
+    result, keys = explained("detr-eager", "attention_gradcam"), traced("detr-eager").attentions[-1].keys
+    for sample in (0, 1):
+        wanted = gradcam(last[sample].detach(), gradient[sample])[query]
+        found = torch.cat([result.relevance[s.name] for s in result.spaces], 1)[sample, list(keys.tokens)]
+        check_plain(found, wanted)
+
+
+def test_gradient_times_input_at_the_embeddings() -> None:
+    model, inputs, _ = model_of("bert-eager")
+    seen: list[Tensor] = []
+    handle = model.bert.embeddings.word_embeddings.register_forward_hook(lambda _, a, out: seen.append(out))
+    score = model(**inputs).logits[:, 1].sum()
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, seen[0])
+    found = explained("bert-eager", "gradient_x_input").relevance["input_ids"]
+    check_plain(found, (seen[0] * gradient).sum(-1).detach())
+
+
+def test_gradient_times_input_at_the_patches_and_the_class_token() -> None:
+    model, inputs, _ = model_of("vit-eager")
+    seen: list[Tensor] = []
+    embeddings = model.vit.embeddings
+    handle = embeddings.patch_embeddings.register_forward_hook(lambda _, a, out: seen.append(out))
+    score = model(**inputs).logits[0, 1]
+    handle.remove()
+    patches, token = torch.autograd.grad(score, [seen[0], embeddings.cls_token])
+    result = explained("vit-eager", "gradient_x_input")
+    check_plain(result.relevance["pixel_values"][0], (seen[0] * patches)[0].sum(-1).detach())
+    own = result.relevance["vit.embeddings.cls_token"][0]
+    check_plain(own, (embeddings.cls_token * token)[0].sum(-1).detach())
