@@ -276,3 +276,43 @@ class Scrambled(nn.Module):
 def test_rows_of_a_map_outlive_a_finer_bias(first: bool) -> None:
     found, _ = check(Scrambled(first), tokens(BATCH, TOKENS, WIDTH))
     assert kinds(found) == [("self", "x", TOKENS, "x", TOKENS, HEADS)]
+
+
+class Patches(nn.Module):
+    """Patches of all samples' pictures in one row, kept apart by a mask, go to their places in the texts."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.words, self.patch = nn.Embedding(20, WIDTH), nn.Linear(5, WIDTH)
+        self.see, self.read = Attend(fused), Attend(fused)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, ids: Tensor, patches: Tensor) -> Tensor:
+        owner = torch.arange(len(ids)).repeat_interleave(len(patches) // len(ids))
+        seen = self.see(self.patch(patches)[None], mask=owner[:, None] == owner)[0]
+        x = self.words(ids)
+        x = x.masked_scatter((ids == 19)[..., None].expand(x.shape), seen)
+        logits: Tensor = self.head(self.read(x)[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_patches_of_all_pictures_in_one_row(fused: bool) -> None:
+    ids = torch.tensor([[1, 19, 19, 2, 3], [4, 5, 19, 19, 6]])
+    patches = tokens(4, 5)
+    model = Patches(fused).eval()
+    found = fxplain.trace(model, (ids, patches))
+    result = found.explain((ids, patches), 1)
+    assert kinds(found) == [
+        ("self", "patches", 4, "patches", 4, HEADS),
+        ("self", "ids[4 of 5]+patches", 8, "ids[4 of 5]+patches", 8, HEADS),
+    ]
+    for sample in range(BATCH):
+        own = slice(2 * sample, 2 * sample + 2)
+        single = fxplain.explain(model, (ids[sample : sample + 1], patches[own]), 1)
+        torch.testing.assert_close(single.score[0], result.score[sample])
+        torch.testing.assert_close(single.relevance["ids"][0], result.relevance["ids"][sample])
+        torch.testing.assert_close(single.relevance["patches"][0], result.relevance["patches"][sample, own])
+        assert float(result.relevance["patches"][sample].sum()) == pytest.approx(
+            float(result.relevance["patches"][sample, own].sum())
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxplain.attentions import Attention, Kind, Mixing, Stream, TokenSpace
 from fxplain.find import Findings
-from fxplain.labels import Value, broadcast, codes_of, completed, samples_of
+from fxplain.labels import STRONG, Value, broadcast, codes_of, completed, samples_of
 from fxplain.ledger import Born, Site
 from fxplain.ops.table import op_name
 from fxplain.where import module_path, source_line
@@ -345,7 +345,8 @@ def samples_on_map(site: Site, batch: int, assume: bool = True) -> Tensor:
         return samples.clamp_min(0)
     if bool((samples >= 0).any()):
         return torch.where((rows != cols) & (rows >= 0) & (cols >= 0), APART, completed(samples))
-    for axis, size in enumerate(site.shape if assume else ()):
+    learned = max(site.rows.strength, site.cols.strength) < STRONG
+    for axis, size in enumerate(site.shape if assume and learned else ()):
         if size % batch == 0 and axis not in site.rows.axes | site.cols.axes:
             line = torch.arange(size) // (size // batch)
             return line.view([-1 if a == axis else 1 for a in range(len(site.shape))])

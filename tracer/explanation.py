@@ -154,6 +154,8 @@ def notes_of(labelled: Labelled) -> tuple[str, ...]:
     notes = list(labelled.captured.notes)
     if labelled.captured.strategy == "record":
         notes.append("captured by recording one run: the graph holds for this input only")
+    if labelled.findings.batch_axis is None:
+        notes.append("no axis of the inputs holds separate samples: all of them are explained as one sample")
     notes += map(mixing_note, labelled.classified.mixings)
     for node in labelled.findings.ledger.summaries:
         where = module_path(node) or node.name

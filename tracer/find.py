@@ -50,13 +50,11 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
         captured: the graph and its placeholders.
         bound: a tensor for each placeholder node, as :meth:`Captured.bind` gives them.
     """
-    findings = None
     for axis, batch in batch_guesses(captured, bound):
         findings = Labelling(captured, bound, axis, batch).run()
-        if not findings.ledger.crossing:
+        if findings is not None:
             return findings
-    assert findings is not None
-    return findings
+    raise AssertionError("where there is no batch, nothing crosses it")
 
 
 def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[tuple[int | None, int]]:
@@ -64,7 +62,8 @@ def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[tuple
     samples.
 
     The first axis, then the second; but one that has the same size in all floating inputs (masks may be
-    laid out otherwise), or in all inputs, goes first. At last: there is no batch.
+    laid out otherwise), or in all inputs, goes first. Then that of the integers alone, beside patches of
+    all samples' pictures in one row. At last: there is no batch.
     """
     tensors = [bound[p.node] for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim]
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
@@ -74,7 +73,11 @@ def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[tuple
         if all_sizes:
             common = max(sizes or all_sizes, key=(sizes or all_sizes).count)
             guesses.append((len(set(sizes)) > 1, len(set(all_sizes)) > 1, axis, common))
-    return [*((axis, size) for _, _, axis, size in sorted(guesses)), (None, 1)]
+    found: list[tuple[int | None, int]] = [(axis, size) for _, _, axis, size in sorted(guesses)]
+    firsts = [t.shape[0] for t in tensors if not t.is_floating_point()]
+    if floating and firsts and (apart := max(firsts, key=firsts.count)) > 1 and (0, apart) not in found:
+        found.append((0, apart))
+    return [*found, (None, 1)]
 
 
 class Labelling:
@@ -89,7 +92,8 @@ class Labelling:
         self.values: dict[fx.Node, Value] = {}
         self.real: dict[fx.Node, Any] = {}
 
-    def run(self) -> Findings:
+    def run(self) -> Findings | None:
+        """What is seen; None as soon as information crosses what was taken for the batch."""
         last_use = {arg: node for node in self.graph.graph.nodes for arg in node.all_input_nodes}
         output: fx.Node | None = None
         with torch.no_grad():
@@ -98,6 +102,8 @@ class Labelling:
                     output = node
                     break
                 self._step(node)
+                if self.ledger.crossing and self.axis is not None:
+                    return None
                 for used in node.all_input_nodes:
                     if last_use[used] is node:
                         self.real.pop(used, None)
