@@ -88,7 +88,8 @@ class TokenInputs:
             prediction.resolved, outputs, prediction.labelled.findings, prediction.labelled.captured
         )
         # a birth that this score does not depend on has the gradient zero, not none
-        return scores + sum((tensor * 0).sum() for tensor in given).to(scores.dtype)
+        nothing = torch.stack([(tensor * 0).sum().to(scores.dtype) for tensor in given]).sum()
+        return scores + nothing
 
     def each(self, attribute: Callable[[Callable[..., Tensor]], Sequence[Tensor]]) -> Tensor:
         """[batch, token]: attributions of each sample's score, added up over the elements of every token.
