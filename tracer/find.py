@@ -163,7 +163,7 @@ class Labelling:
             return self._lose(call)
         try:
             value = function(call)
-        except (RuntimeError, IndexError, ValueError, AssertionError, TypeError) as error:
+        except (RuntimeError, LookupError, ValueError, AssertionError, TypeError) as error:
             self.ledger.failures[call.node.name] = f"{type(error).__name__}: {error}"
             return self._lose(call)
         if call.op.endswith("_") and isinstance(value, Value) and isinstance(call.node.args[0], fx.Node):

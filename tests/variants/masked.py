@@ -306,19 +306,19 @@ class CausalByIndex(Weighed):
         return scores.softmax(-1)
 
 
+class CausalByIndexRecorded(CausalByIndex):
+    """The same behind a decision by .item(), so that the graph is a record of one run."""
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        return super().weigh(scores if scores.mean().item() < 1e3 else -scores)
+
+
 class NotANumber(Weighed):
     """A row that sees nothing gives NaN, which is put to zero."""
 
     def weigh(self, scores: Tensor) -> Tensor:
         strict = causal().tril(-1)
         return torch.nan_to_num(scores.masked_fill(~strict, -math.inf).softmax(-1))
-
-
-class TrainedDropout(Weighed):
-    """Dropout called with training=True: drawn anew at each run, which no graph can repeat."""
-
-    def weigh(self, scores: Tensor) -> Tensor:
-        return functional.dropout(scores.softmax(-1), 0.3, training=True)
 
 
 class SparseMask(Weighed):
@@ -433,6 +433,7 @@ MASKED: dict[str, Expected] = {
     "temperature-query": Expected(QueryTemperature, whole()),
     "stick_breaking": Expected(SigmoidBias, whole(), normaliser="sigmoid"),
     "causal-index_put": Expected(CausalByIndex, whole()),
+    "causal-index_put_recorded": Expected(CausalByIndexRecorded, whole()),
     "nan_to_num": Expected(NotANumber, whole()),
     "sparse_mask": Expected(SparseMask, whole()),
     "complex": Expected(Complex, whole()),

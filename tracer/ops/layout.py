@@ -352,7 +352,7 @@ SUMS = aten("index_add index_reduce scatter_add scatter_reduce index_put _unsafe
 
 def write(call: Call) -> Value:
     """Writing into a tensor writes the labels; sums, where tokens do not meet, keep those that are added."""
-    name, writer = WRITERS[call.op]
+    name, writer = WRITERS[call.op.removesuffix("_")]
     base, source = call.operands()[0], call.operand(name)
     if source is None:
         return call.carry(base, slots=base.value.slots)
