@@ -37,6 +37,8 @@ EMBEDDING = RESHAPES | _names("embedding add mul div layer_norm rms_norm where m
 """What embeddings of ids, position tables and their norm are made with."""
 VALUELESS = _names(CONSTANT) | _names(DERIVED)
 """Operations whose results depend on shapes alone, or are no numbers to explain."""
+LIKE_ANOTHER = _names("type_as expand_as view_as reshape_as")
+"""Operations that take the shape or the type alone of their second operand."""
 FOLLOWED = 24
 """How many operations back it is looked for the statistic that a factor comes from."""
 
@@ -59,13 +61,17 @@ class Sides:
     maps: frozenset[fx.Node]
     """The maps of attentions."""
 
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """The operands of a node that relevance goes back to."""
+        return [used for used in _valued(node) if used in self.carriers]
+
     def is_statistic(self, node: fx.Node) -> bool:
         """Whether a node is a mean, norm, variance or maximum, scaled or broadcast."""
         for _ in range(FOLLOWED):
             name = short_name(node)
             if name in STATISTICS:
                 return True
-            sources = [used for used in node.all_input_nodes if used in self.carriers]
+            sources = self.sources(node)
             follows = name in RESHAPES or node.target is getattr or is_pointwise(node) or name == "getitem"
             if len(sources) != 1 or not follows:
                 return False
@@ -127,7 +133,7 @@ def analyse(labelled: Labelled, values: Mapping[fx.Node, Any]) -> Sides:
         found = token_ids(labelled, node)
         if found is not None:
             tokens[node] = found
-        used = [] if short_name(node) in VALUELESS else node.all_input_nodes
+        used = _valued(node)
         if found is not None or any(n in born for n in used):
             born.add(node)
         floating = any(_is_floating(part) for part in _parts(values[node]))
@@ -152,6 +158,14 @@ def analyse(labelled: Labelled, values: Mapping[fx.Node, Any]) -> Sides:
             if site.role == "attention" and site.form == "weights"
         ),
     )
+
+
+def _valued(node: fx.Node) -> list[fx.Node]:
+    """The nodes whose values the result depends on, not their shape or type alone."""
+    name = short_name(node)
+    if name in LIKE_ANOTHER:
+        return node.all_input_nodes[:1] if node.args[0] is node.all_input_nodes[0] else []
+    return [] if name in VALUELESS else node.all_input_nodes
 
 
 def _placeholders(labelled: Labelled) -> tuple[set[str], set[str]]:

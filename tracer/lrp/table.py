@@ -113,7 +113,8 @@ class Call:
     @cached_property
     def carriers(self) -> list[tuple[fx.Node, Tensor]]:
         """The operands that carry relevance, each once."""
-        return list({n: (n, v) for n, v in self.operands if n in self.sides.carriers}.values())
+        used = self.sides.sources(self.node)
+        return list({n: (n, v) for n, v in self.operands if n in used}.values())
 
     def again(self, replaced: Mapping[fx.Node, Any]) -> Any:
         """The operation once more, with other values for some of its operands."""

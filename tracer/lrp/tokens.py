@@ -37,7 +37,7 @@ class Reader:
         self._born = {n for n in graph.nodes if n in sides.tokens and not self._sources(n)}
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
-        return [used for used in node.all_input_nodes if used in self._sides.carriers]
+        return self._sides.sources(node)
 
     def empty(self) -> Tensor:
         """Nothing read yet; the last place takes what belongs to no token."""
