@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -165,3 +166,37 @@ def test_quiet_restores_logging() -> None:
     with quiet():
         assert not logging.getLogger("torch.export").isEnabledFor(logging.ERROR)
     assert logging.getLogger("torch.export").isEnabledFor(logging.ERROR)
+
+
+def test_a_read_only_mapping_of_a_module_is_left_alone() -> None:
+    class Frozen(OrderedDict[str, int]):
+        """A configuration that refuses to be written."""
+
+        ready = False
+
+        def __setitem__(self, key: str, value: int) -> None:
+            if self.ready:
+                raise TypeError("read-only")
+            super().__setitem__(key, value)
+
+        def copy(self) -> Frozen:
+            raise TypeError("read-only")
+
+    class Configured(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = Frozen(width=3, depth=1)
+            self.config.ready = True
+            self.calls = [1, 2]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls.append(3)
+            return x * self.config["width"]
+
+    model = Configured()
+    with untouched(model):
+        model(torch.ones(2))
+        assert model.calls == [1, 2, 3]
+    assert dict(model.config) == {"width": 3, "depth": 1}
+    assert model.calls == [1, 2]
+    assert capture(model, (torch.ones(2),), {}).verified == 0

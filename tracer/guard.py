@@ -119,7 +119,7 @@ def _model_state(model: nn.Module) -> Callable[[], None]:
     saved: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]] = []
     for module in model.modules():
         own = dict(module.__dict__)
-        saved.append((module, own, [(v, v.copy()) for v in own.values() if isinstance(v, _CONTAINERS)]))
+        saved.append((module, own, [(v, _content(v)) for v in own.values() if isinstance(v, _CONTAINERS)]))
     flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
 
@@ -141,7 +141,19 @@ def _model_state(model: nn.Module) -> Callable[[], None]:
     return restore
 
 
+def _content(container: Any) -> Any:
+    """What a container holds, as a plain one: classes of its own may copy otherwise, or refuse to."""
+    return next(plain(container) for plain in _CONTAINERS if isinstance(container, plain))
+
+
 def _refill(container: Any, content: Any) -> None:
+    """Put back what a container held; one that is as it was is not touched, for it may be read-only."""
+    if isinstance(container, dict):
+        now, before = ([part for item in each.items() for part in item] for each in (container, content))
+    else:
+        now, before = list(container), list(content)
+    if len(now) == len(before) and all(one is other for one, other in zip(now, before, strict=True)):
+        return
     container.clear()
     if isinstance(container, list):
         container.extend(content)
