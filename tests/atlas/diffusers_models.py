@@ -1,0 +1,254 @@
+"""diffusers: every denoiser (its transformers and U-nets), shrunk by the names of its constructor's arguments
+and called with inputs guessed from the names of its forward's. No architecture is named."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice, product
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from atlas.cases import Case, NotBuiltError
+from atlas.weights import enliven
+
+IMPLEMENTATIONS: tuple[str | None, ...] = (None,)
+
+BATCH, WORDS, SIDE, WIDE = 2, 5, 8, 32
+HEADS = 2
+PLANS = ("widths of other models", "own widths", "all widths")
+"""Which widths shrink besides those that follow from the number of heads."""
+FILLED = {
+    "in_channels": 4,
+    "num_attention_heads": HEADS,
+    "attention_head_dim": 16,
+    "patch_size": 2,
+    "sample_size": SIDE,
+    "cross_attention_dim": WIDE,
+    "caption_channels": WIDE,
+    "num_key_value_heads": HEADS,
+    "n_kv_heads": HEADS,
+}
+"""What an argument is that has no value by default."""
+LARGEST = 40_000_000
+TRIES = 40
+
+DEPTH = re.compile(r"(layers|blocks|depth|layers_per_block)$")
+MANY = re.compile(r"^(num_.*heads|n_heads|.*_attention_heads|num_heads)$")
+KEY_HEADS = re.compile(r"(kv|key_value)_heads$")
+HEAD = re.compile(r"^(attention_head_dim|head_dim)$")
+INNER = re.compile(r"^(ffn_dim|intermediate_size|ff_dim|feed_forward_dim)$")
+OUTER = re.compile(
+    r"(joint_attention|cross_attention|caption|text|pooled_projection|cap_feat|image|context_in|condition"
+    r"|encoder_hid|encoder_hidden|in_text|in_context|vec_in|projection_class_embeddings_input)"
+    r".*(dim|channels|size|dim2)$"
+)
+WIDTH = re.compile(r"(dim|size|channels|width|features)$")
+SAMPLE = re.compile(r"^sample_(size|height|width)$")
+LATENTS = re.compile(r"^(hidden_states|sample|x|latents?)$")
+WORD_STATES = re.compile(r"^(encoder_hidden_states(_.*)?|cap_feats|prompt_embeds|proj_embedding)$")
+OPTIONAL = re.compile(
+    r"^(encoder_hidden_states|pooled_projections|guidance|img_ids|txt_ids|timestep|class_labels)$"
+)
+
+
+def names() -> list[str]:
+    return sorted(_classes())
+
+
+def _classes() -> dict[str, type[nn.Module]]:
+    kinds = {name: getattr(diffusers, name, None) for name in dir(diffusers)}
+    return {
+        name: kind
+        for name, kind in kinds.items()
+        if inspect.isclass(kind)
+        and issubclass(kind, ModelMixin)
+        and kind.__module__.split(".")[2:3] in (["transformers"], ["unets"])
+    }
+
+
+def build(name: str, attention: str | None) -> Case:
+    kind = _classes()[name]
+    reasons = []
+    for plan in PLANS:
+        arguments = _small(kind, plan)
+        try:
+            with torch.device("meta"):
+                size = sum(p.numel() for p in kind(**arguments).parameters())
+            if size > LARGEST:
+                reasons.append(NotBuiltError("too large", f"{size / 1e6:.0f} million parameters"))
+                continue
+            torch.manual_seed(0)
+            model = enliven(kind(**arguments))
+        except Exception as error:
+            reasons.append(NotBuiltError("not constructed", f"{type(error).__name__}: {error}"))
+            continue
+        found = _inputs(model)
+        if isinstance(found, dict):
+            return Case(model, found)
+        reasons.append(found)
+    raise reasons[0]
+
+
+def _small(kind: type[nn.Module], plan: str) -> dict[str, Any]:
+    """The constructor's defaults, small; equal widths stay equal."""
+    given = {
+        name: FILLED.get(name) if parameter.default is None else parameter.default
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    heads = next(
+        (v for n, v in given.items() if MANY.match(n) and not KEY_HEADS.search(n) and type(v) is int), 0
+    )
+    width = heads * next((v for n, v in given.items() if HEAD.match(n) and type(v) is int), 0)
+    small = {}
+    for name, value in given.items():
+        if heads and width and value == width and type(value) is int:
+            small[name] = width // heads * HEADS
+        elif heads and not width and name in ("hidden_size", "dim", "model_dim") and type(value) is int:
+            small[name] = value // heads * HEADS
+        else:
+            small[name] = _smaller(name, value, plan)
+    return small
+
+
+def _smaller(name: str, value: Any, plan: str) -> Any:
+    if type(value) in (tuple, list):
+        if name == "block_out_channels":
+            return type(value)(WIDE for _ in value)
+        if DEPTH.search(name):
+            return type(value)(min(v, 1) if type(v) is int else v for v in value)
+    if type(value) is not int:
+        return value
+    if KEY_HEADS.search(name):
+        return HEADS
+    if DEPTH.search(name):
+        return min(value, 2)
+    if MANY.match(name):
+        return HEADS
+    if INNER.match(name):
+        return 2 * WIDE
+    if SAMPLE.match(name):
+        return min(value, SIDE)
+    if plan != "own widths" and OUTER.search(name):
+        return WIDE
+    return 2 * WIDE if plan == "all widths" and value >= 512 and WIDTH.search(name) else value
+
+
+def _inputs(model: nn.Module) -> dict[str, Any] | NotBuiltError:
+    """Inputs that the model runs with, or why there are none."""
+    arguments = inspect.signature(model.forward).parameters
+    required = [name for name, p in arguments.items() if p.default is inspect.Parameter.empty]
+    optional = [name for name in arguments if OPTIONAL.match(name) and name not in required]
+    reasons: dict[str, Exception] = {}
+    for more in (
+        optional,
+        [n for n in optional if n != "guidance"],
+        [n for n in optional if "mask" not in n],
+        [],
+    ):
+        # latents last: their layout is what is tried first
+        chosen = sorted([*required, *more], key=lambda name: bool(LATENTS.match(name)))
+        guesses = [list(_guesses(name, model)) for name in chosen]
+        if not all(guesses):
+            missing = ", ".join(name for name, own in zip(chosen, guesses, strict=True) if not own)
+            return NotBuiltError("inputs unknown", f"no guess for {missing}")
+        for values in islice(product(*guesses), TRIES):
+            found = _mended(model, dict(zip(chosen, values, strict=True)))
+            if isinstance(found, dict):
+                return found
+            reasons[str(found)] = found
+    why = "; ".join(f"{type(error).__name__}: {error}" for error in reasons.values())
+    return NotBuiltError("inputs unknown", why[:1500])
+
+
+def _mended(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any] | Exception:
+    """Run the model; where a width is wrong and its message says which is right, believe it."""
+    for _ in range(4):
+        try:
+            with torch.no_grad():
+                output = next(iter(model(**inputs).values()))
+            if isinstance(output, Tensor) and not bool(output.isfinite().all()):
+                return ValueError("the output is not finite")
+            return inputs
+        except Exception as error:
+            found = re.search(r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", str(error))
+            wrong = [
+                n
+                for n, v in inputs.items()
+                if found and isinstance(v, Tensor) and v.shape[-1:] == (int(found[1]),)
+            ]
+            if found is None or not wrong:
+                return error
+            shape = (*inputs[wrong[-1]].shape[:-1], int(found[2]))
+            inputs = {**inputs, wrong[-1]: _numbers(*shape)}
+    return ValueError("widths stay wrong")
+
+
+def _numbers(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _setting(model: nn.Module, pattern: str, default: int) -> int:
+    for name, value in model.config.items():  # type: ignore[union-attr, operator]
+        if re.search(pattern, name) and type(value) is int:
+            return value
+    return default
+
+
+def _guesses(name: str, model: nn.Module) -> Iterator[Any]:
+    channels = _setting(model, "^in_channels$", _setting(model, "in_channels|in_visual_dim|latent_dim", 4))
+    side = max(_setting(model, "^sample_size$", SIDE), SIDE)
+    if LATENTS.match(name):
+        yield _numbers(BATCH, channels, side, side)
+        yield _numbers(BATCH, channels, 2, side, side)
+        yield _numbers(BATCH, 2, channels, side, side)
+        yield _numbers(BATCH, 16, channels)
+        yield _numbers(BATCH, channels, 16)
+    for pattern, guesses in _TABLE.items():
+        if re.match(pattern, name):
+            yield from guesses(model)
+            return
+
+
+def _words(model: nn.Module) -> Iterator[Any]:
+    yield _numbers(
+        BATCH,
+        WORDS,
+        _setting(model, r"joint_attention_dim|cross_attention_dim|caption_channels|text", WIDE),
+        seed=2,
+    )
+
+
+def _axes(model: nn.Module) -> int:
+    axes = [v for n, v in model.config.items() if "axes" in n and isinstance(v, (tuple, list))]  # type: ignore[union-attr, operator]
+    return len(axes[0]) if axes else 3
+
+
+_TABLE: Mapping[str, Callable[[nn.Module], Iterator[Any]]] = {
+    WORD_STATES.pattern: _words,
+    "pooled|image_embeds$": lambda m: iter([_numbers(BATCH, _setting(m, "pooled|image", WIDE), seed=3)]),
+    r"timestep_ratio|r_timestep|timestep_r": lambda m: iter([torch.tensor([0.3, 0.6])]),
+    "timestep|^t$": lambda m: iter([torch.tensor([3.0, 7.0]), torch.tensor([3, 7])]),
+    "guidance": lambda m: iter([torch.tensor([3.0, 4.0])]),
+    "img_ids": lambda m: iter([torch.arange(16.0)[:, None].repeat(1, _axes(m))]),
+    "txt_ids": lambda m: iter([torch.zeros(WORDS, _axes(m))]),
+    "class_labels": lambda m: iter([torch.tensor([1, 2])]),
+    ".*attention_mask|.*_mask": lambda m: iter(
+        [torch.ones(BATCH, WORDS, dtype=torch.bool), torch.ones(BATCH, WORDS)]
+    ),
+    "added_cond_kwargs": lambda m: iter([{"resolution": None, "aspect_ratio": None}, {}]),
+    "target_size|crop_coords|original_size": lambda m: iter([torch.full((BATCH, 2), 8.0)]),
+    "img_shapes": lambda m: iter([[[(1, 4, 4)]] * BATCH]),
+    "(num_)?frames": lambda m: iter([1]),
+    "height|width": lambda m: iter([4, SIDE]),
+    "fps": lambda m: iter([torch.tensor([8, 8])]),
+    "input_ids": lambda m: iter([torch.arange(2 * WORDS).view(2, WORDS)]),
+    "position_ids": lambda m: iter([torch.arange(WORDS).expand(BATCH, WORDS)]),
+    "image_rotary_emb|kv_cache|kv_cache_mode": lambda m: iter([None]),
+}
