@@ -171,6 +171,9 @@ def grid_birth(call: Call, operand: Operand, channel: int) -> Value:
     )
     source = align(source, len(shape))
     axes = [axis for axis in range(len(shape)) if axis != channel]
+    # the values of one place are of one sample; if they seem not to be, the batch lies on another axis
+    summed = [channel, *(axis for axis in axes if shape[axis] != operand.shape[axis])]
+    call.ledger.crossing |= any(_samples_vary(source.labels, axis) for axis in summed)
     slot = replace(places(source, axes, shape), strength=STRONG if operand.value.from_input else WEAK)
     root = operand.value.root or call.node.name
     origin = operand.value.origin or (operand.node.name if operand.node else call.node.name)
