@@ -153,6 +153,8 @@ class Ledger:
     """Nodes without a transfer function that an experiment showed to treat every token by itself."""
     beside: list[frozenset[int]] = field(default_factory=list)
     """Attentions of the same tokens whose outputs lie side by side as features: heads of one, in a loop."""
+    without_gradient: list[fx.Node] = field(default_factory=list)
+    """Operations on tokens that have no derivative, though they are no choice among tokens."""
     partial: dict[str, Partial] = field(default_factory=dict)
     """Nodes that hold the output of an attention, or a sum of some, until something else is done to it."""
     factors: dict[str, tuple[Operand, Operand]] = field(default_factory=dict)

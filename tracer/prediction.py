@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from fxplain.errors import NonFiniteError, TargetError
+from fxplain.errors import NonFiniteError, TargetError, UnknownOpError
 from fxplain.labelled import Labelled
 from fxplain.libra import balanced
 from fxplain.maps import check_rebuilt, make_plan
@@ -19,6 +19,7 @@ from fxplain.schedule import Step
 from fxplain.steps import steps_of
 from fxplain.target import Readout, Resolved, default_output, resolve
 from fxplain.verify import tolerance
+from fxplain.where import module_path, source_line
 
 Gradients = Mapping[str, "Tensor | None"]
 """Node -> gradient of a score to its tapped tensor; None where the score does not depend on it."""
@@ -109,6 +110,8 @@ def predict(
         TargetError, NonFiniteError, VerificationError: see :mod:`fxplain.errors`.
     """
     captured, findings, sites = labelled.captured, labelled.findings, labelled.classified.sites
+    if gradients:
+        _check_differentiable(findings.ledger.without_gradient)
     assumes = findings.batch > 1 and any(plan.assumed for plan in labelled.plans.values())
     gradients = gradients or callable(target) or assumes
     surrogates = balanced(labelled) if libra else NO_SURROGATES
@@ -137,6 +140,18 @@ def predict(
     return Prediction(
         labelled, bound, run, resolved, passes, rebuilt, output, surrogates=surrogates, **options
     )
+
+
+def _check_differentiable(blocked: Sequence[fx.Node]) -> None:
+    if blocked:
+        node = blocked[0]
+        raise UnknownOpError(
+            f"no gradient passes an operation: {node.target}",
+            where=f"node {node.name}, module {module_path(node)}, {source_line(node)}",
+            expected="operations with a derivative, for a method with gradients",
+            found=f"{len(blocked)} operations without",
+            hint="explain the model before it is quantised, or take a method without gradients (rollout)",
+        )
 
 
 def only(steps: Sequence[tuple[Step, int]], sites: frozenset[int]) -> tuple[tuple[Step, int], ...]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fxplain.labels import Value
+from fxplain.ops.births import woken
 from fxplain.ops.contraction import contract
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.sides import Side, letters_for
@@ -22,6 +23,19 @@ def linear(call: Call) -> Value:
     return contract(
         call, operand, _unlabelled_weight(weight), f"{letters},{rows}{last}->{letters[:-1]}{rows}"
     )
+
+
+@transfer("quantized::linear_dynamic", "quantized::linear_dynamic_fp16", "quantized::linear_relu_dynamic")
+def packed_linear(call: Call) -> Value:
+    """A linear map whose weight is packed away: tokens are born, or stay."""
+    operand = call.operands()[0]
+    last = operand.ndim - 1
+    awake = woken(call, operand, [last])
+    slots = [slot for slot in awake.value.active if not slot.varies(last)]
+    if len(slots) < len(awake.value.active):
+        raise ValueError("a packed linear map sums over tokens")
+    call.ledger.without_gradient.append(call.node)
+    return call.carry(awake, slots=slots)
 
 
 def _unlabelled_weight(weight: Operand) -> Operand:
