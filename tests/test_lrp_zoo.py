@@ -13,8 +13,8 @@ import fxplain
 NAMES = (
     "bert_masked_lm-sdpa albert-sdpa deberta-eager gpt2-sdpa llama-sdpa gemma2-eager mixtral-eager "
     "gpt_oss-eager deepseek_v3-sdpa t5-sdpa bart-sdpa whisper-sdpa deit-sdpa beit-sdpa swin-sdpa "
-    "perceiver-eager torchvision_swin_v2 clip-sdpa siglip-sdpa blip2_qformer-sdpa lxmert-eager vilt-eager llava-sdpa "
-    "nn_encoder nn_decoder nn_transformer mha-cross mha-zero_attn"
+    "perceiver-eager torchvision_swin_v2 clip-sdpa siglip-sdpa blip2_qformer-sdpa lxmert-eager vilt-eager "
+    "llava-sdpa nn_encoder nn_decoder nn_transformer mha-cross mha-zero_attn"
 )
 LOSSY = "detr-sdpa conditional_detr-sdpa sam-sdpa torchvision_maxvit mha-bias_kv"
 """Models where sums without any positive term, or values that are constants, take some of it."""
