@@ -218,9 +218,10 @@ def _rooted(traced: Traced) -> set[str]:
     """The token spaces of inputs and parameters, and those mixed from these."""
     roots = {placeholder.path for placeholder in traced.captured.placeholders}
     rooted = {space.name for space in traced.spaces if space.origin != "mixing" and space.source in roots}
-    for mixing in traced.mixings:  # in order of execution
-        if rooted.issuperset(mixing.keys.spaces):
-            rooted.update(mixing.queries.spaces)
+    made = {space.name for space in traced.spaces if space.origin == "mixing"}
+    for step in traced.steps:  # attention that no query asks for makes tokens too
+        if rooted.issuperset(step.keys.spaces):
+            rooted.update(step.queries.spaces if isinstance(step, Mixing) else made & {*step.queries.spaces})
     return rooted
 
 

@@ -60,6 +60,17 @@ def _padded(theirs: Tensor, ours: Tensor) -> bool:
     return all(bool((a - row).abs().amax(-1).min() <= SAME_MAP) for row in b)
 
 
+def _in_several_windows(theirs: Tensor, ours: Tensor) -> bool:
+    """All weights are there; rows are the same but for few tokens that stand in every window, added up."""
+    a, b = (_sorted_rows(t) for t in (theirs, ours))
+    if not len(b) or len(a) <= len(b) or len(a) > 20000:
+        return False
+    width = max(a.shape[1], b.shape[1])
+    a, b = (torch.nn.functional.pad(t, (0, width - t.shape[1])) for t in (a, b))
+    found = torch.tensor([bool((a - row).abs().amax(-1).min() <= SAME_MAP) for row in b])
+    return float(found.double().mean()) >= 0.9 and bool((a.sum() - b.sum()).abs() <= SAME_MAP * len(a))
+
+
 def _sorted_rows(map: Tensor) -> Tensor:
     """All rows that are not zero, their entries in falling order."""
     rows = map.reshape(-1, map.shape[-1])
@@ -87,4 +98,5 @@ _AGREEMENTS = {
     "mean of heads": _mean_of_heads,
     "a part": _block,
     "with padding": _padded,
+    "in several windows": _in_several_windows,
 }

@@ -29,6 +29,7 @@ AGREEMENT = {
     "transposed": "the model reports keys by queries",
     "a part": "the model leaves out rows and columns, of a prompt for instance",
     "with padding": "the model reports the rows of padding too",
+    "in several windows": "a class token stands in every window: its weights are added up",
     "unused": "no output of the model depends on it, so there is nothing to explain",
     "mean of heads": "the model reports the mean of the heads, once for each head",
     "no map": "the model reports something else, such as the output",
