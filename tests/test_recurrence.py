@@ -93,7 +93,7 @@ def test_a_decoder_asks_an_encoder_step_by_step(spelled: str, recurrence: str) -
     assert {e.role for e in found.census} == {"attention", "recurrence"}
     results = [found.explain(inputs(), target=(2, word)) for word in range(3)]
     assert {row[0][0] for result in results for row in result.readout} == {int(found.spaces[-1].start + 2)}
-    assert [note for note in results[0].notes if note.startswith("approximate: the recurrence encoder")]
+    assert [note for note in results[0].notes if note.startswith("approximate: the recurrence in encoder")]
     assert sum(float(result.relevance["source"].sum()) for result in results) > 0
     # a word that comes later says nothing
     early = found.explain(inputs(), target=(0, 1))

@@ -16,7 +16,6 @@ from fxplain.where import module_path, source_line
 
 CONTRACTIONS = aten("matmul mm bmm einsum baddbmm addmm linear tensordot mv dot")
 SELECTIONS = aten("topk sort argmax multinomial max argsort kthvalue")
-RECURRENCE = "recurrence", "mixes tokens along time, one after the other: there is no token-to-token map"
 POINTS = "sampling over points", "weighs values sampled at a few places per query"
 
 
@@ -32,8 +31,8 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
     for node in findings.ledger.summaries:
         reason = "sums all tokens into features before the queries read them: there is no token-to-token map"
         entries.setdefault(node, ("linear attention", reason))
-    for node in findings.ledger.recurrences:
-        entries[node] = RECURRENCE
+    for node, told in findings.ledger.unfollowed.items():
+        entries[node] = told
     for node in findings.ledger.losses.values():
         entries[node] = ("unknown", "labelled data reached an operation without a transfer function")
     for node in findings.ledger.probed:

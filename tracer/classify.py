@@ -65,9 +65,8 @@ def classify(findings: Findings) -> Classified:
     """Name and type all sites of a labelling run."""
     ledger = findings.ledger
     count = sum(space.size for space in ledger.spaces)
-    living = without_stems(
-        _read([s for s in ledger.sites if not s.absorbed], findings.outputs), findings.outputs, count
-    )
+    named = [s for s in ledger.sites if not s.absorbed and _joins_tokens(s)]
+    living = without_stems(_read(named, findings.outputs), findings.outputs, count)
     used = _used(living, findings.outputs, count)
     sites = tuple(s for s in living if s.attends or bool(used[_tokens(s.rows.labels)].any()))
     made = torch.zeros(count, dtype=torch.bool)
@@ -115,6 +114,11 @@ def _read(sites: list[Site], outputs: Iterable[Value]) -> list[Site]:
             kept.append(site)
             wanted |= site.rows.reads | site.cols.reads
     return kept[::-1]
+
+
+def _joins_tokens(site: Site) -> bool:
+    """Whether there are tokens on both sides; rows or columns of padding alone have none."""
+    return len(_tokens(site.rows.labels)) > 0 and len(_tokens(site.cols.labels)) > 0
 
 
 def _tokens(labels: Tensor) -> Tensor:

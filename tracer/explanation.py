@@ -160,11 +160,9 @@ def notes_of(labelled: Labelled) -> tuple[str, ...]:
     for node in labelled.findings.ledger.summaries:
         where = module_path(node) or node.name
         notes.append(f"{where} sums tokens without a token-to-token map: relevancy does not pass it")
-    for node in labelled.findings.ledger.recurrences:
+    for node, (role, _) in labelled.findings.ledger.unfollowed.items():
         where = module_path(node) or node.name
-        notes.append(
-            f"approximate: the recurrence {where} mixes tokens along time, and has no map between them"
-        )
+        notes.append(f"approximate: the {role} in {where} mixes tokens, which is not followed")
     return tuple(dict.fromkeys(notes))
 
 

@@ -161,8 +161,9 @@ class Ledger:
     """Elementwise products of two labelled tensors, while they are alive: what was multiplied."""
     summaries: list[fx.Node] = field(default_factory=list)
     """Products that sum all tokens into features (linear and kernel attention): no token-to-token map."""
-    recurrences: list[fx.Node] = field(default_factory=list)
-    """Recurrent cells and layers: tokens are mixed one after the other, without a token-to-token map."""
+    unfollowed: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)
+    """Operations that mix tokens and let each place stand for its own (recurrences, running sums): role and
+    reason for the census. That mixing is told, and not followed."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     crossing: bool = False
     """Attention was seen between different samples: the assumed batch axis is not one."""

@@ -20,13 +20,14 @@ from fxplain.ops.table import Call, Operand, aten, transfer
 from fxplain.where import module_path
 
 CELLS = "gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell"
+RECURRENCE = "recurrence", "mixes tokens along time, one after the other: there is no token-to-token map"
 LAYERS = "lstm gru rnn_tanh rnn_relu"
 
 
 @transfer(*aten(CELLS))
 def cell(call: Call) -> Value | tuple[Value, ...]:
     """A new state, one token a sample."""
-    call.ledger.recurrences.append(call.node)
+    call.ledger.unfollowed[call.node] = RECURRENCE
     count = 3 if call.op == "aten::lstm_cell" else 2
     data = [_awake(call, operand) for operand in call.operands()[:count]]
     known = [operand for operand in data if operand.value.labelled]
@@ -87,7 +88,7 @@ def _calls_alike(node: fx.Node) -> list[fx.Node]:
 @transfer(*aten(LAYERS))
 def layer(call: Call) -> tuple[Value, ...]:
     """Places of the output are the tokens at their time; the last states are one token of all of them."""
-    call.ledger.recurrences.append(call.node)
+    call.ledger.unfollowed[call.node] = RECURRENCE
     operand = call.operands()[0]
     operand = woken(call, operand, [operand.ndim - 1])
     slots = [slot for slot in operand.value.active if not slot.varies(operand.ndim - 1)]

@@ -45,15 +45,15 @@ def normalise(call: Call) -> Value | tuple[Value, ...]:
 
 @transfer("aten::cumsum", "aten::cumprod", "aten::logcumsumexp", "aten::cummax", "aten::cummin")
 def scan(call: Call) -> Value | tuple[Value, ...]:
-    """Running sums along features keep the labels; along tokens they mix them in a way that has no rule."""
+    """Running sums keep the labels: along tokens, each place stands for the token that comes in there."""
     operand = call.operands()[0]
     axis = int(call.argument("dim")) % max(operand.ndim, 1)
     slots = operand.value.slots
     if operand.tensor.is_floating_point() and any(slot.varies(axis) for slot in operand.value.active):
-        slots = tuple(slot for slot in operand.value.active if not slot.varies(axis))
-        if not slots:
-            raise ValueError("a running sum over tokens has no transfer function")
         # sums along the rows of a map are of that row, as its maximum is
+        slots = tuple(slot for slot in operand.value.active if not slot.varies(axis)) or slots
+        if any(slot.varies(axis) for slot in slots):
+            call.ledger.unfollowed[call.node] = "running sum", "sums up tokens one after the other"
     value = call.carry(operand, slots=slots)
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
 
