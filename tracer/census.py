@@ -16,6 +16,7 @@ from fxplain.where import module_path, source_line
 
 CONTRACTIONS = aten("matmul mm bmm einsum baddbmm addmm linear tensordot mv dot")
 SELECTIONS = aten("topk sort argmax multinomial max argsort kthvalue")
+LINEAR = "token mixing", "a linear map over tokens: its weights are the map between them"
 POINTS = "sampling over points", "weighs values sampled at a few places per query"
 
 
@@ -31,6 +32,9 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
     for node in findings.ledger.summaries:
         reason = "sums all tokens into features before the queries read them: there is no token-to-token map"
         entries.setdefault(node, ("linear attention", reason))
+    for site in sites:
+        if site.role == "mixing" and site.form == "weights":
+            entries.setdefault(site.node, LINEAR)
     for node, told in findings.ledger.unfollowed.items():
         entries[node] = told
     for node in findings.ledger.losses.values():

@@ -119,6 +119,14 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Spectrum:
+    """Whose spectrum a tensor is: the labels before the transform, and the shape they were of."""
+
+    slots: tuple[Slot, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Value:
     """What is known of one tensor of the graph."""
 
@@ -136,6 +144,8 @@ class Value:
     """Nodes whose samples at points this tensor still holds one by one."""
     asked: tuple[Asked, ...] = ()
     """Single tokens that gave way to finer labels: the rows of scores that are made of this tensor."""
+    spectrum: Spectrum | None = None
+    """Set where tokens were transformed to frequencies, until they are transformed back."""
     depth: int = 0
     """How many sums of products the tensor is away from its elements at most."""
 
@@ -178,14 +188,14 @@ def merge(operands: Iterable[Sequence[Slot]], additive: bool = False) -> tuple[S
     operands = sorted(operands, key=lambda slots: -_is_map(slots))
     kept: list[Slot] = []
     for slots in operands:
-        before, taken = kept, list(kept)
+        own: list[Slot] = []
         for slot in slots:
-            earlier = [old for old in taken if any(old is b for b in before)]
+            earlier = [old for old in kept if not any(old is mine for mine in own)]
             if additive and _other_single_token(slot, earlier):
-                taken.append(slot)
+                kept, added = [*kept, slot], [slot]
             else:
-                taken = _admit(taken, slot, earlier)
-        kept = taken
+                kept, added = _admit(kept, slot, earlier)
+            own += added
     if any(slot.strength > DORMANT for slot in kept):
         kept = [slot for slot in kept if slot.strength > DORMANT]
     return tuple(_distinct(kept, operands))
@@ -209,19 +219,21 @@ def _distinct(slots: Sequence[Slot], operands: Sequence[Sequence[Slot]]) -> list
     return found
 
 
-def _admit(kept: list[Slot], new: Slot, earlier: list[Slot]) -> list[Slot]:
+def _admit(kept: list[Slot], new: Slot, earlier: list[Slot]) -> tuple[list[Slot], list[Slot]]:
+    """What is kept, and what of it the new slot has added."""
     axes = new.token_axes
     rivals = [old for old in earlier if _comparable(old.token_axes, axes)]
     if not rivals:
-        return [*kept, new]
+        return [*kept, new], [new]
     reads = frozenset().union(new.reads, *(old.reads for old in rivals))
     if _new_wins(rivals, new, axes, _is_map(earlier)):
         others = [old for old in kept if not any(old is rival for rival in rivals)]
-        return [*others, replace(_fill(new, rivals), reads=reads)]
+        added = replace(_fill(new, rivals), reads=reads)
+        return [*others, added], [added]
     if len(rivals) == 1:
         winner = replace(_fill(rivals[0], [new]), reads=reads)
-        return [winner if old is rivals[0] else old for old in kept]
-    return kept
+        return [winner if old is rivals[0] else old for old in kept], []
+    return kept, []
 
 
 def _other_single_token(new: Slot, earlier: Sequence[Slot]) -> bool:
@@ -318,6 +330,7 @@ def joined(values: Sequence[Value]) -> dict[str, Any]:
         "lost": frozenset().union(*(v.lost for v in values)),
         "sampled": frozenset().union(*(v.sampled for v in values)),
         "asked": tuple({query.code: query for v in values for query in v.asked}.values()),
+        "spectrum": next((v.spectrum for v in values if v.spectrum is not None), None),
         "depth": max((v.depth for v in values), default=0),
     }
 

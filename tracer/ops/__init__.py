@@ -14,6 +14,7 @@ from fxplain.ops import (
     reduction,
     regions,
     sampling,
+    spectrum,
 )
 from fxplain.ops.table import TABLE, Call, Operand, transfer
 
@@ -34,5 +35,6 @@ __all__ = [
     "reduction",
     "regions",
     "sampling",
+    "spectrum",
     "transfer",
 ]

@@ -201,6 +201,8 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
             return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
         weights, values = _weights_and_values(call, left, right)
         if weights is not None and values is not None:
+            if not weights.operand.value.softmaxes and _has_columns(values, weights):
+                return [side.moved(slot, output) for side in (weights, values) for slot in side.alive]
             return _attention(call, weights, values, output)
         call.ledger.summaries.append(call.node)
         return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
@@ -231,6 +233,14 @@ def _is_map(side: Side, other: Side) -> bool:
     free = [axis for axis, letter in enumerate(side.letters) if letter not in other.letters]
     own = bool(free) and all(any(slot.varies(axis) for slot in side.alive) for axis in free)
     return own and bool(side.operand.value.softmaxes)
+
+
+def _has_columns(values: Side, weights: Side) -> bool:
+    """True for values that are a map themselves: tokens of their own lie along an axis that the weights
+    lack."""
+    sizes = _sizes(weights)
+    own = {axis for axis, letter in enumerate(values.letters) if sizes.get(letter, 1) == 1}
+    return any(slot.token_axes & own for slot in values.alive)
 
 
 def _weighs_one(weights: Side, values: Side) -> bool:

@@ -22,9 +22,13 @@ from fxplain.labels import (
     merge,
     samples_of,
 )
+from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten
+from fxplain.where import module_path
 
 QUERYING = frozenset(aten("add sub mul"))
+SUMS = frozenset(aten("add sub"))
+STATE = "recurrence", "adds a token to a state that holds several before it: there is no token-to-token map"
 
 
 def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
@@ -32,16 +36,27 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     operands = call.operands() if operands is None else operands
     ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
     aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
-    additive = call.op.removesuffix("_") in ("aten::add", "aten::sub")
+    additive = call.op.removesuffix("_") in SUMS
     ordered = _newest_first(call, operands, aligned) if additive else _older_first(call, aligned)
     slots = merge(ordered, additive=additive)
     if isinstance(call.result, Tensor) and call.result.is_floating_point() and len(slots) == 1:
         slots = (_joined(call, operands, aligned, slots[0]),)
     value = call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
+    if call.op == "aten::abs":
+        value = taken_for_data(call, value)
+    if call.op.removesuffix("_") in SUMS and len(slots) > 2 and not any(slot.token_axes for slot in slots):
+        _told(call)
     if call.op.removesuffix("_") not in QUERYING:
         return value
     products = 2 if "mul" in call.op else 0  # a product with keys only has its features to be summed up
     return replace(value, asked=(*value.asked, *asked_among(aligned, slots, products)))
+
+
+def _told(call: Call) -> None:
+    """Note the recurrence, once in a module."""
+    known = (module_path(node) for node, told in call.ledger.unfollowed.items() if told == STATE)
+    if module_path(call.node) not in known:
+        call.ledger.unfollowed[call.node] = STATE
 
 
 def asked_among(
@@ -61,13 +76,19 @@ def _newest_first(
     """As :func:`_older_first`; but of single tokens that are added up, the one that came in last leads.
 
     The state of a recurrence holds all tokens so far. What joins it was mixed later, or has gone through
-    fewer sums of products.
+    fewer sums of products, or its tokens come later.
     """
     if len(slots) != 2 or any(slot.token_axes for own in slots for slot in own):
         return _older_first(call, slots)
-    one, other = (max((call.ledger.mixed_at(slot) for slot in own), default=0) for own in slots)
-    newer = operands[0].value.depth > operands[1].value.depth if one == other else one < other
-    return list(slots)[::-1] if newer else list(slots)
+    one, other = (
+        (
+            max((call.ledger.mixed_at(slot) for slot in own), default=0),
+            -operand.value.depth,
+            max((int(codes_of(slot.labels).amax()) for slot in own if slot.labels.numel()), default=-1),
+        )
+        for own, operand in zip(slots, operands, strict=True)
+    )
+    return list(slots)[::-1] if one < other else list(slots)
 
 
 def _older_first(call: Call, operands: Sequence[Sequence[Slot]]) -> list[Sequence[Slot]]:

@@ -21,6 +21,7 @@ from fxplain.labels import (
     reads_of,
 )
 from fxplain.ops.elementwise import asked_among, pointwise
+from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten, transfer
 
 UNARY = """view reshape _unsafe_view _reshape_alias view_copy permute transpose t numpy_T movedim moveaxis
@@ -137,6 +138,8 @@ def _lookup(call: Call, table: Operand) -> Value | None:
 def complex_pairs(call: Call) -> Value:
     """Complex numbers are pairs of features: the last axis goes, or comes."""
     operand = call.operands()[0]
+    if call.op in ("aten::real", "aten::imag"):
+        return taken_for_data(call, call.carry(operand, slots=operand.value.slots))
     change = {"aten::view_as_complex": _last_gone, "aten::view_as_real": _last_added}.get(call.op)
     slots = operand.value.slots
     return call.carry(operand, slots=[replace(s, labels=change(s.labels)) if change else s for s in slots])
