@@ -233,7 +233,8 @@ def _admit(kept: list[Slot], new: Slot, earlier: list[Slot]) -> tuple[list[Slot]
     if len(rivals) == 1:
         winner = replace(_fill(rivals[0], [new]), reads=reads)
         return [winner if old is rivals[0] else old for old in kept], []
-    return kept, []
+    first = next((old for old in rivals if torch.equal(old.labels, new.labels)), rivals[0])
+    return [replace(old, reads=old.reads | new.reads) if old is first else old for old in kept], []
 
 
 def _other_single_token(new: Slot, earlier: Sequence[Slot]) -> bool:

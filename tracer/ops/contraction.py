@@ -216,10 +216,29 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
             return _attention(call, side, rest, output)
     lefts = [left.moved(slot, output) for slot in left.alive]
     rights = [right.moved(slot, output) for slot in right.alive]
+    if _leaves_features(left, right, output):
+        # no map: a token that reads a state which it is part of itself
+        rights = [slot for slot in rights if not any(_same_single(slot, other) for other in lefts)]
     alike = len(lefts) == len(rights) == 1 and lefts[0].axes == rights[0].axes and lefts[0].token_axes
     if alike and not _has_both_sides(left, right):
         return lefts[:1]
     return [*lefts, *rights]
+
+
+def _leaves_features(left: Side, right: Side, output: str) -> bool:
+    """Whether the result's last axis is one of features, along which no token lies."""
+    last = output[-1:]
+    tokens = any(
+        slot.varies(side.letters.index(last))
+        for side in (left, right)
+        for slot in side.slots
+        if last in side.letters
+    )
+    return bool(last) and _sizes(left, right)[last] > 1 and not tokens
+
+
+def _same_single(one: Slot, other: Slot) -> bool:
+    return not (one.token_axes or other.token_axes) and same_tokens(one, other)
 
 
 def _has_both_sides(left: Side, right: Side) -> bool:
