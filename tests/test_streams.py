@@ -316,3 +316,130 @@ def test_patches_of_all_pictures_in_one_row(fused: bool) -> None:
         assert float(result.relevance["patches"][sample].sum()) == pytest.approx(
             float(result.relevance["patches"][sample, own].sum())
         )
+
+
+class Towers(nn.Module):
+    """Every picture is compared with every text: [picture, text]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see, self.read = Attend(), Attend()
+
+    def forward(self, pictures: Tensor, texts: Tensor) -> Tensor:
+        seen, read = self.see(pictures)[:, 0], self.read(texts)[:, -1]
+        return nn.functional.normalize(seen, dim=-1) @ nn.functional.normalize(read, dim=-1).T
+
+
+@pytest.mark.parametrize("texts", [2, 3])
+def test_every_picture_is_compared_with_every_text(texts: int) -> None:
+    model = Towers().eval()
+    inputs = tokens(BATCH, TOKENS, WIDTH), tokens(texts, 5, WIDTH, seed=1)
+    for text in range(texts):
+        result = fxplain.explain(model, inputs, text)
+        for picture in range(BATCH):
+            pair = inputs[0][picture : picture + 1], inputs[1][text : text + 1]
+            single = fxplain.explain(model, pair, 0)
+            torch.testing.assert_close(single.score[0], result.score[picture])
+            seen, read = (result.relevance[name][picture] for name in ("pictures", "texts"))
+            torch.testing.assert_close(single.relevance["pictures"][0], seen)
+            own = read if texts == BATCH else read.view(texts, 5)[text]
+            torch.testing.assert_close(single.relevance["texts"][0], own)
+            assert float(read.sum()) == pytest.approx(float(own.sum()), rel=1e-4)
+
+
+class Choices(nn.Module):
+    """Several answers for each question, folded into the batch; one score for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, WIDTH)
+        self.attend = Attend()
+        self.head = nn.Linear(WIDTH, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.attend(self.words(ids.flatten(0, 1)))
+        logits: Tensor = self.head(x[:, 0]).view(ids.shape[:2])
+        return logits
+
+
+def test_answers_folded_into_the_batch() -> None:
+    ids = torch.randint(1, 20, (BATCH, 3, 5), generator=torch.Generator().manual_seed(1))
+    found, result = check(Choices(), ids)
+    assert kinds(found) == [("self", "ids", 15, "ids", 15, HEADS)]
+    assert float(result.relevance["ids"].view(BATCH, 3, 5)[:, [0, 2]].sum()) == 0
+
+
+class Beams(nn.Module):
+    """Encoded once, and repeated for several beams of each sample that decode apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, WIDTH)
+        self.encode, self.decode, self.cross = Attend(), Attend(), Attend()
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        state = self.encode(x).repeat_interleave(ids.shape[1], 0)
+        y = self.cross(self.decode(self.words(ids.flatten(0, 1))), state)
+        logits: Tensor = self.head(y[:, -1]).unflatten(0, ids.shape[:2])
+        return logits
+
+
+def test_beams_repeat_the_sample_they_belong_to() -> None:
+    ids = torch.randint(1, 20, (BATCH, 3, 4), generator=torch.Generator().manual_seed(1))
+    found, _ = check(Beams(), tokens(BATCH, TOKENS, WIDTH), ids, target=(1, 2))
+    assert [(a.kind, a.queries.size, a.keys.size, a.heads) for a in found.attentions] == [
+        ("self", TOKENS, TOKENS, HEADS),
+        ("self", 12, 12, HEADS),
+        ("encoder_decoder", 12, TOKENS, HEADS),
+    ]
+
+
+class Channels(nn.Module):
+    """Channels of a series folded into the batch: patches attend within each; then their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Linear(4, WIDTH)
+        self.attend = Attend()
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, series: Tensor) -> Tensor:
+        batch, channels = series.shape[0], series.shape[2]
+        x = self.patch(series.transpose(1, 2).unfold(-1, 4, 4))
+        x = self.attend(x.flatten(0, 1)).unflatten(0, (batch, channels))
+        logits: Tensor = self.head(x.mean((1, 2)))
+        return logits
+
+
+def test_channels_folded_into_the_batch() -> None:
+    found, _ = check(Channels(), tokens(BATCH, 12, 2))
+    assert kinds(found) == [("self", "series", 6, "series", 6, HEADS)]
+
+
+class Masked(nn.Module):
+    """A masked autoencoder: some tokens picked by noise, mask tokens put in, all sorted back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.head = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3)
+        self.first, self.mask = (nn.Parameter(torch.randn(1, 1, WIDTH)) for _ in range(2))
+        self.place = nn.Parameter(torch.randn(1, TOKENS + 1, WIDTH))
+        self.encode, self.decode = Attend(), Attend()
+
+    def forward(self, patches: Tensor, noise: Tensor) -> Tensor:
+        x = self.patch(patches) + self.place[:, 1:]
+        order = noise.argsort(1)
+        back, kept = order.argsort(1), order[:, :3]
+        x = x.gather(1, kept[..., None].expand(-1, -1, WIDTH))
+        x = self.encode(torch.cat([self.first.expand(len(x), -1, -1), x], 1))
+        whole = torch.cat([x[:, 1:], self.mask.expand(len(x), TOKENS - 3, -1)], 1)
+        whole = whole.gather(1, back[..., None].expand(-1, -1, WIDTH))
+        y = self.decode(torch.cat([x[:, :1], whole], 1) + self.place)
+        logits: Tensor = self.head(y)
+        return logits
+
+
+def test_a_masked_autoencoder() -> None:
+    found, result = check(Masked(), tokens(BATCH, TOKENS, 5), torch.rand(BATCH, TOKENS), target=(2, 1))
+    assert [(a.kind, a.heads) for a in found.attentions] == [("self", HEADS), ("self", HEADS)]
