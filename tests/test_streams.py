@@ -441,5 +441,5 @@ class Masked(nn.Module):
 
 
 def test_a_masked_autoencoder() -> None:
-    found, result = check(Masked(), tokens(BATCH, TOKENS, 5), torch.rand(BATCH, TOKENS), target=(2, 1))
+    found, _ = check(Masked(), tokens(BATCH, TOKENS, 5), torch.rand(BATCH, TOKENS), target=(2, 1))
     assert [(a.kind, a.heads) for a in found.attentions] == [("self", HEADS), ("self", HEADS)]
