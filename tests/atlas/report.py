@@ -54,7 +54,8 @@ For each model all of this must hold (`tests/atlas/judge.py`):
 * the maps equal those that the model itself reports with `output_attentions`, in number and value;
 * every softmax-like operation has a role, and no labels were lost at an operation;
 * every attention has a kind, and its tokens come from inputs or parameters;
-* the relevancy is finite, not negative and not all zero; eager and fused attention give the same to 1e-4;
+* the relevancy is finite, not negative and not all zero; eager and fused attention give the same to 1e-4
+  (in float64, where float32 does not tell);
 * a model without attention is said to have none, and reports no map either.
 
 Otherwise it counts as *refused*, where an error of fxplain says why, or as *something does not hold*.
@@ -148,7 +149,9 @@ def _implementations(built: Sequence[Record]) -> str:
     largest = 0.0
     for record in built:
         for text in record.get("implementations", {}).values():
-            if _is_number(text):
+            if text.endswith("in float64"):
+                counts["the same in float64, where float32 rounds too much"] += 1
+            elif _is_number(text):
                 counts["compared"] += 1
                 if float(text) <= 1e-4:
                     largest = max(largest, float(text))
