@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from atlas.cases import REGISTRIES
+from atlas.cases import REGISTRIES, registry
 from atlas.report import report
 from atlas.run import finished, run, tasks
 
@@ -32,7 +32,10 @@ def main() -> None:
     options = parser.parse_args()
     if not options.report:
         _run(options)
-    options.page.write_text(report(finished(options.results).values()))
+    records = finished(options.results)
+    judged = sorted({library for library, _ in records})
+    listed = {library: len(registry(library).names()) for library in judged}
+    options.page.write_text(report(records.values(), listed))
 
 
 def _run(options: argparse.Namespace) -> None:

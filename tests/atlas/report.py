@@ -62,14 +62,26 @@ Otherwise it counts as *refused*, where an error of fxplain says why, or as *som
 """
 
 
-def report(records: Iterable[Record]) -> str:
-    """The page, from the last record of every model."""
+def report(records: Iterable[Record], listed: Mapping[str, int]) -> str:
+    """The page, from the last record of every model.
+
+    Args:
+        records: those of :mod:`atlas.run`.
+        listed: how many models each registry has, judged or not.
+    """
     found = sorted(records, key=lambda r: (r["registry"], r["name"]))
     by_registry: dict[str, list[Record]] = defaultdict(list)
     for record in found:
         by_registry[record["registry"]].append(record)
     built = [r for r in found if r["outcome"] in BUILT]
-    parts = [HEAD, _versions(), "## By registry", _registries(by_registry), "## By kind", _kinds(built)]
+    parts = [
+        HEAD,
+        _versions(),
+        "## By registry",
+        _registries(by_registry, listed),
+        "## By kind",
+        _kinds(built),
+    ]
     parts += [
         "## Maps that models report",
         _agreement(built),
@@ -102,15 +114,17 @@ def _cell(value: Any) -> str:
     return " ".join(str(value).replace("|", "\\|").split())
 
 
-def _registries(by_registry: Mapping[str, Sequence[Record]]) -> str:
+def _registries(by_registry: Mapping[str, Sequence[Record]], listed: Mapping[str, int]) -> str:
     rows = []
     for name, records in by_registry.items():
         counts = Counter(r["outcome"] for r in records)
         built = sum(counts[outcome] for outcome in BUILT)
         good = counts["passed"] + counts["no_attention"]
         share = f"{100 * good / built:.1f} %" if built else ""
-        rows.append([name, len(records), built, *(counts[o] for o in COLUMNS), share])
-    return table(["registry", "listed", "built", *COLUMNS.values(), "of those built, good"], rows)
+        rows.append(
+            [name, listed.get(name, len(records)), len(records), built, *(counts[o] for o in COLUMNS), share]
+        )
+    return table(["registry", "listed", "judged", "built", *COLUMNS.values(), "of those built, good"], rows)
 
 
 def _kinds(built: Sequence[Record]) -> str:
