@@ -221,3 +221,35 @@ def test_packed_sequences_keep_their_tokens() -> None:
     results = [found.explain(given, target=target) for target in range(3)]
     assert max(float(result.relevance["source"][0].max()) for result in results) > 0
     assert max(float(result.relevance["source"][1, 3:].abs().max()) for result in results) == 0
+
+
+class Slots(nn.Module):
+    """Slots compete for tokens, and a cell updates each of them (all samples' slots in one batch)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.slots = nn.Linear(6, 8), nn.Parameter(torch.randn(3, 8))
+        self.query, self.key, self.value = (nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.cell, self.head = nn.GRUCell(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x)
+        slots = self.slots.expand(len(x), -1, -1)
+        for _ in range(2):
+            shares = (self.query(slots) @ self.key(tokens).mT).softmax(1) + 1e-8
+            read = shares / shares.sum(-1, keepdim=True) @ self.value(tokens)
+            slots = self.cell(read.reshape(-1, 8), slots.reshape(-1, 8)).view(slots.shape)
+        return self.head(slots)
+
+
+def test_a_cell_updates_each_of_several_tokens() -> None:
+    torch.manual_seed(0)
+    model, x = Slots().eval(), torch.randn(2, 5, 6)
+    traced = fxplain.trace(model, x)
+    assert [(a.kind, a.heads, a.queries.name, a.keys.name) for a in traced.attentions] == [
+        ("encoder_decoder", 1, "slots", "x")
+    ] * 2
+    result = traced.explain(x, target=(1, 0))
+    for sample in range(2):
+        alone = fxplain.explain(model, x[sample : sample + 1], target=(1, 0))
+        torch.testing.assert_close(result.relevance["x"][sample : sample + 1], alone.relevance["x"])

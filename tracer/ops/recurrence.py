@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels import NOTHING, Slot, Value, codes_of, compact, encode, samples_of
+from fxplain.labels import NOTHING, Slot, Value, codes_of, compact, encode, merge, samples_of
 from fxplain.ops.births import woken
 from fxplain.ops.table import Call, Operand, aten, transfer
 from fxplain.where import module_path
@@ -26,13 +26,16 @@ LAYERS = "lstm gru rnn_tanh rnn_relu"
 
 @transfer(*aten(CELLS))
 def cell(call: Call) -> Value | tuple[Value, ...]:
-    """A new state, one token a sample."""
+    """A new state, one token a sample; where a sample has several, a gated update of each of them."""
     call.ledger.unfollowed[call.node] = RECURRENCE
     count = 3 if call.op == "aten::lstm_cell" else 2
     data = [_awake(call, operand) for operand in call.operands()[:count]]
     known = [operand for operand in data if operand.value.labelled]
     if not known:
         value = call.carry(*data)
+    elif several := [o for o in reversed(known) if 0 in o.value.active[0].token_axes and o.ndim > 1]:
+        slots = merge([o.value.active for o in several])
+        value = call.carry(*data, slots=slots, softmaxes=frozenset(), sampled=frozenset(), asked=())
     else:
         last = data[0].ndim - 1
         samples = torch.stack([_samples(o, [last]) for o in known]).amax(0)
