@@ -195,6 +195,22 @@ class Ledger:
             (s.start for s in self.spaces if s.start <= newest < s.start + s.size and s.origin == "mixing"), 0
         )
 
+    def mixed_from(self, slot: Slot, others: Sequence[Slot]) -> bool:
+        """Whether a slot's tokens were made by mixings, in the end, of tokens of the others."""
+        if not others or not self.mixed_at(slot):
+            return False
+        behind = torch.zeros(self.spaces[-1].start + self.spaces[-1].size, dtype=torch.bool)
+        source = torch.zeros_like(behind)
+        behind[_tokens(slot.labels)] = True
+        for other in others:
+            source[_tokens(other.labels)] = True
+        if bool((behind & source).any()):
+            return False
+        for site in reversed(self.sites):
+            if site.makes_tokens and bool(behind[_tokens(site.rows.labels)].any()):
+                behind[_tokens(site.cols.labels)] = True
+        return bool((behind & source).any())
+
     def beyond_stem(self, reads: frozenset[int]) -> bool:
         """Whether some of these sites are more than windows of a convolution before any attention."""
         return any(self.sites[read].window is None for read in reads)
@@ -278,6 +294,11 @@ class Ledger:
 
 def _same_tokens(one: Slot, other: Slot) -> bool:
     return torch.equal(*(torch.unique(slot.labels[slot.labels > 0]) for slot in (one, other)))
+
+
+def _tokens(labels: Tensor) -> Tensor:
+    codes = codes_of(labels).reshape(-1)
+    return codes[codes >= 0]
 
 
 def grid_of(slot: Slot, count: int) -> tuple[int, ...]:

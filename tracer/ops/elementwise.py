@@ -92,13 +92,14 @@ def _newest_first(
 
 
 def _older_first(call: Call, operands: Sequence[Sequence[Slot]]) -> list[Sequence[Slot]]:
-    """Operands with tokens that were mixed from others go last: old tokens outlive those made of them."""
+    """Operands whose tokens were mixed from another's go last: old tokens outlive those made of them."""
+    firm = [[slot for slot in slots if slot.strength == STRONG and slot.token_axes] for slots in operands]
 
-    def age(slots: Sequence[Slot]) -> int:
-        made = [call.ledger.mixed_at(slot) for slot in slots if slot.strength == STRONG and slot.token_axes]
-        return max(made, default=0)
+    def made_of_another(place: int) -> bool:
+        others = [slot for other, slots in enumerate(firm) if other != place for slot in slots]
+        return any(call.ledger.mixed_from(slot, others) for slot in firm[place])
 
-    return sorted(operands, key=age)
+    return [operands[place] for place in sorted(range(len(operands)), key=made_of_another)]
 
 
 def _joined(call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[Slot]], kept: Slot) -> Slot:
