@@ -21,8 +21,9 @@ IMPLEMENTATIONS: tuple[str | None, ...] = (None,)
 
 BATCH, WORDS, SIDE, WIDE = 2, 5, 8, 32
 HEADS = 2
-PLANS = ("widths of other models", "own widths", "all widths")
-"""Which widths shrink besides those that follow from the number of heads."""
+PLANS = ("widths of other models", "own widths", "all widths", "filled")
+"""Which widths shrink besides those that follow from the number of heads; at last, what has no default is
+filled in."""
 FILLED = {
     "in_channels": 4,
     "num_attention_heads": HEADS,
@@ -98,9 +99,9 @@ def build(name: str, attention: str | None) -> Case:
 def _small(kind: type[nn.Module], plan: str) -> dict[str, Any]:
     """The constructor's defaults, small; equal widths stay equal."""
     given = {
-        name: FILLED.get(name) if parameter.default is None else parameter.default
-        for name, parameter in inspect.signature(kind.__init__).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
+        name: FILLED.get(name) if plan == "filled" and p.default is None else p.default
+        for name, p in inspect.signature(kind.__init__).parameters.items()
+        if p.default is not inspect.Parameter.empty
     }
     heads = next(
         (v for n, v in given.items() if MANY.match(n) and not KEY_HEADS.search(n) and type(v) is int), 0
@@ -137,7 +138,7 @@ def _smaller(name: str, value: Any, plan: str) -> Any:
         return min(value, SIDE)
     if plan != "own widths" and OUTER.search(name):
         return WIDE
-    return 2 * WIDE if plan == "all widths" and value >= 512 and WIDTH.search(name) else value
+    return 2 * WIDE if plan in ("all widths", "filled") and value >= 512 and WIDTH.search(name) else value
 
 
 def _inputs(model: nn.Module) -> dict[str, Any] | NotBuiltError:
