@@ -17,14 +17,20 @@ class Regions(nn.Module):
     def __init__(self, cut: object, attends_before: bool = False) -> None:
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+        self.coarse, self.fine = nn.Conv2d(8, 8, 2, stride=2), nn.Conv2d(8, 8, 3, padding=1)
         self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
         self.cut, self.attends_before = cut, attends_before
 
     def attend(self, x: Tensor) -> Tensor:
         return (self.query(x) @ self.key(x).mT).softmax(-1) @ self.value(x)
 
+    def pyramid(self, pixels: Tensor) -> Tensor:
+        """Two levels, the coarse one added to the fine one."""
+        grid = self.stem(pixels).relu()
+        return self.fine(grid + nn.functional.interpolate(self.coarse(grid), scale_factor=2))
+
     def forward(self, pixels: Tensor, boxes: Tensor) -> Tensor:
-        grid = self.stem(pixels)
+        grid = self.pyramid(pixels)
         if self.attends_before:
             grid = grid + self.attend(grid.flatten(2).mT).mT.unflatten(-1, (8, 8))
         regions = self.cut(grid, boxes, 1).flatten(1).unflatten(0, (2, 3))  # type: ignore[operator]
@@ -41,7 +47,7 @@ def test_regions_of_a_stem_are_tokens(cut: object) -> None:
     assert (attention.kind, attention.queries.size, attention.keys.size) == ("self", 3, 3)
     assert fxplain.check(model, inputs).understood
     (map,) = traced.maps(inputs)
-    regions = cut(model.stem(inputs[0]), BOXES, 1).flatten(1).unflatten(0, (2, 3))  # type: ignore[operator]
+    regions = cut(model.pyramid(inputs[0]), BOXES, 1).flatten(1).unflatten(0, (2, 3))  # type: ignore[operator]
     wanted = (model.query(regions) @ model.key(regions).mT).softmax(-1)
     torch.testing.assert_close(map[:, 0], wanted)
 

@@ -23,7 +23,8 @@ def regions(call: Call) -> Value | tuple[Value, Value]:
     if not grid.value.active:
         return call.carry(grid, boxes)
     sites = call.ledger.sites
-    if any(sites[index].role == "attention" or sites[index].adds for index in reads_of(grid.value.active)):
+    before = [sites[index] for index in reads_of(grid.value.active)]
+    if any(site.role == "attention" or site.form == "sampled" for site in before):
         raise ValueError("regions of tokens that have attended")
     old = grid.value.active[0]
     images = boxes.tensor[:, 0].detach().cpu().long()
