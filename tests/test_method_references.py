@@ -160,3 +160,19 @@ def test_gradient_times_input_at_the_patches_and_the_class_token() -> None:
     check_plain(result.relevance["pixel_values"][0], (seen[0] * patches)[0].sum(-1).detach())
     own = result.relevance["vit.embeddings.cls_token"][0]
     check_plain(own, (embeddings.cls_token * token)[0].sum(-1).detach())
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_gradient_times_input_of_a_tensor_that_is_given(batch_first: bool) -> None:
+    """Its rows go into queries, keys and values, and on beside them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first).eval().double()
+        x = torch.randn(2, 5, 8, dtype=torch.float64)
+    given = x if batch_first else x.transpose(0, 1).contiguous()
+    leaf = given.clone().requires_grad_()
+    out = layer(leaf) if batch_first else layer(leaf).transpose(0, 1)
+    (gradient,) = torch.autograd.grad(out[:, 0, 3].sum(), leaf)
+    wanted = (gradient * given).sum(-1)
+    found = fxplain.explain(layer, given, target=(0, 3), method="gradient_x_input")
+    check_plain(found.relevance["src"], wanted if batch_first else wanted.T)
