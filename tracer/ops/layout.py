@@ -17,6 +17,7 @@ from fxplain.labels import (
     align,
     codes_of,
     compact,
+    fill_samples,
     merge,
     reads_of,
 )
@@ -236,7 +237,11 @@ def _of_one_place(pieces: list[Slot], call: Call, axis: int) -> list[Slot]:
     The coordinates of a box, or hashes of an id, make one token: the first one's. Parts with tokens in common
     (neighbours) stay.
     """
-    if any(p.strength == DORMANT or p.reads or p.varies(axis) for p in pieces):
+    if any(p.strength == DORMANT or p.varies(axis) for p in pieces):
+        return pieces
+    # side by side at one place: a part that has met no sample yet is of the others'
+    pieces = [replace(p, labels=fill_samples(p.labels, [o.labels for o in pieces])) for p in pieces]
+    if any(p.reads for p in pieces):
         return pieces
     tokens = [codes[codes >= 0] for codes in (torch.unique(codes_of(piece.labels)) for piece in pieces)]
     alike = all(len(own) == len(tokens[0]) > 1 for own in tokens)
