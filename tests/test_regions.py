@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align, roi_pool
+from torchvision.ops import nms, roi_align, roi_pool
 
 import fxplain
 
@@ -56,3 +56,14 @@ def test_regions_of_tokens_that_have_attended_are_refused() -> None:
     verdict = fxplain.check(Regions(roi_align, attends_before=True).eval(), (torch.randn(2, 3, 8, 8), BOXES))
     assert verdict.answer == "refused"
     assert "roi_align" in verdict.finding("labels").sentence
+
+
+def test_boxes_that_are_kept_are_numbers() -> None:
+    class Kept(Regions):
+        def forward(self, pixels: Tensor, boxes: Tensor) -> Tensor:
+            scores = self.head(self.stem(pixels).flatten(2).mT)[0, : len(boxes), 0]
+            tokens = self.stem(pixels).flatten(2).mT[:, nms(boxes[:, 1:], scores, 0.1)]
+            return self.head(tokens + self.attend(tokens))
+
+    verdict = fxplain.check(Kept(roi_align).eval(), (torch.randn(1, 3, 8, 8), BOXES))
+    assert verdict.understood, verdict

@@ -40,6 +40,13 @@ def regions(call: Call) -> Value | tuple[Value, Value]:
     return (value, NOTHING) if several else value
 
 
+@transfer("torchvision::nms")
+def kept_boxes(call: Call) -> Value:
+    """Which boxes are kept is told by number; numbers of places are no tokens."""
+    call.ledger.data_dependent |= any(operand.value.from_input for operand in call.operands())
+    return call.carry(*call.operands(), slots=[])
+
+
 def _ranks(images: Tensor) -> Tensor:
     """The number of each box among those of its image."""
     ranks = torch.zeros_like(images)
