@@ -43,3 +43,32 @@ def test_kernels_without_a_derivative_are_refused(whole: bool, followed: bool) -
     assert "unknown" in [entry.role for entry in traced.census]
     with pytest.raises(UnknownOpError, match=r"_native_multi_head_attention|_transformer_encoder_layer_fwd"):
         traced.explain(x)
+
+
+@torch.library.custom_op("fxplain_tests::mixed", mutates_args=())
+def mixed(x: Tensor) -> Tensor:
+    return x + x.flip(1)
+
+
+@mixed.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Prepared(nn.Module):
+    """Raw data go through an operation that nobody knows, before anything makes tokens of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(mixed(x))
+        return self.head(nn.functional.scaled_dot_product_attention(x, x, x)[:, 0])
+
+
+def test_an_unknown_operation_on_raw_data_is_told() -> None:
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    traced = fxplain.trace(Prepared().eval(), x)
+    assert [entry.role for entry in traced.census] == ["stem", "attention"]
+    assert any("stem in mixed" in note for note in traced.explain(x).notes)

@@ -27,6 +27,9 @@ PASSING = frozenset(
 )
 
 
+STEM = "stem", "no transfer function, on raw data: tokens are counted from its result"
+
+
 @dataclass(frozen=True)
 class Findings:
     """What one labelling run saw."""
@@ -175,6 +178,10 @@ class Labelling:
         operands = [o for o in call.operands() if o.value.labelled and o.tensor.is_floating_point()]
         value = call.carry(*call.operands()) if call.operands() else NOTHING
         if not operands:
+            if any(self.ledger.is_raw(o.value.dormant) for o in call.operands()) and self._is_data(
+                call.result
+            ):
+                self.ledger.unfollowed[call.node] = STEM
             return value
         probed = by_experiment(call)
         if probed is not None:
@@ -182,6 +189,10 @@ class Labelling:
             return probed
         self.ledger.losses[call.node.name] = call.node
         return replace(value, lost=value.lost | {call.node.name}, softmaxes=frozenset())
+
+    def _is_data(self, result: Any) -> bool:
+        parts = result if isinstance(result, tuple | list) else (result,)
+        return any(isinstance(part, Tensor) and part.is_floating_point() and part.ndim for part in parts)
 
     def _placeholder(self, node: fx.Node, placeholder: Placeholder) -> Value:
         tensor = self.bound[node.name]
