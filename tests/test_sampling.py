@@ -256,3 +256,47 @@ def test_the_model_of_one_sample_gives_the_same() -> None:
     for sample, (start, stop) in enumerate(pairwise(range(BATCH + 1))):
         one = fxplain.explain(model, x()[start:stop], target=(3, 1))
         torch.testing.assert_close(one.relevance["x"][0], both.relevance["x"][sample])
+
+
+@pytest.mark.parametrize("spelled", ["sum", "einsum", "matmul"])
+def test_weights_of_the_points_are_had_as_the_model_has_them(spelled: str) -> None:
+    model = Detector(spelled).double().eval()
+    given: list[Tensor] = []
+    for layer in (model.encoder, model.decoder):
+        layer.weigh.register_forward_hook(lambda _, args, made: given.append(made))
+    model(x())
+    wanted = [made.unflatten(-1, (HEADS, -1)).softmax(-1).transpose(1, 2) for made in given]
+    found = fxplain.trace(model, x()).points(x())
+    assert [tuple(map.shape) for map in found] == [
+        (BATCH, HEADS, count, len(SIZES) * POINTS) for count in (TOKENS, QUERIES)
+    ]
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+class Discrete(Deformable):
+    """Samples the nearest place of the first level by its index, with nothing between places."""
+
+    def forward(self, query: Tensor, own: Tensor, tokens: Tensor) -> Tensor:
+        rows, cols = SIZES[0]
+        places, weights = (part[:, :, 0] for part in self.points(query, own))
+        across, down = ((places + 1) / 2 * torch.tensor([cols, rows])).floor().long().unbind(-1)
+        index = down.clamp(0, rows - 1) * cols + across.clamp(0, cols - 1)  # [batch * head, query, point]
+        values = self.values(tokens)[..., : PLACES[0]]
+        taken = values.gather(2, index.flatten(1)[:, None].expand(-1, DIM, -1))
+        summed = (taken.unflatten(2, index.shape[1:]) * weights[:, None]).sum(-1)
+        return self.out(summed.reshape(len(query), WIDTH, -1).transpose(1, 2))
+
+
+def test_points_at_whole_places_are_an_attention() -> None:
+    model = Detector().double().eval()
+    model.decoder = Discrete().double()
+    traced = fxplain.trace(model, x())
+    assert [(m.kind, m.queries.size) for m in traced.mixings] == [("self", TOKENS)]
+    kinds = [(a.kind, a.queries.size, a.heads) for a in traced.attentions]
+    assert kinds == [("self", QUERIES, 1), ("encoder_decoder", QUERIES, HEADS)]
+    calls: list[tuple[Tensor, ...]] = []
+    model.decoder.register_forward_hook(lambda _, given, made: calls.append(given))
+    model(x())
+    weights = model.decoder.points(*calls[0][:2])[1][:, :, 0].unflatten(0, (BATCH, HEADS))
+    torch.testing.assert_close(traced.maps(x())[1].sum(-1), weights.sum(-1))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
+from fxplain.classify import samples_on_map
 from fxplain.ledger import Site
 from fxplain.ops.sampling import NEAREST
 from fxplain.ops.table import literal
@@ -37,6 +38,26 @@ def sampled_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Te
         parts.append(_spread(site, node, data, grid, local, gradient is not None))
     maps = torch.cat(parts, -1)
     return maps, None if gradient is None else torch.ones_like(maps)
+
+
+def point_weights(site: Site, replay: Replay, batch: int) -> Tensor:
+    """What each sample is weighed by: [batch, head, query, point], points of several grids side by side.
+
+    Queries are in the order of the rows, points in that of the axes they lie on. Where features are weighed
+    differently, it is their mean.
+    """
+    _, local = through_path(site, replay, None)
+    rows = [axis for axis, size in enumerate(site.shape[:-1]) if axis and size > 1]
+    parts = []
+    for weights in (wide.mean(1) for wide in local):
+        axes = [0, *rows, *(axis for axis in range(1, weights.ndim) if axis not in rows)]
+        count = torch.Size([weights.shape[axis] for axis in rows]).numel()
+        parts.append(weights.permute(axes).reshape(len(weights), count, -1))
+    found = torch.cat(parts, -1)
+    samples = samples_on_map(site, batch).flatten(1).amax(1)
+    order = torch.argsort(samples.expand(len(found)), stable=True).to(found.device)
+    heads = max(len(found) // batch, 1)
+    return found[order].view(-1, heads, *found.shape[1:])
 
 
 def _spread(site: Site, node: fx.Node, data: Tensor, grid: Tensor, local: Tensor, weighed: bool) -> Tensor:

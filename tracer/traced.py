@@ -26,6 +26,7 @@ from fxplain.maps import per_head
 from fxplain.method_table import Method, method_named
 from fxplain.replay import replay
 from fxplain.result import Result
+from fxplain.sampled_maps import point_weights
 from fxplain.verify import verify as verify_graph
 
 if TYPE_CHECKING:
@@ -94,6 +95,20 @@ class Traced:
                 per_head(labelled.plans[site.index], run, attention)
                 for site, attention in zip(sites, labelled.classified.attentions, strict=True)
             )
+
+    def points(self, inputs: Any) -> tuple[Tensor, ...]:
+        """The weights of deformable attention: one for each point that a query samples.
+
+        Returns:
+            One tensor [batch, head, query, point] for each of :attr:`mixings` that samples at points (its
+            ``kind`` is not None); points of several grids side by side.
+        """
+        args, kwargs = normalise(inputs)
+        with untouched(None):
+            labelled, bound, _ = self._for(args, kwargs, False)
+            sites = [site for site in labelled.classified.sites if site.form == "sampled"]
+            run = replay(labelled.captured, bound, sites, gradients=False)
+            return tuple(point_weights(site, run, labelled.findings.batch) for site in sites)
 
     @cached_property
     def census(self) -> tuple[CensusEntry, ...]:

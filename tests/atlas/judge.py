@@ -147,7 +147,8 @@ def _judge_case(case: Case, verdict: Verdict) -> Result | None:
                 f"maps missed: the model reports {len(reported)}, fxplain finds no attention"
             )
     elif reported and checked.traced is not None:
-        _compare_maps(reported, checked.traced.maps(case.inputs), verdict)
+        maps = (*checked.traced.maps(case.inputs), *checked.traced.points(case.inputs))
+        _compare_maps(reported, maps, verdict)
     return checked.result
 
 
