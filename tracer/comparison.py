@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fxplain.errors import MethodError
+from fxplain.errors import FxplainError, MethodError
 from fxplain.result import Result
 
 if TYPE_CHECKING:
@@ -19,18 +19,22 @@ class Comparison(Mapping[str, Result]):
     """Method -> its result, for one prediction and one set of attentions. Made by :func:`fxplain.compare`."""
 
     results: Mapping[str, Result]
-    refused: Mapping[str, MethodError]
-    """Method -> why it is not defined for this model."""
+    refused: Mapping[str, FxplainError]
+    """Method -> why it has no result: it is not defined for this model, or cannot be computed here."""
 
     @classmethod
-    def of(cls, answers: Mapping[str, Result | MethodError]) -> Comparison:
+    def of(cls, answers: Mapping[str, Result | FxplainError]) -> Comparison:
         """From each method's result or refusal.
 
         Raises:
-            MethodError: no method has a result; the first one's refusal.
+            FxplainError: no method has a result; the first one's refusal.
         """
-        refused = {name: answer for name, answer in answers.items() if isinstance(answer, MethodError)}
-        results = {name: answer for name, answer in answers.items() if not isinstance(answer, MethodError)}
+        refused = {
+            name: answer.with_traceback(None)  # which would keep every value of the run
+            for name, answer in answers.items()
+            if isinstance(answer, FxplainError)
+        }
+        results = {name: answer for name, answer in answers.items() if not isinstance(answer, FxplainError)}
         if not results:
             raise next(
                 iter(refused.values()), MethodError("no method to compare", expected="at least one name")

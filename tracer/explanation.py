@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxplain.attentions import Mixing
 from fxplain.census import census
-from fxplain.errors import MethodError, NoAttentionError, NonFiniteError, UnknownOpError
+from fxplain.errors import FxplainError, MethodError, NoAttentionError, NonFiniteError, UnknownOpError
 from fxplain.labelled import Labelled
 from fxplain.layers import Layers, chosen_sites
 from fxplain.method_table import Method
@@ -27,7 +27,7 @@ def explain_labelled(
     output: str | None,
     verified: float,
     layers: Layers | None = None,
-) -> dict[str, Result | MethodError]:
+) -> dict[str, Result | FxplainError]:
     """Explain one batch by several methods: one run of the graph, one target, then each method.
 
     Args:
@@ -41,31 +41,51 @@ def explain_labelled(
     Returns:
         By name of the method: its result, or the error with which it refuses this model.
     """
-    of_attentions = any(method.attentions for method in methods)
-    if of_attentions:  # other methods go along the graph, and need no labels on the way
-        _check_understood(labelled)
     chosen = None if layers is None else chosen_sites(labelled.classified, layers)
-    answers: dict[str, Result | MethodError] = {}
+    answers: dict[str, Result | FxplainError] = {}
     for libra in sorted({method.libra for method in methods}):
         group = [method for method in methods if method.libra == libra]
-        gradients = any(method.gradients for method in group)
-        prediction = predict(
-            labelled,
-            bound,
-            target,
-            output,
-            gradients,
-            libra=libra,
-            rows=of_attentions,
-            chosen=chosen,
-            retain=len(group) > 1,
-        )
-        for method in group:
-            answers[method.name] = _answer(prediction, method, verified)
+
+        def predicted(
+            gradients: bool, rows: bool, libra: bool = libra, retain: bool = len(group) > 1
+        ) -> Prediction:
+            if rows:  # other methods go along the graph, and need no labels on the way
+                _check_understood(labelled)
+            return predict(
+                labelled,
+                bound,
+                target,
+                output,
+                gradients,
+                libra=libra,
+                rows=rows,
+                chosen=chosen,
+                retain=retain,
+            )
+
+        answers |= _answers(group, predicted, verified)
     return {method.name: answers[method.name] for method in methods}
 
 
-def _answer(prediction: Prediction, method: Method, verified: float) -> Result | MethodError:
+def _answers(
+    methods: Sequence[Method], predicted: Callable[[bool, bool], Prediction], verified: float
+) -> dict[str, Result | FxplainError]:
+    """What each method says of one prediction, run with what any of them needs. Where it cannot be had,
+    those that need less get one of their own."""
+    needs = {(method.gradients, method.attentions) for method in methods}
+    try:
+        prediction = predicted(any(g for g, _ in needs), any(a for _, a in needs))
+    except FxplainError as error:
+        if len(needs) == 1:
+            return {method.name: error for method in methods}
+        groups = [[m for m in methods if (m.gradients, m.attentions) == need] for need in sorted(needs)]
+        return {
+            name: answer for group in groups for name, answer in _answers(group, predicted, verified).items()
+        }
+    return {method.name: _answer(prediction, method, verified) for method in methods}
+
+
+def _answer(prediction: Prediction, method: Method, verified: float) -> Result | FxplainError:
     try:
         if prediction.chosen is not None and not method.attentions:
             raise MethodError(
@@ -74,7 +94,7 @@ def _answer(prediction: Prediction, method: Method, verified: float) -> Result |
                 found=method.description,
             )
         return _result(prediction, method, verified)
-    except MethodError as refusal:
+    except FxplainError as refusal:
         return refusal
 
 

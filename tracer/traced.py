@@ -15,7 +15,7 @@ from fxplain.capture import capture
 from fxplain.captured import Captured
 from fxplain.census import census
 from fxplain.comparison import Comparison
-from fxplain.errors import MethodError
+from fxplain.errors import FxplainError
 from fxplain.explanation import explain_labelled, notes_of
 from fxplain.guard import untouched
 from fxplain.inputs import Layout, normalise
@@ -158,7 +158,7 @@ class Traced:
             VerificationError: see :mod:`fxplain.errors`.
         """
         answer = self._answers(inputs, target, [method_named(method)], output, verify, layers)[method]
-        if isinstance(answer, MethodError):
+        if isinstance(answer, FxplainError):
             raise answer
         return answer
 
@@ -173,10 +173,11 @@ class Traced:
     ) -> Comparison:
         """Explain one prediction by several methods; the graph is run once for all of them.
 
-        A method that is not defined for this model is left out, with its reason in ``refused``.
+        A method that is not defined for this model, or cannot be computed on it, is left out, with its reason
+        in ``refused``.
 
         Raises:
-            MethodError: a name that is none, or all methods refuse; the others as for :meth:`explain`.
+            MethodError: a name that is none. Where no method has a result, the error of the first.
         """
         chosen = [method_named(name) for name in dict.fromkeys(methods)]
         return Comparison.of(self._answers(inputs, target, chosen, output, verify, layers))
@@ -189,7 +190,7 @@ class Traced:
         output: str | None,
         verify: bool,
         layers: Layers | None,
-    ) -> dict[str, Result | MethodError]:
+    ) -> dict[str, Result | FxplainError]:
         args, kwargs = normalise(inputs)
         with untouched(None):
             labelled, bound, verified = self._for(args, kwargs, verify)

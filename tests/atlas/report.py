@@ -76,7 +76,7 @@ def report(records: Iterable[Record], listed: Mapping[str, int]) -> str:
     built = [r for r in found if r["outcome"] in BUILT]
     parts = [
         HEAD,
-        _versions(),
+        versions(),
         "## By registry",
         _registries(by_registry, listed),
         "## By kind",
@@ -94,7 +94,7 @@ def report(records: Iterable[Record], listed: Mapping[str, int]) -> str:
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
-def _versions() -> str:
+def versions() -> str:
     known = []
     for package in PACKAGES:
         try:

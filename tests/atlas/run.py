@@ -8,16 +8,18 @@ import re
 import resource
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from atlas.cases import registry
+from atlas.judge import judge
 
 MEMORY = 12 << 30
 """Bytes of address space that a worker may take."""
@@ -26,6 +28,8 @@ RECYCLE = 60
 
 Task = tuple[str, str]
 """Registry and name of a model."""
+Judge = Callable[[Any, str, str], Any]
+"""(registry, its name, a model's name) -> a verdict that has ``record()``; a function of a module."""
 
 
 def tasks(registries: Sequence[str], only: str | None) -> list[Task]:
@@ -48,25 +52,25 @@ def finished(results: Path) -> dict[Task, dict[str, Any]]:
     return records
 
 
-def run(todo: Sequence[Task], results: Path, workers: int, timeout: float) -> None:
+def run(todo: Sequence[Task], results: Path, workers: int, timeout: float, by: Judge = judge) -> None:
     """Judge these models and append their records to ``results``."""
     results.parent.mkdir(parents=True, exist_ok=True)
     with results.open("a") as file, tqdm(total=len(todo), unit="model") as bar:
-        for record in records(todo, workers, timeout):
+        for record in records(todo, workers, timeout, by):
             file.write(json.dumps(record) + "\n")
             file.flush()
             bar.set_postfix_str(f"{record['name']}: {record['outcome']}"[:60])
             bar.update()
 
 
-def records(todo: Sequence[Task], workers: int, timeout: float) -> Iterator[dict[str, Any]]:
+def records(todo: Sequence[Task], workers: int, timeout: float, by: Judge) -> Iterator[dict[str, Any]]:
     """Judge models in worker processes; yields records as they come."""
     queue = deque(todo)
     crew: list[_Worker] = []
     try:
         while queue or crew:
             while queue and len(crew) < workers:
-                crew.append(_Worker.start(queue.popleft(), timeout))
+                crew.append(_Worker.start(queue.popleft(), timeout, by))
             for worker in _due(crew):
                 yield worker.collect()
                 if queue and worker.is_fit():
@@ -96,10 +100,10 @@ class _Worker:
     is_busy: bool = True
 
     @classmethod
-    def start(cls, task: Task, timeout: float) -> _Worker:
+    def start(cls, task: Task, timeout: float, by: Judge) -> _Worker:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there,), daemon=True)
+        process = context.Process(target=_work, args=(there, by), daemon=True)
         process.start()
         there.close()
         worker = cls(process, here, task, 0.0)
@@ -140,17 +144,13 @@ class _Worker:
         self.process.join()
 
 
-def _work(pipe: Connection) -> None:
+def _work(pipe: Connection, by: Judge) -> None:
     """Judge what comes through the pipe until it closes."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    import torch
-
-    from atlas.judge import judge
-
     torch.set_num_threads(1)
     while True:
         try:
             library, name = pipe.recv()
         except EOFError:
             return
-        pipe.send(judge(registry(library), library, name).record())
+        pipe.send(by(registry(library), library, name).record())
