@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxplain
+from fxplain import prediction
 from fxplain.capture import capture
 from fxplain.errors import InputError, NonFiniteError, VerificationError
 from fxplain.verify import check, check_finite_outputs, difference, tolerance, verify
@@ -103,3 +105,18 @@ def test_where() -> None:
         f'  File "/elsewhere/net.py", line 12, in f\n{inner}  File "<eval>", line 1, in g\n'
     )
     assert source_line(node) == "/elsewhere/net.py:12"
+
+
+def test_rebuilt_maps_are_looked_at_once_for_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    real = prediction.check_rebuilt
+    monkeypatch.setattr(prediction, "check_rebuilt", lambda *args: looks.append(1) or real(*args))
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    traced = fxplain.trace(layer, torch.randn(1, 4, 8))
+    first = traced.explain(torch.randn(1, 4, 8), target=(0, 1))
+    again = traced.explain(torch.randn(1, 4, 8), target=(0, 1))
+    assert len(looks) == 1
+    assert 0 < first.verified == again.verified
+    traced.explain(torch.randn(1, 6, 8), target=(0, 1))
+    traced.explain(torch.randn(1, 4, 8), target=(0, 1), verify=True)
+    assert len(looks) == 3

@@ -27,6 +27,7 @@ def explain_labelled(
     output: str | None,
     verified: float,
     layers: Layers | None = None,
+    verify: bool = False,
 ) -> dict[str, Result | FxplainError]:
     """Explain one batch by several methods: one run of the graph, one target, then each method.
 
@@ -37,6 +38,7 @@ def explain_labelled(
         methods: what to explain it by.
         verified: the difference between graph and model, for the record.
         layers: the layers of attentions that take part; None for all.
+        verify: hold rebuilt maps against their attentions' outputs again.
 
     Returns:
         By name of the method: its result, or the error with which it refuses this model.
@@ -59,6 +61,7 @@ def explain_labelled(
                 gradients,
                 libra=libra,
                 rows=rows,
+                verify=verify,
                 chosen=chosen,
                 retain=retain,
             )
@@ -151,7 +154,7 @@ def _result(prediction: Prediction, method: Method, verified: float) -> Result:
         streams=classified.streams,
         readout=tuple(tuple((token, 1.0) for _, token in pairs) for pairs in prediction.readout),
         attentions=classified.attentions,
-        verified=max(verified, prediction.rebuilt),
+        verified=max(verified, *labelled.rebuilt),
         notes=tuple(dict.fromkeys(notes)),
         inputs=explained.inputs,
         aside=explained.aside,

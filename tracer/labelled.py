@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class Labelled:
     """By index of the site."""
     inputs: Mapping[str, Tensor]
     """The inputs that were labelled, where the graph holds for them alone; else empty."""
+    rebuilt: list[float] = field(default_factory=list)
+    """How far outputs of rebuilt maps were from those of their attentions, each time that was looked at."""
 
     def holds_for(self, bound: Mapping[str, Tensor]) -> bool:
         """Whether the captured graph stands for the model on these inputs too."""

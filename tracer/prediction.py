@@ -37,8 +37,6 @@ class Prediction:
     resolved: Resolved
     passes: tuple[Tensor, ...]
     """The scores to run backward from: their sum where that serves all samples, else one by one."""
-    rebuilt: float
-    """Largest relative difference between fused outputs and those of rebuilt maps."""
     output: str | None
     """The output that was asked for."""
     surrogates: Surrogates
@@ -102,9 +100,12 @@ def predict(
     gradients: bool,
     libra: bool = False,
     rows: bool = True,
+    verify: bool = False,
     **options: Any,
 ) -> Prediction:
     """Run the graph and resolve the target, which must have rows to read if any method reads ``rows``.
+
+    Maps that are rebuilt are held against their attentions' outputs the first time, and to ``verify``.
 
     Raises:
         TargetError, NonFiniteError, VerificationError: see :mod:`fxplain.errors`.
@@ -116,7 +117,8 @@ def predict(
     gradients = gradients or callable(target) or assumes
     surrogates = balanced(labelled) if libra else NO_SURROGATES
     run = replay(captured, bound, sites, gradients, surrogates)
-    rebuilt = check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs))
+    if verify or not labelled.rebuilt:
+        labelled.rebuilt.append(check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs)))
     attending = frozenset(site.index for site in sites if not site.makes_tokens)
     wanted = output or default_output(captured.outputs, run.outputs, findings.outputs, attending)
     with torch.set_grad_enabled(gradients):
@@ -137,9 +139,7 @@ def predict(
     if assumes and resolved.scores.requires_grad:
         labelled = _without_wrong_assumptions(labelled, run, scores)
     passes = (total,) if _separable(labelled, resolved) else scores
-    return Prediction(
-        labelled, bound, run, resolved, passes, rebuilt, output, surrogates=surrogates, **options
-    )
+    return Prediction(labelled, bound, run, resolved, passes, output, surrogates=surrogates, **options)
 
 
 def _check_differentiable(blocked: Sequence[fx.Node]) -> None:

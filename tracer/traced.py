@@ -149,7 +149,8 @@ class Traced:
             method: one of :func:`fxplain.methods`; those with gradients also as ``NAME+libra``.
             output: name of the output to explain; ``logits`` by default, or the first
                 floating one behind an attention.
-            verify: compare graph and model on these inputs, also where this layout was compared before.
+            verify: compare graph and model on these inputs, and rebuilt maps with what their attentions
+                give, also where this layout was compared before.
             layers: the layers of attentions that take part: an int, a slice or several ints, counted in
                 every tower of the model by itself; negative ones from its last. None: all.
 
@@ -194,7 +195,8 @@ class Traced:
         args, kwargs = normalise(inputs)
         with untouched(None):
             labelled, bound, verified = self._for(args, kwargs, verify)
-            return explain_labelled(labelled, bound, target, methods, output, verified, layers)
+            again = verify or labelled.captured.specialised
+            return explain_labelled(labelled, bound, target, methods, output, verified, layers, again)
 
     def _for(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], check: bool
