@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, GraphModule, Node
 
+from fxplain.inplace import make_out_of_place
 from fxplain.pairwise import take_in_pairs
 
 # Checks that a replay on other values must not trip over; they compute nothing.
@@ -35,6 +36,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     all other composite operations whole.  It costs a second trace, so it runs only where it is needed.
     """
     inline_grad_regions(program.graph_module)
+    make_out_of_place(program)
+    program.graph_module.recompile()
     if not needs_work(program.graph):
         return program
     inner = origins(

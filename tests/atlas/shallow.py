@@ -6,12 +6,13 @@ import copy
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 DEPTH = re.compile(r"(^|_)(depths?|layers|stages|num_blocks|num_layers|d)$")
 SIDE = re.compile(r"^(img|image|spatial|input)_size$")
@@ -19,14 +20,29 @@ WINDOW = re.compile(r"^(partition|window)_size$")
 FRAMES = re.compile(r"^temporal_size$")
 CLASSES = 10
 
+
+class _EmptyWithoutData(TorchFunctionMode):
+    """Uninitialised tensors, as weights are at first, have no data; all others do."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        device = {"device": "meta"} if func is torch.empty else {}
+        return func(*args, **{**(kwargs or {}), **device})
+
+
 Factory = Callable[[], nn.Module]
 Arguments = dict[str, Any]
 
 
 def kind_of(factory: Factory) -> type[nn.Module]:
-    """The class of what a factory makes."""
-    with torch.device("meta"):
-        return type(factory())
+    """The class of what a factory makes, without weights if that can be."""
+    try:
+        with torch.device("meta"):
+            return type(factory())
+    except (NotImplementedError, RuntimeError):  # sizes are worked out with tensors
+        with _EmptyWithoutData():
+            return type(factory())
 
 
 def remade(factory: Factory, kind: type[nn.Module], change: Callable[[Arguments], Arguments]) -> nn.Module:
