@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from fxplain import ops
 from fxplain.captured import Captured, Placeholder
+from fxplain.copies import apart, where_copied
 from fxplain.labels import DORMANT, NOTHING, STRONG, WEAK, Root, Slot, Value, compact, encode
 from fxplain.ledger import Ledger
 from fxplain.ops.elementwise import pointwise
@@ -56,7 +57,9 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
     for axis, batch in batch_guesses(captured, bound):
         findings = Labelling(captured, bound, axis, batch).run()
         if findings is not None:
-            return findings
+            copied = where_copied(findings)
+            again = Labelling(captured, bound, axis, batch, copied).run() if copied else None
+            return again or findings
     raise AssertionError("where there is no batch, nothing crosses it")
 
 
@@ -86,11 +89,18 @@ def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[tuple
 class Labelling:
     """One pass over the graph: real tensors and labels side by side."""
 
-    def __init__(self, captured: Captured, bound: Mapping[str, Tensor], axis: int | None, batch: int) -> None:
+    def __init__(
+        self,
+        captured: Captured,
+        bound: Mapping[str, Tensor],
+        axis: int | None,
+        batch: int,
+        copied: frozenset[str] = frozenset(),
+    ) -> None:
         self.graph = captured.graph
         self.placeholders = {p.node: p for p in captured.placeholders}
         self.bound = bound
-        self.axis, self.batch = axis, batch
+        self.axis, self.batch, self.copied = axis, batch, copied
         self.ledger = Ledger(batch=batch, batch_axis=axis)
         self.values: dict[fx.Node, Value] = {}
         self.real: dict[fx.Node, Any] = {}
@@ -153,6 +163,8 @@ class Labelling:
         if isinstance(result, Tensor) and not all(_fits(slot, result) for slot in value.slots):
             self.ledger.failures[node.name] = "labels of another shape than the result"
             value = self._lose(call)
+        if node.name in self.copied and isinstance(result, Tensor):
+            value = apart(node, value, tuple(result.shape), self.ledger)
         if isinstance(result, Tensor) and result.dtype == torch.bool:
             return replace(
                 value, slots=tuple(s for s in value.slots if s.strength == DORMANT), origin=node.name

@@ -57,6 +57,7 @@ class Site:
     ``sampled`` (operands are samplers of grids at points, whose places lie side by side on the last axis),
     ``joined`` (every element of operand 0, broadcast, meets one of a token that exists already),
     ``gathered`` (all elements of the operands, flat and side by side, go into one new token a sample),
+    ``copied`` (a token at another place of the same sequence is a new one, made of that alone),
     ``summed`` (an attention whose output is put together from those of its ``parts``).
     ``rows`` and ``cols`` are labels that broadcast against the map, or against operand 0 where pooled.
     """
@@ -64,7 +65,7 @@ class Site:
     index: int
     node: fx.Node
     role: Literal["attention", "mixing"]
-    form: Literal["weights", "fused", "pooled", "taps", "sampled", "joined", "gathered", "summed"]
+    form: Literal["weights", "fused", "pooled", "taps", "sampled", "joined", "gathered", "copied", "summed"]
     operands: tuple[fx.Node, ...]
     shape: tuple[int, ...]
     rows: Slot
@@ -169,6 +170,8 @@ class Ledger:
     """Attention was seen between different samples: the assumed batch axis is not one."""
     data_dependent: bool = False
     """Labels depend on values of the inputs, not only on their shapes."""
+    copies: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(token, which copy of it in a sequence) -> the token that the copy is."""
     _tokens: dict[tuple[str, int], int] = field(default_factory=dict)
     _mixed: dict[tuple[object, ...], Slot] = field(default_factory=dict)
 
@@ -183,9 +186,13 @@ class Ledger:
             root.is_input for root in self.elements.by_root(codes_of(slot.labels))
         )
 
+    def space_of(self, token: int) -> Born:
+        """The space that a token was born in."""
+        return next(s for s in reversed(self.spaces) if s.start <= token)
+
     def source_of(self, token: int) -> str:
         """The input or parameter that a token comes from."""
-        return next(s.source for s in reversed(self.spaces) if s.start <= token)
+        return self.space_of(token).source
 
     def mixed_at(self, slot: Slot) -> int:
         """When a slot's tokens were made by a mixing: a number that grows with time, 0 if they were not."""

@@ -15,7 +15,14 @@ from fxplain.replay import Replay
 
 def contributions(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """⟨∂y/∂o, contribution⟩ for every element of the site's map, signed, float32 or better."""
-    forms = {"pooled": _pooled, "weights": _weights, "taps": _taps, "joined": _joined, "gathered": _gathered}
+    forms = {
+        "pooled": _pooled,
+        "weights": _weights,
+        "taps": _taps,
+        "joined": _joined,
+        "gathered": _gathered,
+        "copied": _copied,
+    }
     return forms[site.form](site, replay, _wide(gradient))
 
 
@@ -47,6 +54,11 @@ def _gathered(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """Every element times the gradient that reaches it through the operations of this step."""
     pairs = zip(*through_path(site, replay, gradient), strict=True)
     return torch.cat([(_wide(leaf) * _wide(grown)).reshape(-1) for leaf, grown in pairs])
+
+
+def _copied(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
+    """All that a copy is comes of one token, whatever the gradient."""
+    return torch.ones(site.shape, device=gradient.device)
 
 
 def _again(node: fx.Node, replay: Replay, changed: fx.Node, leaf: Tensor) -> Tensor:
