@@ -107,6 +107,8 @@ def _contracted(use: fx.Node, path: fx.Node, findings: Findings) -> tuple[str, s
     summaries = set(findings.ledger.summaries)
     other = findings.value(others[0]) if others else NOTHING
     if not other.from_input:
+        if sum(bool(slot.token_axes) for slot in findings.value(path).active) > 1:
+            return "map", "its weights go on as features of pairs of tokens and weigh no values"
         return "codebook", "assigns tokens softly to learned vectors"
     if any(_reaches(n, summaries) for n in others):
         return "linear attention", "queries read a summary of all tokens: there is no token-to-token map"

@@ -362,6 +362,11 @@ class Elements:
         self.shapes[start] = tuple(shape)
         return start
 
+    def around(self, code: int) -> tuple[int, tuple[int, ...]]:
+        """The first code, and the shape, of the input or parameter that an element belongs to."""
+        start = next(start for _, start, stop in self.ranges if start <= code < stop)
+        return start, self.shapes[start]
+
     def without_features(self, codes: Tensor, features: Collection[int]) -> Tensor:
         """The codes with coordinate 0 along every axis of their root that only features go along.
 

@@ -134,6 +134,15 @@ class TalkingConvolved(Variant):
         return self.map(q, k) @ v
 
 
+class TalkingPadded(TalkingConvolved):
+    """The window slides over scores that were padded before, as for a causal one."""
+
+    def map(self, q: Tensor, k: Tensor) -> Tensor:
+        padded = nn.functional.pad(self.scores(q, k), (1, 1, 2, 0))
+        slid: Tensor = nn.functional.conv2d(padded, self.slide.weight, self.slide.bias, groups=HEADS)
+        return slid.softmax(-1)
+
+
 class HeadWeights(Variant):
     """A learned number scales each head's output; the reference has it in its map."""
 
@@ -252,6 +261,7 @@ SIGNED: dict[str, Expected] = {
     "normed_map": Expected(NormedMap, whole()),
     "talking": Expected(Talking, whole()),
     "talking-window": Expected(TalkingConvolved, whole()),
+    "talking-window-padded": Expected(TalkingPadded, whole()),
     "head_weights": Expected(HeadWeights, whole()),
     "gated": Expected(Gated, whole()),
     "gated-head": Expected(GatedHead, whole()),

@@ -37,12 +37,9 @@ def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable
         call.ledger.crossing |= _samples_vary(labels, axis)
         labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
     assert operand.node is not None
-    whole = _taken_from(call, operand.node)
-    if whole is not None and whole.dormant is not None and features == [operand.ndim - 1]:
-        wider = whole.dormant
-        every = call.ledger.elements.without_features(codes_of(wider.labels), [wider.labels.ndim - 1])
-        every = encode(samples_of(wider.labels), every).narrow(-1, 0, 1)
-        call.ledger.wake(replace(wider, labels=every), operand.node)
+    whole = _pieces(call, _all_numbered(call, operand, dormant.labels), labels)
+    if whole is not None:
+        call.ledger.wake(replace(dormant, labels=whole), operand.node)
     slot = call.ledger.wake(replace(dormant, labels=labels), operand.node)
     return operand.with_slots([slot])
 
@@ -56,6 +53,27 @@ def _taken_from(call: Call, node: fx.Node | None) -> Value | None:
     if op_name(node) == "aten::slice" and shape[axis] != 1:
         return None
     return call.values.get(source) if isinstance(source, fx.Node) else None
+
+
+def _pieces(call: Call, elements: Tensor, labels: Tensor) -> Tensor | None:
+    """Where one place of an input is taken, as a loop over time or over columns does: all the places that are
+    laid out like it, for they are tokens of one set. ``elements`` number the piece with its features."""
+    codes = torch.unique(codes_of(labels))
+    roots = call.ledger.elements.by_root(codes)
+    if len(codes) != 1 or not all(root.is_input for root in roots) or not roots:
+        return None
+    start, shape = call.ledger.elements.around(int(codes))
+    lines = [
+        torch.unique(line) for line in torch.unravel_index(codes_of(elements).reshape(-1) - start, shape)
+    ]
+    taken = [size if len(line) == 1 else 1 for line, size in zip(lines, shape, strict=True)]
+    if torch.Size(taken).numel() == 1:
+        return None
+    places = torch.arange(torch.Size(shape).numel()).view(shape)
+    for axis, size in enumerate(taken):
+        places = places.narrow(axis, 0, size)
+    samples = samples_of(labels).reshape(-1, 1)
+    return encode(samples, places.reshape(1, -1) + start)
 
 
 def _samples_vary(labels: Tensor, axis: int) -> bool:

@@ -38,18 +38,42 @@ def convolution(call: Call) -> Value:
     slots = operand.value.active
     if not slots:
         return grid_birth(call, operand, channel)
-    if _slides_over_map(slots, operand, call.result, channel):
-        return call.carry(operand, slots=slots)
+    of_map = _slid_over_map(slots, operand, call.result, channel)
+    if of_map is not None:
+        return call.carry(operand, slots=of_map)
     if all(size == 1 for size in kernel) and operand.shape[channel + 1 :] == call.result.shape[channel + 1 :]:
         return _per_place(call, operand, channel)
     return call.carry(operand, slots=[taps(call, operand, slots[0], kernel)])
 
 
-def _slides_over_map(slots: Sequence[Slot], operand: Operand, result: Tensor, channel: int) -> bool:
-    """Whether a window goes over the rows and columns of a map: places keep their row and column."""
-    grid = slice(channel + 1, None)
-    same = operand.shape[grid] == tuple(result.shape)[grid]
-    return len(slots) > 1 and same and not any(slot.varies(channel) for slot in slots)
+def _slid_over_map(
+    slots: Sequence[Slot], operand: Operand, result: Tensor, channel: int
+) -> list[Slot] | None:
+    """The labels after a window went over the rows and columns of a map, whose places keep their row and
+    column; None where it is no map, or becomes one of another size. Padding around it has no label."""
+    if len(slots) < 2 or any(slot.varies(channel) for slot in slots):
+        return None
+    kept = list(slots)
+    for axis in range(channel + 1, operand.ndim):
+        if operand.shape[axis] == result.shape[axis]:
+            continue
+        lines = [_labelled_places(slot, axis) for slot in slots if slot.varies(axis)]
+        inside = next((line for line in lines if len(line) == result.shape[axis]), None)
+        if inside is None:
+            return None
+        kept = [_narrowed(slot, axis, inside) for slot in kept]
+    return kept
+
+
+def _labelled_places(slot: Slot, axis: int) -> Tensor:
+    others = [other for other in range(slot.labels.ndim) if other != axis]
+    return slot.labels.amax(others).reshape(-1).nonzero().reshape(-1)
+
+
+def _narrowed(slot: Slot, axis: int, places: Tensor) -> Slot:
+    if not slot.varies(axis):
+        return slot
+    return replace(slot, labels=slot.labels.index_select(axis, places))
 
 
 def _per_place(call: Call, operand: Operand, channel: int) -> Value:

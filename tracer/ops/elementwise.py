@@ -36,6 +36,8 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     operands = call.operands() if operands is None else operands
     ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
     aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
+    if not any(operand.value.labelled for operand in operands):
+        aligned = _without_tables(call, aligned)
     additive = call.op.removesuffix("_") in SUMS
     ordered = _newest_first(call, operands, aligned) if additive else _older_first(call, aligned)
     slots = merge(ordered, additive=additive)
@@ -50,6 +52,20 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
         return value
     products = 2 if "mul" in call.op else 0  # a product with keys only has its features to be summed up
     return replace(value, asked=(*value.asked, *asked_among(aligned, slots, products)))
+
+
+def _without_tables(call: Call, slots: Sequence[list[Slot]]) -> list[list[Slot]]:
+    """The labels of raw operands; where numbers of an input meet a table of parameters that only adds
+    features behind them (a number times a vector of its own), those of the input alone."""
+    raw = [slot for own in slots for slot in own if call.ledger.is_raw(slot) and slot.token_axes]
+    if not raw:
+        return list(slots)
+    places = raw[0].token_axes
+
+    def adds_features(slot: Slot) -> bool:
+        return min(slot.token_axes - places, default=max(places) + 1) > max(places)
+
+    return [[slot for slot in own if call.ledger.is_raw(slot) or not adds_features(slot)] for own in slots]
 
 
 def _told(call: Call) -> None:
