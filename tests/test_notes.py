@@ -42,3 +42,28 @@ def test_relevance_that_is_not_finite_is_refused() -> None:
         model.head.weight *= 1e38
     with pytest.raises(NonFiniteError):
         fxplain.explain(model, 1e3 * torch.randn(1, 6, 8), target=1)
+
+
+class Forgetting(nn.Module):
+    """Running sums of gates bias the scores; or else scale the values too."""
+
+    def __init__(self, values: bool) -> None:
+        super().__init__()
+        self.embed, self.gate, self.head = nn.Linear(8, 8), nn.Linear(8, 1), nn.Linear(8, 3)
+        self.values = values
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        kept = nn.functional.logsigmoid(self.gate(x)).cumsum(1)
+        values = x * kept if self.values else x
+        logits: Tensor = self.head(((x @ x.mT + kept - kept.mT).softmax(-1) @ values)[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_sums_that_only_make_scores_need_no_note(values: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 6, 8)
+    traced = fxplain.trace(Forgetting(values).eval(), x)
+    assert [entry.role for entry in traced.census] == ["running sum", "attention"]
+    assert any("running sum" in note for note in traced.explain(x, target=1).notes) == values

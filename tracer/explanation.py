@@ -16,6 +16,7 @@ from fxplain.layers import Layers, chosen_sites
 from fxplain.method_table import Method
 from fxplain.prediction import Prediction, predict
 from fxplain.result import Relevance, Result
+from fxplain.unfollowed import carried
 from fxplain.where import module_path, source_line
 
 
@@ -183,7 +184,7 @@ def notes_of(labelled: Labelled) -> tuple[str, ...]:
     for node in labelled.findings.ledger.summaries:
         where = module_path(node) or node.name
         notes.append(f"{where} sums tokens without a token-to-token map: relevancy does not pass it")
-    for node, (role, _) in labelled.findings.ledger.unfollowed.items():
+    for node, role in carried(labelled.findings):
         where = module_path(node) or node.name
         notes.append(f"approximate: the {role} in {where} mixes tokens, which is not followed")
     return tuple(dict.fromkeys(notes))

@@ -46,11 +46,12 @@ def unnormalised_map(site: Site, replay: Replay, gradient: Tensor | None) -> tup
         if site.ones:
             keys = [axis for axis, letter in enumerate(of_value) if letter not in output]
             value = torch.where((value == 1).all(keys, keepdim=True), 0.0, value)
-        sizes = {
-            c: n for t, s in ((weights, letters), (value, of_value)) for c, n in zip(s, t.shape, strict=True)
-        }
+        sides = [*zip(letters, weights.shape, strict=True), *zip(of_value, value.shape, strict=True)]
+        sizes = {letter: max(n for c, n in sides if c == letter) for letter, _ in sides}
         gradient = gradient.to(dtype).reshape([sizes[letter] for letter in output])
-        gradient = torch.einsum(f"{output},{of_value}->{letters}", gradient, value.to(dtype))
+        known = "".join(c for c in letters if c in output + of_value)  # one key may have no axis in its value
+        gradient = torch.einsum(f"{output},{of_value}->{known}", gradient, value.to(dtype))
+        gradient = gradient.reshape([gradient.shape[known.index(c)] if c in known else 1 for c in letters])
         gradient = (gradient * sums).sum_to_size(weights.shape)
     return weights / sums, gradient
 

@@ -203,17 +203,17 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
         if weights is not None and values is not None:
             if not weights.operand.value.softmaxes and _has_columns(values, weights):
                 return [side.moved(slot, output) for side in (weights, values) for slot in side.alive]
-            return _attention(call, weights, values, output)
+            return attend(call, weights, values, output)
         call.ledger.summaries.append(call.node)
         return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
     for side, rest in ((left, right), (right, left)):
         if side.killed and not side.alive and side.operand.value.from_input:
             if rest.alive and rest.operand.value.softmaxes:
-                return _attention(call, rest, side, output)
+                return attend(call, rest, side, output)
             return _data_mixing(call, rest, side, output)
     for side, rest in ((left, right), (right, left)):
         if not (side.killed or rest.killed) and _weighs_one(side, rest):
-            return _attention(call, side, rest, output)
+            return attend(call, side, rest, output)
     lefts = [left.moved(slot, output) for slot in left.alive]
     rights = [right.moved(slot, output) for slot in right.alive]
     if _leaves_features(left, right, output):
@@ -226,15 +226,16 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
 
 
 def _leaves_features(left: Side, right: Side, output: str) -> bool:
-    """Whether the result's last axis is one of features, along which no token lies."""
+    """Whether the result's last axis is one of features, of one side alone, along which no token lies."""
     last = output[-1:]
+    wide = [_sizes(side).get(last, 1) > 1 for side in (left, right)]
     tokens = any(
         slot.varies(side.letters.index(last))
         for side in (left, right)
         for slot in side.slots
         if last in side.letters
     )
-    return bool(last) and _sizes(left, right)[last] > 1 and not tokens
+    return wide[0] != wide[1] and not tokens
 
 
 def _same_single(one: Slot, other: Slot) -> bool:
@@ -312,7 +313,7 @@ def _read_by_data(call: Call) -> bool:
     return False
 
 
-def _attention(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
+def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
     """The site: its map is the weights' value, its rows the weights' living slot, its columns the summed
     one."""
     shape = tuple(weights.operand.shape)

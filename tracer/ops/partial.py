@@ -89,7 +89,7 @@ def _added(call: Call, known: list[Partial | None], sign: int) -> None:
     if one is None or other is None:
         old, place = (one, 1) if one is not None else (other, 0)
         beside = call.args[place] if len(call.args) > place else None
-        blank = isinstance(beside, Tensor) and not bool(beside.any())
+        blank = not bool(beside.any()) if isinstance(beside, Tensor) else beside == 0
         if (
             old is not None
             and blank

@@ -11,6 +11,7 @@ from fxplain.labels import DORMANT, NOTHING, Slot, Value
 from fxplain.ops.contraction import summed_product
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.mixing import pooled
+from fxplain.ops.one_key import weighed_key
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.table import Call, Operand, aten, transfer
 
@@ -80,6 +81,9 @@ def log_softmax(call: Call) -> Value | tuple[Value, ...]:
 @transfer("aten::mul")
 def multiply(call: Call) -> Value:
     """Pointwise; a product of two labelled tensors may be half of a sum of products."""
+    weighed = weighed_key(call)
+    if weighed is not None:
+        return weighed
     value = pointwise(call)
     operands = call.operands()
     if len(operands) != 2 or not all(operand.value.labelled for operand in operands):

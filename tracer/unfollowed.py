@@ -1,0 +1,34 @@
+"""What mixes tokens and is not followed: whether it carries what tokens hold, or scores alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from fxplain.find import Findings
+
+
+def carried(findings: Findings) -> Iterator[tuple[fx.Node, str]]:
+    """The operations that mix tokens without being followed, and their roles.
+
+    Not those whose results only make scores of queries and keys, as sums of gates do that forget: nothing
+    that tokens hold goes that way, and the map is what it is.
+    """
+    for node, (role, _) in findings.ledger.unfollowed.items():
+        if not _makes_scores(findings, node):
+            yield node, role
+
+
+def _makes_scores(findings: Findings, node: fx.Node) -> bool:
+    """Whether every way from here leads into a tensor of rows and columns."""
+    stack, seen = [node], {node}
+    while stack:
+        for user in stack.pop().users:
+            if user in seen or len(findings.value(user).active) > 1:
+                continue
+            if user.op == "output":
+                return False
+            seen.add(user)
+            stack.append(user)
+    return bool(node.users)
