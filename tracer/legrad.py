@@ -107,7 +107,8 @@ class _Run:
             (gradient,) = torch.autograd.grad(score, tapped, retain_graph=True, allow_unused=True)
             found.append(self._by_token(site, gradient))
         # a score of its own: all that it reads is its sample's
-        return found[0] if len(passes) == 1 else torch.stack([rows.sum(0) for rows in found])
+        alone = len(passes) == self.prediction.batch
+        return torch.stack([rows.sum(0) for rows in found]) if alone else found[0]
 
     def _scores(self, tower: Tower, layer: int) -> Tensor:
         """[batch]: what the head makes of a layer's tokens."""

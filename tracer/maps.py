@@ -137,7 +137,7 @@ def dense(plan: Plan, values: Tensor) -> Tensor:
     """Values of the map's shape as [batch, head, query, key], queries and keys in the order of the plan."""
     front = values.permute(*plan.heads, *[axis for axis in range(values.ndim) if axis not in plan.heads])
     flat = front.reshape(-1, plan.place.numel())
-    head = line_ranks(plan.site, plan.batch)[0].expand(plan.place.shape).reshape(-1)
+    head = line_ranks(plan.site, plan.batch, plan.sampled)[0].expand(plan.place.shape).reshape(-1)
     place = torch.where(plan.place.reshape(-1) >= 0, plan.place.reshape(-1), plan.places)
     # queries that have more rows than there are heads (in several windows) have their values added up
     target = ((head % plan.folded) * (plan.places + 1) + place).to(values.device)

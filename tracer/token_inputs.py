@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,18 +28,18 @@ class Birth:
     """Sample of each element, -1 where it is not known; broadcasts to the tensor."""
 
 
-def births(labelled: Labelled) -> tuple[Birth, ...]:
+def births(labelled: Labelled, bound: Mapping[str, Tensor]) -> tuple[Birth, ...]:
     """All births of tokens of inputs and parameters, in order of execution.
 
-    An embedding of ids, a patch embedding, a class token where it is put beside the patches. Where rows of an
-    input are projected as they are, the input itself is taken: it may go on beside its projections.
+    An embedding of ids, a patch embedding, a class token where it is put beside the patches. Where rows of a
+    floating input are projected as they are, the input itself is taken: it may go on beside its projections.
     """
     classified, findings = labelled.classified, labelled.findings
     own = torch.zeros(classified.tokens + 1, dtype=torch.bool)
     for space in classified.spaces:
         own[space.start : space.start + space.size] = space.origin != "mixing"
     found = []
-    rows = _Rows(labelled)
+    rows = _Rows(labelled, {name for name, tensor in bound.items() if tensor.is_floating_point()})
     for node in labelled.captured.graph.graph.nodes:
         slots = findings.value(node).active
         if not slots or node.name not in findings.ledger.shapes:
@@ -62,7 +62,7 @@ def births(labelled: Labelled) -> tuple[Birth, ...]:
 class _Rows:
     """Inputs whose rows are tokens: found from the projections at which they are born."""
 
-    def __init__(self, labelled: Labelled) -> None:
+    def __init__(self, labelled: Labelled, floating: Set[str]) -> None:
         captured, findings = labelled.captured, labelled.findings
         self.findings = findings
         inputs = {p.node for p in captured.placeholders if p.kind == "input"}
@@ -74,6 +74,9 @@ class _Rows:
         }
         last = max((int(codes.max()) for codes in self.codes.values() if codes.numel()), default=-1)
         self.token_of = torch.full((last + 2,), -1)
+        self.floating = torch.zeros(last + 2, dtype=torch.bool)
+        for node, codes in self.codes.items():
+            self.floating[codes] = node.name in floating
 
     def take(self, node: fx.Node, tokens: Tensor) -> bool:
         """Whether a projection's tokens are rows of an input, element by element; if so, noted."""
@@ -84,7 +87,7 @@ class _Rows:
             codes = codes_of(dormant.labels)
             known = (codes >= 0) & (codes < len(self.token_of) - 1)
             alike = codes.ndim == tokens.ndim and tokens.shape[-1] == 1 and bool(known.all())
-            if alike and codes.shape[:-1] == tokens.shape[:-1]:
+            if alike and codes.shape[:-1] == tokens.shape[:-1] and bool(self.floating[codes].any()):
                 self.token_of[codes] = tokens.expand(codes.shape)
                 return True
         return False
@@ -95,7 +98,7 @@ class _Rows:
         for node, codes in self.codes.items():
             tokens = self.token_of[codes]
             dormant = self.findings.value(node).dormant
-            if dormant is not None and bool((tokens >= 0).any()):
+            if dormant is not None and bool(((tokens >= 0) & self.floating[codes]).any()):
                 found.append(Birth(node, tokens, samples_of(dormant.labels)))
         return found
 
@@ -172,7 +175,7 @@ def token_inputs(prediction: Prediction) -> TokenInputs:
         MethodError: no token of an input has such a tensor.
     """
     labelled = prediction.labelled
-    born = births(labelled)
+    born = births(labelled, prediction.bound)
     if not born:
         raise MethodError(
             "no tensor is known at which the tokens are born",
@@ -198,6 +201,5 @@ def token_inputs(prediction: Prediction) -> TokenInputs:
     with torch.no_grad():
         execute(labelled.captured, prediction.bound, change)
     known = all(bool((birth.samples.expand_as(birth.tokens) >= 0)[birth.tokens >= 0].all()) for birth in born)
-    alone = prediction.batch == 1
-    together = len(prediction.passes) == 1 and (known or alone)
+    together = len(prediction.passes) < prediction.batch and known
     return TokenInputs(prediction, born, tuple(values[birth.node] for birth in born), upstream, together)

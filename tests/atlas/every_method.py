@@ -23,8 +23,14 @@ from fxplain.traced import Traced
 
 FEW = 3
 """Steps of integrated gradients and draws of SmoothGrad: what is asked is whether they run."""
-MAY_BE_ZERO = ("attention_gradcam", "attention_gradcam_row", "relevancy_last_layer", "partial_lrp")
-"""Methods that clamp one map alone: nothing may be left of it."""
+MAY_BE_ZERO = (
+    "attention_gradcam",
+    "attention_gradcam_row",
+    "relevancy_last_layer",
+    "relevancy_no_aggregation",
+    "partial_lrp",
+)
+"""Methods that clamp one map alone, or keep nothing but what the last one left: that may be nothing."""
 
 
 @dataclass

@@ -30,8 +30,8 @@ python tests/atlas --methods --report     # only this page, from the results the
 ```
 
 A method *runs* on a model where its relevance has a number for every token of every sample, finite and not
-all zero (which is allowed only to those that clamp a single map). It is *not defined* where it refuses by its
-own definition, and says so. Anything else is a failure. Integrated gradients and SmoothGrad take {FEW} steps:
+all zero (which only those may be of which one map says all). It is *not defined* where it refuses by its own
+definition, and says so. Anything else is a failure. Integrated gradients and SmoothGrad take {FEW} steps:
 what is asked is whether they run, not how well they integrate. (`tests/atlas/every_method.py`)
 """
 
