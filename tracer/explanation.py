@@ -137,8 +137,8 @@ def _result(prediction: Prediction, method: Method, verified: float) -> Result:
             "the relevance is NaN or infinite",
             expected="finite maps and gradients",
             found=f"a score of {resolved.scores.detach().abs().max():g}",
-            hint="values explode: explain the model in a wider dtype, or check its weights; products of rows that "
-            "are not normalised grow with every attention (rollout divides them)",
+            hint="explain the model in a wider dtype, or check its weights; products of rows that are not "
+            "normalised double with every attention (rollout divides them)",
         )
     classified = labelled.classified
     notes = (*notes_of(labelled), *_passed_over(prediction), *explained.notes)
