@@ -58,8 +58,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_inspect_lists_attentions_and_streams(models: Path) -> None:
     text = run("inspect", models / "t5")
     lines = [line.split() for line in text.splitlines()]
-    kinds = [line[1] for line in lines if len(line) > 4 and line[0].isdigit()]
-    assert kinds == ["self", "self", "encoder-decoder"]
+    kinds = [(line[1], line[2]) for line in lines if len(line) > 4 and line[0].isdigit()]
+    assert kinds == [("0", "self"), ("0", "self"), ("0", "encoder-decoder")]
     assert "3 attentions" in text
     assert "encoder.block.0.layer.0.SelfAttention" in text
     assert re.search(r"^ +1 +decoder_input_ids$", text, re.MULTILINE)
@@ -68,7 +68,7 @@ def test_inspect_lists_attentions_and_streams(models: Path) -> None:
 @pytest.mark.parametrize("name", ["vit", "bert", "clip", "factories.py:with_inputs", "attend.pt2"])
 def test_inspect_needs_no_inputs(name: str, models: Path) -> None:
     text = run("inspect", models / name)
-    assert re.search(r"^ +0 +self ", text, re.MULTILINE), text
+    assert re.search(r"^ +0 +0 +self ", text, re.MULTILINE), text
 
 
 def test_inspect_takes_inputs(models: Path) -> None:
@@ -123,7 +123,7 @@ def test_inspect_shows_windows_and_mixing() -> None:
         "def net():\n    return Net(), torch.rand(1, 6, 4)\n"
     )
     text = run("inspect", "net.py:net")
-    assert re.search(r"^ +0 +self .* 6 x 6 +3 of 2 x 2 +softmax", text, re.MULTILINE)
+    assert re.search(r"^ +0 +0 +self .* 6 x 6 +3 of 2 x 2 +softmax", text, re.MULTILINE)
     assert re.search(r"^ +~ +mixing .* 3 x 6 +mean", text, re.MULTILINE)
     assert "~ approximate" in text
 
@@ -311,7 +311,7 @@ def test_errors_are_told_in_plain_words(models: Path) -> None:
         (["--target", "catt"], "did you mean 'cat'"),
         (["--method", "relevanc"], "did you mean 'relevancy'"),
         (["--method", "rollout+libra"], "takes no gradient"),
-        (["--method", "relevancy,rollout", "--out", "a.npz"], "a comparison cannot be written"),
+        (["--method", "relevancy,rollout", "--out", "a.svg"], "a comparison cannot be written"),
         (["--layers", "some"], "these are no layers"),
         (["--layers", "99"], "no attention in the layers"),
         (["--layers", "0", "--method", "random"], "no layers to choose from"),

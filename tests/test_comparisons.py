@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ import fxplain
 from fxplain.errors import NonFiniteError, TargetError, UnknownOpError
 from fxplain.method_table import METHODS
 from fxplain.prediction import Prediction
+from fxplain.render.display import Display
 from fxplain.scheduled import Explained
 
 
@@ -89,6 +93,19 @@ def test_one_method_that_is_not_finite_spoils_none_of_the_others(x: Tensor, expl
     assert list(found) == ["relevancy"]
     with pytest.raises(NonFiniteError, match="NaN or infinite"):
         found[explodes]
+
+
+def test_all_numbers_are_kept_in_one_file(x: Tensor, tmp_path: Path) -> None:
+    found = fxplain.compare(Attend().eval(), x, ["relevancy", "legrad", "lrp", "rollout"], target=1)
+    found.save(tmp_path / "a.npz", Display(images={"x": [np.zeros((4, 4, 3), np.uint8)] * 2}))
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as data:
+        facts = json.loads(str(data["facts"]))
+        for name, result in found.items():
+            np.testing.assert_array_equal(data[f"{name}/relevance/x"], result.relevance["x"].numpy())
+        np.testing.assert_array_equal(data["lrp/inputs/x"], found["lrp"].inputs["x"].numpy())
+        assert data["image/x/1"].shape == (4, 4, 3)
+    assert list(facts["methods"]) == list(found)
+    assert set(facts["refused"]) == set(found.refused)
 
 
 def test_what_is_wrong_for_all_is_an_error(x: Tensor) -> None:

@@ -52,10 +52,12 @@ def _facts(entry: Attention | Mixing) -> dict[str, Any]:
         "node": entry.node,
     }
     if isinstance(entry, Mixing):
-        return {**facts, "op": entry.op} | ({} if entry.kind is None else {"kind": entry.kind})
+        known = {"kind": entry.kind, "layer": entry.layer}
+        return {**facts, "op": entry.op} | {name: fact for name, fact in known.items() if fact is not None}
     return {
         **facts,
         "kind": entry.kind,
+        "layer": entry.layer,
         "heads": entry.heads,
         "fused": entry.fused,
         "normaliser": entry.normaliser,

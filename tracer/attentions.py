@@ -65,6 +65,8 @@ class Attention:
     """How many different sets of keys the queries read: 1 where each query reads all keys."""
     window: tuple[int, int] = (0, 0)
     """Queries and keys of the largest such set: ``(49, 49)`` for windows of 7 x 7 tokens."""
+    layer: int = 0
+    """Its number for ``layers=``, counted in its tower: see :func:`fxplain.layers.layers_of`."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Mixing:
     node: str
     kind: Kind | None = None
     """As of an attention, where the queries are tokens that exist already; None where they are new."""
+    layer: int | None = None
+    """As of an attention, where it has a kind; None for what always takes part."""
 
 
 @dataclass(frozen=True)

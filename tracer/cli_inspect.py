@@ -120,7 +120,7 @@ def _steps(traced: Traced) -> list[str]:
             name = name.replace(space, names[space])
         return name
 
-    heads = ("", "kind", "queries", "keys", "heads", "size", "windows", "how", "module")
+    heads = ("", "layer", "kind", "queries", "keys", "heads", "size", "windows", "how", "module")
     rows = [_row(step, short) for step in traced.steps]
     used = [any(row[place] for row in rows) for place in range(len(heads))]
     return table([*compress(heads, used)], [tuple(compress(row, used)) for row in rows])
@@ -133,6 +133,7 @@ def _row(step: Attention | Mixing, short: Callable[[str], str]) -> tuple[str, ..
     if isinstance(step, Mixing):
         return (
             APPROXIMATE,
+            "" if step.layer is None else str(step.layer),
             (step.kind or "mixing").replace("_", "-"),
             *streams,
             "",
@@ -145,6 +146,7 @@ def _row(step: Attention | Mixing, short: Callable[[str], str]) -> tuple[str, ..
     how = "fused" if step.fused else step.normaliser
     return (
         str(step.index),
+        str(step.layer),
         step.kind.replace("_", "-"),
         *streams,
         str(step.heads),

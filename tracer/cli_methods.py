@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 
 from fxplain.errors import MethodError
 from fxplain.layers import Layers
-from fxplain.method_table import LIBRA, METHODS, method_named, plain_name
+from fxplain.method_table import LIBRA, METHODS, method_named
 
 _LAYER = re.compile(r"[+-]?\d+")
 
@@ -37,14 +36,6 @@ def parse_methods(text: str) -> list[str]:
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names or [text]:
-        if plain_name(name) not in METHODS:
-            close = difflib.get_close_matches(plain_name(name), list(METHODS), n=1)
-            raise MethodError(
-                f"there is no method named {name!r}",
-                expected=f"one of {', '.join(METHODS)}",
-                found=name,
-                hint=f"did you mean {close[0]!r}?" if close else "fxplain methods lists them",
-            )
         method_named(name)
     return names
 

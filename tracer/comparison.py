@@ -56,7 +56,7 @@ class Comparison(Mapping[str, Result]):
         """Write all methods side by side, whole or not at all; the suffix says how.
 
         Args:
-            path: ``.html`` a page to read, ``.png`` a picture, ``.json`` the numbers.
+            path: ``.html`` a page to read, ``.png`` a picture, ``.json`` or ``.npz`` the numbers.
             display: images, token texts and names of targets to show; without it tokens are numbered.
 
         Raises:

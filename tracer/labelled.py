@@ -12,6 +12,7 @@ from fxplain.captured import Captured
 from fxplain.classify import Classified, classify
 from fxplain.errors import InputError
 from fxplain.find import Findings, find
+from fxplain.layers import numbered
 from fxplain.maps import Plan, make_plan
 
 
@@ -38,7 +39,7 @@ def label(captured: Captured, bound: Mapping[str, Tensor]) -> Labelled:
     """Find and classify all attentions of a captured graph on these tensors."""
     check_not_empty(captured, bound)
     findings = find(captured, bound)
-    classified = classify(findings)
+    classified = numbered(classify(findings))
     plans = {site.index: make_plan(site, classified, findings.batch) for site in classified.sites}
     own = {p.node: bound[p.node].clone() for p in captured.placeholders if p.kind == "input"}
     return Labelled(captured, findings, classified, plans, own if captured.specialised else {})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fxplain.attentions import Attention, Mixing
 from fxplain.classify import Classified
 from fxplain.errors import MethodError
 
@@ -43,6 +44,19 @@ def layers_of(classified: Classified) -> dict[int, Layer]:
     return {index: Layer(number, number + above[index] + 1) for index, number in numbers.items()}
 
 
+def numbered(classified: Classified) -> Classified:
+    """With the number of its layer noted at every step that has one."""
+    layers = layers_of(classified)
+    steps = [
+        replace(step, layer=layers[site.index].number) if site.index in layers else step
+        for site, step in zip(classified.sites, classified.steps, strict=True)
+    ]
+    attentions = tuple(step for step in steps if isinstance(step, Attention))
+    return replace(
+        classified, attentions=attentions, mixings=tuple(step for step in steps if isinstance(step, Mixing))
+    )
+
+
 def chosen_sites(classified: Classified, layers: Layers) -> frozenset[int]:
     """The attentions of some layers, by index of their sites.
 
@@ -50,20 +64,20 @@ def chosen_sites(classified: Classified, layers: Layers) -> frozenset[int]:
         MethodError: there is no attention in these layers, or ``layers`` is none of its forms.
     """
     found = layers_of(classified)
-    chosen = frozenset(index for index, layer in found.items() if layer.number in _among(layers, layer.count))
-    if not chosen:
-        most = max(layer.count for layer in found.values())
+    asked = layers if isinstance(layers, slice) else _several(layers)
+    chosen = frozenset(index for index, layer in found.items() if layer.number in _among(asked, layer.count))
+    most = max((layer.count for layer in found.values()), default=0)
+    if not chosen or (not isinstance(asked, slice) and any(not -most <= one < most for one in asked)):
         raise MethodError(
             "there is no attention in the layers asked for",
             expected=f"layers between 0 and {most - 1}; negative ones count from the last",
             found=f"layers={layers!r}",
+            hint="fxplain inspect shows the layer of every attention; so does traced.attentions[0].layer",
         )
     return chosen
 
 
-def _among(layers: Layers, count: int) -> frozenset[int]:
-    if isinstance(layers, slice):
-        return frozenset(range(count)[layers])
+def _several(layers: int | Iterable[int]) -> list[int]:
     several = list(layers) if isinstance(layers, Iterable) else [layers]
     if any(isinstance(number, bool) or not isinstance(number, int) for number in several):
         raise MethodError(
@@ -71,4 +85,10 @@ def _among(layers: Layers, count: int) -> frozenset[int]:
             expected="an int, a slice, or several ints; negative ones count from the last",
             found=f"layers={layers!r}",
         )
-    return frozenset(number + count if number < 0 else number for number in several)
+    return several
+
+
+def _among(layers: slice | list[int], count: int) -> frozenset[int]:
+    if isinstance(layers, slice):
+        return frozenset(range(count)[layers])
+    return frozenset(number + count if number < 0 else number for number in layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from torch import Tensor
 
@@ -247,11 +248,14 @@ def method_named(name: str) -> Method:
     """
     plain = plain_name(name)
     if plain not in METHODS:
+        close = get_close_matches(str(plain), METHODS, n=3)
         raise MethodError(
             f"there is no method {name!r}",
             expected=", ".join(METHODS),
             found=repr(name),
-            hint="fxplain.methods() and 'fxplain methods' list them",
+            hint=f"did you mean {', '.join(map(repr, close))}?"
+            if close
+            else "fxplain.methods() and 'fxplain methods' list them",
         )
     method = METHODS[plain]
     if plain == name:

@@ -134,15 +134,34 @@ def result_json(result: Result, display: Display) -> dict[str, Any]:
 
 
 def _npz(result: Result, display: Display) -> bytes:
-    arrays: dict[str, Any] = {
-        "facts": np.array(json.dumps(result_facts(result, display), allow_nan=False, ensure_ascii=True)),
-        "score": to_array(result.score),
+    return zipped(
+        {"facts": as_text(result_facts(result, display)), **arrays_of(result), **pictures_of(display)}
+    )
+
+
+def arrays_of(result: Result, under: str = "") -> dict[str, Any]:
+    """The score and the relevance of token spaces and input elements, by names that begin with ``under``."""
+    found = {f"{under}relevance/{_member(name)}": to_array(v) for name, v in result.relevance.items()}
+    found |= {f"{under}inputs/{_member(name)}": to_array(v) for name, v in result.inputs.items()}
+    return {f"{under}score": to_array(result.score), **found}
+
+
+def pictures_of(display: Display) -> dict[str, Any]:
+    """The pictures that are shown, by names of members."""
+    return {
+        f"image/{_member(name)}/{i}": np.asarray(picture, dtype=np.uint8)
+        for name, pictures in display.images.items()
+        for i, picture in enumerate(pictures)
     }
-    for name, values in result.relevance.items():
-        arrays[f"relevance/{_member(name)}"] = to_array(values)
-    for name, pictures in display.images.items():
-        for i, picture in enumerate(pictures):
-            arrays[f"image/{_member(name)}/{i}"] = np.asarray(picture, dtype=np.uint8)
+
+
+def as_text(facts: Mapping[str, Any]) -> Any:
+    """Facts as an array that holds their JSON."""
+    return np.array(json.dumps(facts, allow_nan=False, ensure_ascii=True))
+
+
+def zipped(arrays: Mapping[str, Any]) -> bytes:
+    """The content of an ``.npz`` file, which loads without pickle."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()

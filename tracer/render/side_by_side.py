@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fxplain.comparison import Comparison
 from fxplain.errors import OutputError
@@ -18,9 +19,19 @@ from fxplain.render.overlay import overlays
 from fxplain.render.pages import page
 from fxplain.render.picture import COLUMNS, Panel, figure_of, short, to_png
 from fxplain.render.report import Image, Sample, sample_of
-from fxplain.render.save import check_folder, result_json, write_whole
+from fxplain.render.save import (
+    arrays_of,
+    as_text,
+    check_folder,
+    pictures_of,
+    result_facts,
+    result_json,
+    write_whole,
+    zipped,
+)
 from fxplain.render.strips import Strip
 from fxplain.render.text_page import ColouredText
+from fxplain.result import Result
 
 
 @dataclass(frozen=True)
@@ -146,15 +157,28 @@ def _html(comparison: Comparison, display: Display) -> bytes:
     return comparison_page(comparison, display).encode("utf-8")
 
 
-def _json(comparison: Comparison, display: Display) -> bytes:
-    facts = {
+def _facts(
+    comparison: Comparison, facts_of: Callable[[Result, Display], Any], display: Display
+) -> dict[str, Any]:
+    return {
         "format": "fxplain comparison 1",
-        "methods": {name: result_json(result, display) for name, result in comparison.items()},
+        "methods": {name: facts_of(result, display) for name, result in comparison.items()},
         "refused": {name: str(error) for name, error in comparison.refused.items()},
     }
+
+
+def _json(comparison: Comparison, display: Display) -> bytes:
+    facts = _facts(comparison, result_json, display)
     return (json.dumps(facts, allow_nan=False, ensure_ascii=True, indent=1) + "\n").encode("ascii")
 
 
+def _npz(comparison: Comparison, display: Display) -> bytes:
+    arrays = {"facts": as_text(_facts(comparison, result_facts, display)), **pictures_of(display)}
+    for name, result in comparison.items():
+        arrays |= arrays_of(result, f"{name}/")
+    return zipped(arrays)
+
+
 Writer = Callable[[Comparison, Display], bytes]
-WRITERS: Mapping[str, Writer] = {".html": _html, ".png": comparison_png, ".json": _json}
+WRITERS: Mapping[str, Writer] = {".html": _html, ".png": comparison_png, ".json": _json, ".npz": _npz}
 """Suffix -> writer of the whole file's content; a suffix that is not here is an error."""
