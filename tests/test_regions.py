@@ -67,3 +67,18 @@ def test_boxes_that_are_kept_are_numbers() -> None:
 
     verdict = fxplain.check(Kept(roi_align).eval(), (torch.randn(1, 3, 8, 8), BOXES))
     assert verdict.understood, verdict
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_where_no_box_is_found_nothing_is_lost(before: bool) -> None:
+    class Detects(Regions):
+        def forward(self, pixels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+            grid = self.stem(pixels)
+            tokens = grid.flatten(2).mT
+            tokens = tokens + self.attend(tokens)
+            from_grid = tokens.mT.unflatten(-1, (8, 8)) if before else grid
+            regions = self.cut(from_grid, boxes[:0], 2)  # type: ignore[operator]
+            return self.head(tokens), self.fine(regions).mean((2, 3))
+
+    verdict = fxplain.check(Detects(roi_align).eval(), (torch.randn(1, 3, 8, 8), BOXES))
+    assert verdict.understood, verdict

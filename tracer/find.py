@@ -195,6 +195,8 @@ class Labelling:
             ):
                 self.ledger.unfollowed[call.node] = STEM
             return value
+        if isinstance(call.result, Tensor) and not call.result.numel():
+            return replace(value, slots=())  # nothing came out: no box was found, say
         probed = by_experiment(call)
         if probed is not None:
             self.ledger.probed.append(call.node)

@@ -21,6 +21,10 @@ from torch.fx.node import map_arg
 def make_out_of_place(program: ExportedProgram) -> None:
     """Change every in-place operation after which only its own result is read; leave all others."""
     graph = program.graph
+    try:
+        memory = {node: _memory(node) for node in graph.nodes}
+    except (NotImplementedError, RuntimeError):  # values inside of a transform lie nowhere
+        return
     constants = {
         s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.CONSTANT_TENSOR
     }
@@ -28,16 +32,16 @@ def make_out_of_place(program: ExportedProgram) -> None:
     owned: set[int] = set()  # memory of inputs and parameters, which outlives the graph
     readers: dict[int, list[Node]] = defaultdict(list)  # memory -> the values in it that may still be read
     for node in graph.nodes:
-        memory = _memory(node)
+        places = memory[node]
         # a constant is read under another address than it has as an input
         if node.op != "call_function" or any(n.name in constants for n in node.all_input_nodes):
-            owned |= memory
-        elif len(memory) == 1 and not memory & owned and (target := _out_of_place(node)) is not None:
-            (place,) = memory
-            if all(order[user] <= order[node] for value in readers[place] for user in value.users):
+            owned |= places
+        elif len(places) == 1 and not places & owned and (target := _out_of_place(node)) is not None:
+            seen = readers[next(iter(places))]
+            if seen and all(order[user] <= order[node] for value in seen for user in value.users):
                 node.target = target
-                readers[place].clear()
-        for place in memory:
+                seen.clear()
+        for place in places:
             readers[place].append(node)
 
 

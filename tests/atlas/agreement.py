@@ -50,6 +50,17 @@ def _block(theirs: Tensor, ours: Tensor) -> bool:
     return any(torch.allclose(theirs, corner, rtol=0, atol=SAME_MAP) for corner in corners)
 
 
+def _more_columns(theirs: Tensor, ours: Tensor) -> bool:
+    """All our columns in their order, and others between or after them."""
+    if theirs.shape[:-1] != ours.shape[:-1] or theirs.shape[-1] <= ours.shape[-1]:
+        return False
+    rest = iter(theirs.unbind(-1))
+    return all(
+        any(torch.allclose(column, wanted, rtol=0, atol=SAME_MAP) for column in rest)
+        for wanted in ours.unbind(-1)
+    )
+
+
 def _padded(theirs: Tensor, ours: Tensor) -> bool:
     """Every row of ours is one of theirs, and they have more."""
     a, b = (_sorted_rows(t) for t in (theirs, ours))
@@ -97,6 +108,7 @@ _AGREEMENTS = {
     "transposed": _transposed,
     "mean of heads": _mean_of_heads,
     "a part": _block,
+    "columns of no token": _more_columns,
     "with padding": _padded,
     "in several windows": _in_several_windows,
 }

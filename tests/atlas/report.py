@@ -28,6 +28,7 @@ AGREEMENT = {
     "before the softmax": "the model reports the scores; their softmax is the map",
     "transposed": "the model reports keys by queries",
     "a part": "the model leaves out rows and columns, of a prompt for instance",
+    "columns of no token": "the model reports columns of zeros beside the keys too",
     "with padding": "the model reports the rows of padding too",
     "in several windows": "a class token stands in every window: its weights are added up",
     "unused": "no output of the model depends on it, so there is nothing to explain",

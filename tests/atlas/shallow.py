@@ -19,6 +19,8 @@ SIDE = re.compile(r"^(img|image|spatial|input)_size$")
 WINDOW = re.compile(r"^(partition|window)_size$")
 FRAMES = re.compile(r"^temporal_size$")
 CLASSES = 10
+HEADS, WIDEST = 4, 384
+"""Wider models of one width get so many heads."""
 
 
 class _EmptyWithoutData(TorchFunctionMode):
@@ -69,13 +71,14 @@ def remade(factory: Factory, kind: type[nn.Module], change: Callable[[Arguments]
         kind.__init__ = original  # type: ignore[method-assign]
 
 
-def parameters(kind: type[nn.Module]) -> set[str]:
-    """The names of all that a constructor takes, also through ``**kwargs`` to the one above."""
-    names: set[str] = set()
+def parameters(kind: type[nn.Module]) -> Arguments:
+    """The names of all that a constructor takes, also through ``**kwargs`` to the one above, with what they
+    are by default."""
+    names: Arguments = {}
     for each in kind.__mro__:
         if "__init__" in vars(each):
             found = inspect.signature(vars(each)["__init__"]).parameters
-            names |= set(found)
+            names = {name: p.default for name, p in found.items()} | names
             if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values()):
                 break
     return names
@@ -90,8 +93,14 @@ def smaller(
     window: int | None = None,
 ) -> Arguments:
     """Arguments for pictures of this side, few classes, and at most so many layers in each stage."""
-    changed = dict(given) if most is None else {name: shallow(v, name, most) for name, v in given.items()}
-    for name in parameters(kind):
+    known = parameters(kind)
+    changed = dict(given)
+    if most is not None:
+        deep = {name: v for name, v in known.items() if DEPTH.search(name) and type(v) in (int, tuple, list)}
+        changed = {name: shallow(v, name, most) for name, v in {**deep, **given}.items()}
+        changed |= _fewer({**deep, **given}, changed)
+        changed |= _narrow({**known, **changed})
+    for name in known:
         if SIDE.match(name):
             changed[name] = (side, side) if type(given.get(name)) is tuple else side
         elif WINDOW.match(name) and window is not None and type(given.get(name)) is int:
@@ -101,6 +110,33 @@ def smaller(
         elif name == "num_classes" and given.get(name) != 0:
             changed[name] = CLASSES
     return changed
+
+
+def _narrow(given: Arguments) -> dict[str, Any]:
+    """A few heads of the same width instead of many, where one width goes through the whole model."""
+    many, width = given.get("num_heads"), given.get("embed_dim")
+    if type(many) is not int or type(width) is not int or many <= HEADS or width % many or width <= WIDEST:
+        return {}
+    found = {"num_heads": HEADS, "embed_dim": width // many * HEADS}
+    shared = given.get("num_kv_heads")
+    if type(shared) is int:
+        found["num_kv_heads"] = max(shared * HEADS // many, 1)
+    elif type(shared) in (tuple, list):
+        found["num_kv_heads"] = type(shared)(max(each * HEADS // many, 1) for each in shared)
+    return found
+
+
+def _fewer(given: Arguments, changed: Arguments) -> Arguments:
+    """Sequences with one entry for each layer, where there are fewer layers: entries from all over."""
+    found = {}
+    for name, deep in given.items():
+        less = changed[name]
+        if DEPTH.search(name) and type(deep) is int and less < deep:
+            places = [round(n * (deep - 1) / max(less - 1, 1)) for n in range(less)]
+            for other, value in given.items():
+                if type(value) in (tuple, list) and len(value) == deep:
+                    found[other] = type(value)(value[place] for place in places)
+    return found
 
 
 def shallow(value: Any, name: str, most: int) -> Any:

@@ -23,7 +23,7 @@ from atlas.weights import enliven
 IMPLEMENTATIONS: tuple[str | None, ...] = ("eager", "sdpa")
 
 BATCH = 2
-SIDES = (64, 96, 128, 160, 192, 224, 240, 256, 384)
+SIDES = (64, 96, 112, 128, 160, 192, 224, 240, 256, 384)
 """Sides of pictures, the first that works is taken. Most hierarchies end at a 32nd of it."""
 ATTENTIVE = re.compile(
     r"softmax\(|scaled_dot_product|class \w*Attention|Attention\w*\(|self_attn|tokens"

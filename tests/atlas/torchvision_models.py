@@ -77,6 +77,8 @@ def _change(
             changed[name] = side + 16 * (name == "max_size")
         elif "top_n" in name or "topk" in name or name.endswith("detections_per_img"):
             changed[name] = PROPOSALS
+        elif name.endswith("score_thresh"):
+            changed[name] = 0.0
         elif name == "init_weights":
             changed[name] = False
     return changed
