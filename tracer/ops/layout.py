@@ -154,21 +154,6 @@ def _last_added(labels: Tensor) -> Tensor:
     return labels.unsqueeze(-1)
 
 
-@transfer("aten::constant_pad_nd", "aten::pad")
-def pad(call: Call) -> Value:
-    """Padding has no label: pad the labels with zeros, whatever the data are padded with."""
-    operand = call.operands()[0]
-    mode = call.argument("mode", "constant")
-    padding = list(call.argument("pad"))
-
-    def operation(labels: Tensor) -> Tensor:
-        if mode == "constant":
-            return torch.nn.functional.pad(labels, padding)
-        return torch.nn.functional.pad(labels.double(), padding, mode=mode).round().long()
-
-    return call.carry(operand, slots=[slot.run(operation, operand.shape) for slot in operand.value.slots])
-
-
 @transfer("aten::cat", "aten::stack", "aten::hstack", "aten::vstack")
 def cat(call: Call) -> Value:
     """Concatenate the labels; parts without any are completed from their neighbours or wake up."""
@@ -179,7 +164,12 @@ def cat(call: Call) -> Value:
             raise ValueError("stacks vectors as rows")
         axis = 1 if call.op == "aten::hstack" and call.result.ndim > 1 else 0
     stacked = call.op == "aten::stack"
-    parts = [_unsqueeze(o, axis) if stacked else o for o in operands]
+    return side_by_side(call, [unsqueezed(o, axis) if stacked else o for o in operands], axis)
+
+
+def side_by_side(call: Call, parts: Sequence[Operand], axis: int) -> Value:
+    """The value of parts laid one after the other along an axis."""
+    operands = call.operands()
     parts = [part for part in parts if part.tensor.numel() or part.ndim == call.result.ndim]
     lead = _lead(parts, axis)
     if lead is None:
@@ -251,7 +241,7 @@ def _of_one_place(pieces: list[Slot], call: Call, axis: int) -> list[Slot]:
     return [pieces[0]] * len(pieces) if len(sources) == 1 else pieces
 
 
-def _unsqueeze(operand: Operand, axis: int) -> Operand:
+def unsqueezed(operand: Operand, axis: int) -> Operand:
     slots = [replace(slot, labels=slot.labels.unsqueeze(axis)) for slot in operand.value.slots]
     return replace(operand.with_slots(slots), tensor=operand.tensor.unsqueeze(axis))
 
