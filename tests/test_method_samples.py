@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
+from fxplain.errors import MethodError
 from fxplain.method_table import METHODS
 
 WITH_GRADIENTS = [name for name, method in METHODS.items() if method.gradients]
@@ -105,3 +106,69 @@ def test_a_packed_score_reads_its_own_picture_alone() -> None:
     packed = fxplain.explain(model, x, (0, 7, 3), "gradient_x_input")
     alone = fxplain.explain(model, x[1:], (2, 3), "gradient_x_input")
     torch.testing.assert_close(packed.relevance["x"], alone.relevance["x"])
+
+
+class Parted(nn.Module):
+    """Tokens are dealt out to two maps of their own, as to experts, and put together again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attend, self.head = nn.Linear(6, 8), Attend(), nn.Linear(8, 3, bias=False)
+        self.experts = nn.ModuleList(nn.Linear(8, 8, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attend(self.embed(x))
+        parts = torch.split(x, [2, 3], dim=1)
+        x = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)], 1)
+        return self.head(x.mean(1))
+
+
+def test_tokens_that_are_dealt_out_are_not_born_again() -> None:
+    torch.manual_seed(0)
+    model, x = Parted().eval(), drawn(2, 5, 6).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    found = fxplain.compare(model, x.detach(), ["gradient_x_input", "attnlrp"], 1)
+    torch.testing.assert_close(found["gradient_x_input"].relevance["x"], (gradient * x).sum(-1).detach())
+    for sample in range(2):
+        arrived = found["attnlrp"].relevance["x"][sample].sum()
+        torch.testing.assert_close(found["attnlrp"].inputs["x"][sample].sum(), arrived)
+
+
+class Cosine(nn.Module):
+    """A similarity that is divided by lengths: there is none at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.value = (nn.Linear(size, 8, bias=False) for size in (6, 8))
+        self.texts = nn.Parameter(torch.randn(3, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = ((x @ x.mT).softmax(-1) @ self.value(x))[:, 0]
+        return x / x.norm(dim=-1, keepdim=True) @ self.texts.T
+
+
+def test_integrated_gradients_refuse_where_zero_has_no_score() -> None:
+    torch.manual_seed(0)
+    model = Cosine().eval()
+    with pytest.raises(MethodError, match="start from zero embeddings"):
+        fxplain.explain(model, drawn(2, 5, 6), 1, "integrated_gradients")
+
+
+class Deciding(nn.Module):
+    """Its way depends on the data, so it is recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attend, self.head = nn.Linear(6, 8), Attend(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = self.attend(x) if float(x.sum()) > 0 else self.attend(self.attend(x))
+        return self.head(x[:, 0])
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "smoothgrad"])
+def test_decisions_that_are_held_fixed_are_told(method: str) -> None:
+    result = fxplain.explain(Deciding().eval(), drawn(2, 5, 6), 1, method)
+    assert any("held fixed" in note for note in result.notes)

@@ -43,8 +43,12 @@ class Findings:
 
     def value(self, node: fx.Node) -> Value:
         """What is known of a node; of several results, of the first."""
+        return self.parts(node)[0]
+
+    def parts(self, node: fx.Node) -> tuple[Value, ...]:
+        """What is known of each result of a node."""
         value = self.values.get(node, NOTHING)
-        return value[0] if isinstance(value, tuple) else value
+        return value if isinstance(value, tuple) else (value,)
 
 
 def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:

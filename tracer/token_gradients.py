@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.errors import MethodError
+from fxplain.errors import MethodError, NonFiniteError
 from fxplain.prediction import Prediction
 from fxplain.scheduled import Explained
 from fxplain.token_inputs import TokenInputs, token_inputs
@@ -34,23 +34,38 @@ def gradient_times_input(prediction: Prediction) -> Explained:
 def integrated_gradients(prediction: Prediction) -> Explained:
     """``Σ x ∫ ∂s(tx)/∂x dt``, t from 0 to 1, over the elements of each token (Sundararajan et al., 2017)."""
     inputs = token_inputs(prediction)
-    explained = _explained(inputs, _integrated_gradients)
-    with torch.no_grad():
-        zeros = inputs.scores(*[torch.zeros_like(value) for value in inputs.values])
+    try:
+        with torch.no_grad():
+            zeros = inputs.scores(*[torch.zeros_like(value) for value in inputs.values])
+        explained = _explained(inputs, _integrated_gradients)
+    except NonFiniteError as error:
+        raise MethodError(
+            "integrated gradients start from zero embeddings, and near those the score is not finite here",
+            expected="a score that is finite all the way, without division by the length of what is zero",
+            found=str(error).splitlines()[0],
+            hint="use gradient_x_input or smoothgrad, which stay near the embeddings",
+        ) from error
     wanted = prediction.resolved.scores.detach() - zeros
     missed = (explained.rows.sum(1).to(wanted.dtype) - wanted).abs() / wanted.abs().clamp_min(1e-12)
     worst = float(missed.max())
-    if worst <= COMPLETE:
-        return explained
-    note = f"integrated gradients miss {worst:.0%} of the score's change from zero embeddings ({STEPS} steps)"
-    return Explained(explained.rows, notes=(note,))
+    missed_some = f"miss {worst:.0%} of the score's change from zero embeddings ({STEPS} steps)"
+    notes = () if worst <= COMPLETE else (f"integrated gradients {missed_some}",)
+    return Explained(explained.rows, notes=(*_elsewhere(prediction), *notes))
 
 
 def smoothgrad(prediction: Prediction) -> Explained:
     """Gradient times input, averaged over noisy copies of the embeddings (Smilkov et al., 2017)."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return _explained(token_inputs(prediction), _smoothgrad)
+        rows = _explained(token_inputs(prediction), _smoothgrad).rows
+    return Explained(rows, notes=_elsewhere(prediction))
+
+
+def _elsewhere(prediction: Prediction) -> tuple[str, ...]:
+    """What must be told where a score is asked for at other embeddings than the model's own."""
+    if not prediction.labelled.captured.specialised:
+        return ()
+    return ("approximate: what the model decided on this input is held fixed at other embeddings",)
 
 
 def _explained(inputs: TokenInputs, attribute: Attribute) -> Explained:

@@ -47,7 +47,8 @@ def births(labelled: Labelled, bound: Mapping[str, Tensor]) -> tuple[Birth, ...]
         older = [
             classified.token_ids(slot.labels).reshape(-1)
             for used in node.all_input_nodes
-            for slot in findings.value(used).active
+            for part in findings.parts(used)
+            for slot in part.active
         ]
         tokens = classified.token_ids(slots[0].labels)
         fresh = own[tokens]  # the entry after the last, which -1 takes, is False
