@@ -14,6 +14,7 @@ from fxplain.find import Findings
 from fxplain.labels import STRONG, Value, broadcast, codes_of, completed, samples_of
 from fxplain.ledger import Born, Site
 from fxplain.ops.table import op_name
+from fxplain.unfollowed import makes_scores
 from fxplain.where import module_path, source_line
 from fxplain.windows import windows_of
 
@@ -66,6 +67,7 @@ def classify(findings: Findings) -> Classified:
     ledger = findings.ledger
     count = sum(space.size for space in ledger.spaces)
     named = [s for s in ledger.sites if not s.absorbed and _joins_tokens(s)]
+    named = [s for s in named if s.form != "operator" or not makes_scores(findings, s.node)]
     living = without_stems(_read(named, findings.outputs), findings.outputs, count)
     used = _used(living, findings.outputs, count)
     sites = tuple(s for s in living if s.attends or bool(used[_tokens(s.rows.labels)].any()))
@@ -379,7 +381,10 @@ def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream
 
 def _mixing(site: Site, index: int, kind: Kind | None, queries: Stream, keys: Stream) -> Mixing:
     module = module_path(site.node)
-    op = op_name({"sampled": site.operands, "gathered": site.path}.get(site.form, (site.node,))[0])
+    first = {"sampled": site.operands, "gathered": site.path, "operator": site.path}.get(
+        site.form, (site.node,)
+    )
+    op = op_name(first[0])
     return Mixing(
         index=index,
         name=module or site.node.name,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 SHIFT = 40
 CODE_MASK = (1 << SHIFT) - 1
@@ -120,10 +120,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Whose spectrum a tensor is: the labels before the transform, and the shape they were of."""
+    """Whose spectrum a tensor is: the labels before the transform, the shape they were of, and its node."""
 
     slots: tuple[Slot, ...]
     shape: tuple[int, ...]
+    source: fx.Node | None = None
 
 
 @dataclass(frozen=True)

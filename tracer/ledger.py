@@ -47,6 +47,11 @@ class Window:
     shape: tuple[int, ...]
 
 
+Form = Literal[
+    "weights", "fused", "pooled", "taps", "sampled", "joined", "gathered", "copied", "operator", "summed"
+]
+
+
 @dataclass(frozen=True)
 class Site:
     """A call that moves information between tokens: an attention, or a linear mixing.
@@ -58,14 +63,16 @@ class Site:
     ``joined`` (every element of operand 0, broadcast, meets one of a token that exists already),
     ``gathered`` (all elements of the operands, flat and side by side, go into one new token a sample),
     ``copied`` (a token at another place of the same sequence is a new one, made of that alone),
-    ``summed`` (an attention whose output is put together from those of its ``parts``).
+    ``operator`` (a linear operator between operand 0 and the output, without a matrix: rows lie on the
+    output, columns behind them on the operand), ``summed`` (an attention whose output is put together from
+    those of its ``parts``).
     ``rows`` and ``cols`` are labels that broadcast against the map, or against operand 0 where pooled.
     """
 
     index: int
     node: fx.Node
     role: Literal["attention", "mixing"]
-    form: Literal["weights", "fused", "pooled", "taps", "sampled", "joined", "gathered", "copied", "summed"]
+    form: Form
     operands: tuple[fx.Node, ...]
     shape: tuple[int, ...]
     rows: Slot
@@ -82,7 +89,7 @@ class Site:
     window: Window | None = None
     """Where the form is ``taps``: rows lie on the window's output, columns on operand 0."""
     path: tuple[fx.Node, ...] = ()
-    """Where the form is ``sampled`` or ``gathered``: the operations from the operands to the output, in
+    """Where the form is ``sampled``, ``gathered`` or ``operator``: the operations from operands to output, in
     order."""
     pools: bool = False
     """Of an attention that no query asks for: its rows are new tokens, made of those of its columns."""

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxplain.labels import codes_of
 from fxplain.ledger import Site
 from fxplain.ops.convolution import tap_terms, tap_views
-from fxplain.path import through_path
+from fxplain.path import along, through_path
 from fxplain.replay import Replay
 
 
@@ -22,6 +23,7 @@ def contributions(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
         "joined": _joined,
         "gathered": _gathered,
         "copied": _copied,
+        "operator": _operator,
     }
     return forms[site.form](site, replay, _wide(gradient))
 
@@ -59,6 +61,20 @@ def _gathered(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
 def _copied(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """All that a copy is comes of one token, whatever the gradient."""
     return torch.ones(site.shape, device=gradient.device)
+
+
+def _operator(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
+    """Every element of the operand times the gradient that each token of the output alone sends to it."""
+    (leaf,), output = along(site, replay)
+    labels, others = site.rows.labels, site.shape[gradient.ndim :]
+    codes = codes_of(labels).reshape(site.shape[: gradient.ndim]).to(gradient.device)
+    found = torch.zeros(*codes.shape, *others, dtype=gradient.dtype, device=gradient.device)
+    for code in torch.unique(codes[codes >= 0]).tolist():
+        alone = torch.where(codes == code, gradient, 0.0).to(output.dtype)
+        (grown,) = torch.autograd.grad(output, leaf, alone, retain_graph=True)
+        given = (_wide(leaf).conj() * _wide(grown)).real.sum_to_size(others)
+        found += (codes == code).view(*codes.shape, *[1] * len(others)) * given
+    return found
 
 
 def _again(node: fx.Node, replay: Replay, changed: fx.Node, leaf: Tensor) -> Tensor:

@@ -16,6 +16,16 @@ def through_path(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[l
 
     Without a gradient of the output, that is of the sum of the output: what the path weighs operands by.
     """
+    leaves, first = along(site, replay)
+    wanted = torch.ones_like(first) if gradient is None else gradient.to(first.dtype)
+    found = torch.autograd.grad(first, leaves, wanted, allow_unused=True)
+    pairs = zip(leaves, found, strict=True)
+    local = [torch.zeros_like(leaf) if grown is None else grown for leaf, grown in pairs]
+    return [leaf.detach() for leaf in leaves], local
+
+
+def along(site: Site, replay: Replay) -> tuple[list[Tensor], Tensor]:
+    """Leaves with the values of a site's operands, and what its path makes of them, with its graph."""
     real: dict[fx.Node, Any] = {}
     leaves: list[Tensor] = []
     with torch.enable_grad():
@@ -26,12 +36,7 @@ def through_path(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[l
         for node in site.path:
             real[node] = _call(node, real, replay)
         output = real[site.node]
-        first = output[0] if isinstance(output, tuple | list) else output
-        wanted = torch.ones_like(first) if gradient is None else gradient.to(first.dtype)
-        found = torch.autograd.grad(first, leaves, wanted, allow_unused=True)
-    pairs = zip(leaves, found, strict=True)
-    local = [torch.zeros_like(leaf) if grown is None else grown for leaf, grown in pairs]
-    return [leaf.detach() for leaf in leaves], local
+    return leaves, output[0] if isinstance(output, tuple | list) else output
 
 
 def _call(node: fx.Node, real: dict[fx.Node, Any], replay: Replay) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from fxplain.find import Findings
+from fxplain.labels import Value
 
 
 def carried(findings: Findings) -> Iterator[tuple[fx.Node, str]]:
@@ -15,17 +16,23 @@ def carried(findings: Findings) -> Iterator[tuple[fx.Node, str]]:
     Not those whose results only make scores of queries and keys, as sums of gates do that forget: nothing
     that tokens hold goes that way, and the map is what it is.
     """
+    followed = {node for site in findings.ledger.sites if site.form == "operator" for node in site.path}
     for node, (role, _) in findings.ledger.unfollowed.items():
-        if not _makes_scores(findings, node):
+        if node not in followed and not makes_scores(findings, node):
             yield node, role
 
 
-def _makes_scores(findings: Findings, node: fx.Node) -> bool:
+def _is_map(value: Value) -> bool:
+    """Whether it has rows and columns; a state that holds several tokens has neither."""
+    return len(value.active) > 1 and any(slot.token_axes for slot in value.active)
+
+
+def makes_scores(findings: Findings, node: fx.Node) -> bool:
     """Whether every way from here leads into a tensor of rows and columns."""
     stack, seen = [node], {node}
     while stack:
         for user in stack.pop().users:
-            if user in seen or len(findings.value(user).active) > 1:
+            if user in seen or _is_map(findings.value(user)):
                 continue
             if user.op == "output":
                 return False

@@ -19,7 +19,7 @@ def match(theirs: Tensor, maps: Sequence[Tensor], left: Sequence[int]) -> tuple[
         for place, ours in candidates.items():
             if same(theirs, ours):
                 return how, place
-    return "no map" if _is_no_map(theirs, maps) else "differs", None
+    return "no map" if is_no_map(theirs, maps) else "differs", None
 
 
 def _equal(theirs: Tensor, ours: Tensor) -> bool:
@@ -96,7 +96,7 @@ def _mean_of_heads(theirs: Tensor, ours: Tensor) -> bool:
     )
 
 
-def _is_no_map(theirs: Tensor, maps: Iterable[Tensor]) -> bool:
+def is_no_map(theirs: Tensor, maps: Iterable[Tensor]) -> bool:
     """Negative, and of no shape that a map has: some models report something else."""
     return bool((theirs < -SAME_MAP).any()) and all(theirs.shape[-2:] != ours.shape[-2:] for ours in maps)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fxplain
-from atlas.agreement import match
+from atlas.agreement import is_no_map, match
 from atlas.cases import UNUSED, Case, NotBuiltError, Registry, tensors
 from fxplain.errors import FxplainError
 from fxplain.result import Result
@@ -142,7 +142,7 @@ def _judge_case(case: Case, verdict: Verdict) -> Result | None:
         verdict.message = (
             "; ".join(f"{count} {role}" for role, count in verdict.roles.items()) or "no softmax"
         )
-        if any(t.numel() > 1 and t.is_floating_point() for t in reported.values()):
+        if any(t.numel() > 1 and t.is_floating_point() and not is_no_map(t, []) for t in reported.values()):
             verdict.broken.append(
                 f"maps missed: the model reports {len(reported)}, fxplain finds no attention"
             )

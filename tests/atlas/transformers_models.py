@@ -195,7 +195,10 @@ def _reported(model: nn.Module, inputs: Mapping[str, Tensor]) -> Mapping[str, Te
     if not learned or not others:
         return maps
     total = torch.stack([t.double().sum() for t in others]).sum()
-    used = torch.autograd.grad(total, [maps[name] for name in learned], allow_unused=True)
+    try:
+        used = torch.autograd.grad(total, [maps[name] for name in learned], allow_unused=True)
+    except RuntimeError:  # the model writes into what its own gradient needs
+        return {name: map.detach() for name, map in maps.items()}
     unused = {name for name, gradient in zip(learned, used, strict=True) if gradient is None}
     return {f"{UNUSED}{name}" if name in unused else name: map.detach() for name, map in maps.items()}
 

@@ -15,6 +15,7 @@ from fxplain.ops import (
     reduction,
     regions,
     sampling,
+    solving,
     spectrum,
 )
 from fxplain.ops.table import TABLE, Call, Operand, transfer
@@ -37,6 +38,7 @@ __all__ = [
     "reduction",
     "regions",
     "sampling",
+    "solving",
     "spectrum",
     "transfer",
 ]

@@ -226,16 +226,14 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
 
 
 def _leaves_features(left: Side, right: Side, output: str) -> bool:
-    """Whether the result's last axis is one of features, of one side alone, along which no token lies."""
-    last = output[-1:]
-    wide = [_sizes(side).get(last, 1) > 1 for side in (left, right)]
-    tokens = any(
-        slot.varies(side.letters.index(last))
-        for side in (left, right)
-        for slot in side.slots
-        if last in side.letters
-    )
-    return wide[0] != wide[1] and not tokens
+    """Whether the result has an axis of features, of one side alone, along which no token lies."""
+    for letter in output:
+        sides = [side for side in (left, right) if letter in side.letters]
+        wide = [side for side in sides if _sizes(side)[letter] > 1]
+        alone = len(wide) == 1 and (len(sides) == 1 or letter == output[-1])
+        if alone and not any(slot.varies(wide[0].letters.index(letter)) for slot in wide[0].slots):
+            return True
+    return False
 
 
 def _same_single(one: Slot, other: Slot) -> bool:

@@ -27,7 +27,10 @@ from fxplain.ops.table import Call, Operand, aten
 from fxplain.where import module_path
 
 QUERYING = frozenset(aten("add sub mul"))
-SUMS = frozenset(aten("add sub"))
+JOINING = frozenset(aten("add sub mul"))
+"""What of two single tokens has them side by side: a sum of pooled tokens, or their product."""
+MOST_IN_A_STATE = 16
+"""Of all tokens that a state holds these, the newest, are told apart."""
 STATE = "recurrence", "adds a token to a state that holds several before it: there is no token-to-token map"
 
 
@@ -38,7 +41,7 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
     if not any(operand.value.labelled for operand in operands):
         aligned = _without_tables(call, aligned)
-    additive = call.op.removesuffix("_") in SUMS
+    additive = call.op.removesuffix("_") in JOINING
     ordered = _newest_first(call, operands, aligned) if additive else _older_first(call, aligned)
     slots = merge(ordered, additive=additive)
     if isinstance(call.result, Tensor) and call.result.is_floating_point() and len(slots) == 1:
@@ -46,8 +49,9 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     value = call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
     if call.op == "aten::abs":
         value = taken_for_data(call, value)
-    if call.op.removesuffix("_") in SUMS and len(slots) > 2 and not any(slot.token_axes for slot in slots):
+    if additive and len(slots) > 2 and not any(slot.token_axes for slot in slots):
         _told(call)
+        value = replace(value, slots=value.slots[:MOST_IN_A_STATE])
     if call.op.removesuffix("_") not in QUERYING:
         return value
     products = 2 if "mul" in call.op else 0  # a product with keys only has its features to be summed up

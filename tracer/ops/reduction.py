@@ -12,6 +12,7 @@ from fxplain.ops.contraction import summed_product
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.mixing import pooled
 from fxplain.ops.one_key import weighed_key
+from fxplain.ops.operator import follow_operator
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.table import Call, Operand, aten, transfer
 
@@ -55,6 +56,8 @@ def scan(call: Call) -> Value | tuple[Value, ...]:
         slots = tuple(slot for slot in operand.value.active if not slot.varies(axis)) or slots
         if any(slot.varies(axis) for slot in slots):
             call.ledger.unfollowed[call.node] = "running sum", "sums up tokens one after the other"
+            assert operand.node is not None
+            slots = tuple(follow_operator(call, operand.node, slot, slot) or slot for slot in slots)
     value = call.carry(operand, slots=slots)
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
 

@@ -119,7 +119,7 @@ def _record(call: Call, group: Sequence[_Source]) -> int:
         rows=rows,
         cols=cols,
         adds=True,
-        path=_path(call.node, set(nodes)),
+        path=between(call.node, set(nodes)),
     )
     return site.index
 
@@ -130,8 +130,8 @@ def _side_by_side(group: Sequence[_Source]) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def _path(last: fx.Node, samplers: set[fx.Node]) -> tuple[fx.Node, ...]:
-    """The operations between the samplers and the one that sums them up, which is the last, in order."""
+def between(last: fx.Node, samplers: set[fx.Node]) -> tuple[fx.Node, ...]:
+    """The operations between some nodes and the last, which is among them, in order."""
     behind: set[fx.Node] = set(samplers)
     ordered = list(last.graph.nodes)
     first = min(ordered.index(node) for node in samplers)

@@ -1,0 +1,135 @@
+"""Linear operators over tokens without a matrix in the graph: their maps, held against slow references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxplain
+from fxplain.errors import NoAttentionError
+
+BATCH, TOKENS, WIDTH = 2, 5, 6
+
+
+def transform(x: Tensor) -> Tensor:
+    return torch.fft.fft(torch.fft.fft(x, dim=-1), dim=-2).real
+
+
+def long_convolution(x: Tensor) -> Tensor:
+    size = 2 * x.shape[1]
+    kernel = torch.cos(torch.arange(x.shape[1] * x.shape[2], dtype=x.dtype)).view(1, *x.shape[1:])
+    spectrum = torch.fft.rfft(x, n=size, dim=1) * torch.fft.rfft(kernel, n=size, dim=1)
+    return torch.fft.irfft(spectrum, n=size, dim=1)[:, : x.shape[1]]
+
+
+def running_sum(x: Tensor) -> Tensor:
+    return x.cumsum(1) / torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[:, None]
+
+
+def solved(x: Tensor) -> Tensor:
+    """A delta rule: what each token's key finds already is taken away from its value."""
+    keys = nn.functional.normalize(x, dim=-1)
+    system = (keys @ keys.mT).tril(-1) + torch.eye(x.shape[1], dtype=x.dtype)
+    return torch.linalg.solve_triangular(system, x, upper=False)
+
+
+OPERATORS: dict[str, tuple[Callable[[Tensor], Tensor], str, str]] = {
+    "FFT": (transform, "fft_fft", "FFT mixing"),
+    "long convolution": (long_convolution, "fft_rfft", "FFT mixing"),
+    "running sum": (running_sum, "cumsum", "running sum"),
+    "solved system": (solved, "linalg_solve_triangular", "solved system"),
+}
+
+
+class Mixer(nn.Module):
+    """Attention, an operator over the tokens, attention again; each added to the tokens."""
+
+    def __init__(self, operator: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.embed, self.value, self.head = nn.Linear(4, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.operator = operator
+        self.before, self.made = nn.Identity(), nn.Identity()  # for hooks
+        self.first, self.second = nn.Identity(), nn.Identity()
+
+    def attend(self, x: Tensor, map: nn.Module) -> Tensor:
+        weights: Tensor = map((x @ x.mT).softmax(-1))
+        return weights @ x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.attend(x, self.first)
+        x = x + self.made(self.operator(self.before(self.value(x))))
+        x = x + self.attend(x, self.second)
+        logits: Tensor = self.head(x[:, -1])
+        return logits
+
+
+def slow(model: Mixer, x: Tensor, target: int) -> Tensor:
+    """The relevancy [batch, token, token] after all steps, every one by eq. 6."""
+    seen: dict[str, Tensor] = {}
+    for name in ("first", "before", "made", "second"):
+        getattr(model, name).register_forward_hook(lambda _m, _g, made, name=name: seen.update({name: made}))
+    score = model(x)[:, target].sum()
+    grown = dict(zip(seen, torch.autograd.grad(score, list(seen.values())), strict=True))
+    found = torch.eye(TOKENS, dtype=x.dtype).expand(len(x), -1, -1)
+    found = found + (seen["first"] * grown["first"]).clamp(min=0) @ found
+    parts = []
+    for token in range(
+        TOKENS
+    ):  # what is left of the output where one token alone goes in, others as they are
+        rest = (torch.arange(TOKENS) == token)[:, None]
+        _, moved = torch.autograd.functional.jvp(
+            lambda given: _linear(model, seen["before"], given), seen["before"], seen["before"] * rest
+        )
+        parts.append((moved * grown["made"]).sum(-1))
+    found = found + torch.stack(parts, -1).clamp(min=0) @ found
+    return (found + (seen["second"] * grown["second"]).clamp(min=0) @ found).detach()
+
+
+def _linear(model: Mixer, fixed: Tensor, given: Tensor) -> Tensor:
+    """The operator as it stands for these tokens: a system that was made of them does not change."""
+    if model.operator is not solved:
+        return model.operator(given)
+    keys = nn.functional.normalize(fixed, dim=-1).detach()
+    system = (keys @ keys.mT).tril(-1) + torch.eye(TOKENS, dtype=given.dtype)
+    return torch.linalg.solve_triangular(system, given, upper=False)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_operator_is_a_step_with_a_map(name: str) -> None:
+    operator, op, role = OPERATORS[name]
+    torch.manual_seed(0)
+    model, x = Mixer(operator).double().eval(), torch.randn(BATCH, TOKENS, 4).double()
+    traced = fxplain.trace(model, x)
+    assert [(a.kind, a.queries.size) for a in traced.attentions] == [("self", TOKENS)] * 2
+    assert [(m.op, m.kind, m.queries.size, m.keys.size) for m in traced.mixings] == [
+        (op, None, TOKENS, TOKENS)
+    ]
+    assert {entry.role for entry in traced.census} == {"attention", role}
+    result = traced.explain(x, target=1)
+    assert [note for note in result.notes if op in note]
+    assert not [note for note in result.notes if "not followed" in note]
+    torch.testing.assert_close(result.matrix("x", "x"), slow(model, x, 1))
+    alone = fxplain.explain(model, x[1:], target=1)
+    torch.testing.assert_close(alone.matrix("x", "x")[0], result.matrix("x", "x")[1])
+
+
+class Alone(nn.Module):
+    def __init__(self, operator: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.embed, self.head, self.operator = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 3), operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        logits: Tensor = self.head((x + self.operator(x))[:, -1])
+        return logits
+
+
+@pytest.mark.parametrize("name", ["FFT", "long convolution", "running sum"])
+def test_an_operator_alone_is_no_attention(name: str) -> None:
+    operator, _, role = OPERATORS[name]
+    with pytest.raises(NoAttentionError, match=role):
+        fxplain.explain(Alone(operator).eval(), torch.randn(1, TOKENS, 4))
