@@ -66,4 +66,4 @@ def test_sums_that_only_make_scores_need_no_note(values: bool) -> None:
     x = torch.randn(1, 6, 8)
     traced = fxplain.trace(Forgetting(values).eval(), x)
     assert [entry.role for entry in traced.census] == ["running sum", "attention"]
-    assert any("running sum" in note for note in traced.explain(x, target=1).notes) == values
+    assert any("cumsum" in note for note in traced.explain(x, target=1).notes) == values
