@@ -8,7 +8,26 @@ is the rest: what the authors do with a cross attention when they use the method
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from fxplain.rules.rows import Reading, Update, through
+
+
+def gradient_head_mean(maps: Tensor, gradients: Tensor | None, dim: int | tuple[int, ...]) -> Tensor:
+    """The ablation of eq. 13 without relevance: mean over heads of ``(∇A)⁺``, at the entries that A has.
+
+    The gradient to an entry that the mask forbids says nothing: it has no weight however large it is.
+
+    Example:
+        >>> maps = torch.tensor([[[0.0, 1.0]], [[0.5, 0.5]]])  # [head, query, key]
+        >>> gradient_head_mean(maps, torch.tensor([[[9.0, 1.0]], [[2.0, -4.0]]]), dim=0)
+        tensor([[1.0000, 0.5000]])
+    """
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    if gradients is None:
+        return torch.zeros_like(maps, dtype=dtype).mean(dim)
+    return gradients.to(dtype).masked_fill(maps == 0, 0.0).clamp_(min=0).mean(dim)
 
 
 def cross_increment(reading: Reading) -> Update:

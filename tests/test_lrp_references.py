@@ -15,6 +15,15 @@ from zoo.spec import Inputs
 import fxplain
 
 TARGET = 1
+METHODS = {
+    "lrp": "lrp",
+    "partial_lrp": "partial",
+    "transformer_attribution": "attribution",
+    "transformer_attribution_no_gradient": "no_gradient",
+    "transformer_attribution_no_relevance": "no_relevance",
+    "transformer_attribution_last_layer": "last_layer",
+}
+"""Method -> where the reference has it."""
 By_hand = Callable[[nn.Module, Inputs, int, int], Attributed]
 # not vit-eager: its softmax is in float32 even in a model of float64
 CASES = [("bert-eager", bert), ("bert-sdpa", bert), ("vit-sdpa", vit)]
@@ -28,17 +37,10 @@ def close(found: Tensor, expected: Tensor) -> None:
 def test_the_methods_equal_the_equations(name: str, by_hand: By_hand) -> None:
     model, inputs = doubled(*ZOO[name]()[:2])
     traced = fxplain.trace(model, inputs)
-    results = {
-        method: traced.explain(inputs, target=TARGET, method=method)
-        for method in ("lrp", "partial_lrp", "transformer_attribution")
-    }
+    results = {method: traced.explain(inputs, target=TARGET, method=method) for method in METHODS}
     for sample in range(2):
         expected = by_hand(model, inputs, sample, TARGET)
-        for method, wanted in (
-            ("lrp", expected.lrp),
-            ("partial_lrp", expected.partial),
-            ("transformer_attribution", expected.attribution),
-        ):
+        for method, wanted in ((method, getattr(expected, name)) for method, name in METHODS.items()):
             assert wanted.abs().max() > 1e-5
             close(tokens(results[method].relevance, sample), wanted)
         if expected.pixels is not None:

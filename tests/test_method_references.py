@@ -9,6 +9,8 @@ import pytest
 import torch
 from references import doubled
 from references.baselines import attention_flow, cross_rollout, gradcam, legrad, means, rollout
+from references.models import lxmert_maps
+from references.slow import normalised
 from torch import Tensor
 from zoo import ZOO
 
@@ -84,6 +86,45 @@ def test_last_layer_alone_is_one_increment(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SINGLE)
+def test_without_aggregation_increments_are_multiplied(name: str) -> None:
+    _, maps, gradients = reported(name)
+    for sample in (0, 1):
+        row_of_last = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype)[0]
+        for layer, gradient in zip(reversed(maps), reversed(gradients), strict=True):
+            row_of_last = row_of_last @ (layer * gradient)[sample].clamp(min=0).mean(0)
+        check(row(explained(name, "relevancy_no_aggregation"), name, sample), row_of_last)
+
+
+@pytest.mark.parametrize("name", ["detr-eager", "bart-eager"])
+@pytest.mark.parametrize("left_out", ["no_gradient", "no_normalisation", "no_self_in_eq10"])
+def test_ablations_of_eq_10(name: str, left_out: str) -> None:
+    """Eqs. 6 to 10 for an encoder-decoder, written out without one of their terms."""
+    model, inputs, expected = model_of(name)
+    out = model(**inputs, output_attentions=True)
+    position, label = expected.target
+    every = [*out.encoder_attentions, *out.decoder_attentions, *out.cross_attentions]
+    gradients = torch.autograd.grad(out.logits[:, position, label].sum(), every)
+    result = explained(name, f"relevancy_{left_out}")
+    keys = list(traced(name).attentions[-1].keys.tokens)
+    for sample in (0, 1):
+        maps = [(a * g)[sample].clamp(min=0).mean(0) for a, g in zip(every, gradients, strict=True)]
+        maps = means([a[sample] for a in every]) if left_out == "no_gradient" else maps
+        among_keys = torch.eye(maps[0].shape[-1], dtype=maps[0].dtype)
+        for mean in maps[: len(out.encoder_attentions)]:
+            among_keys = among_keys + mean @ among_keys
+        own, across = torch.eye(maps[-1].shape[0], dtype=maps[0].dtype), torch.zeros_like(maps[-1])
+        decoder = maps[len(out.encoder_attentions) :]
+        for mean, cross in zip(decoder[: len(decoder) // 2], decoder[len(decoder) // 2 :], strict=True):
+            own, across = own + mean @ own, across + mean @ across
+            left, right = (
+                (own, among_keys) if left_out == "no_normalisation" else map(normalised, (own, among_keys))
+            )
+            across = across + (cross if left_out == "no_self_in_eq10" else left.T @ cross @ right)
+        found = torch.cat([result.relevance[s.name] for s in result.spaces], 1)[sample, keys]
+        check_plain(found, across[position].detach())
+
+
+@pytest.mark.parametrize("name", SINGLE)
 def test_legrad_gives_every_layer_to_the_head(name: str) -> None:
     model, _, _ = model_of(name)
     out, maps, _ = reported(name)
@@ -118,6 +159,30 @@ def test_rollout_and_raw_attention_across_streams(name: str) -> None:
         ):
             found = torch.cat([result.relevance[s.name] for s in result.spaces], 1)[sample]
             check_plain(found[list(last.keys.tokens)], wanted[read])
+
+
+def test_rollout_and_raw_attention_where_two_streams_read_each_other() -> None:
+    """Eq. 12 on LXMERT: two layers of each stream, two of both; text is read, in row 0."""
+    model, inputs, _ = model_of("lxmert-eager")
+    with torch.no_grad():
+        out = model(**inputs, output_attentions=True)
+        _, maps = lxmert_maps(model, inputs)
+    told = [*out.language_attentions, *out.vision_attentions]
+    for ours, theirs in zip(
+        [*maps[:4], maps[4], maps[8]], [*told, *out.cross_encoder_attentions], strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    rolled, raw = explained("lxmert-eager", "rollout"), explained("lxmert-eager", "raw_attention")
+    assert all(pairs == ((0, 1.0),) for pairs in rolled.readout)
+    for sample in (0, 1):
+        text_1, text_2, image_1, image_2, _, _, text_3, image_3, last, _, text_4, _ = (
+            m[sample] for m in maps
+        )
+        wanted = cross_rollout([text_1, text_2, text_3], [image_1, image_2, image_3], last)
+        check_plain(rolled.relevance["visual_feats"][sample], wanted[0])
+        check(rolled.relevance["input_ids"][sample], rollout([text_1, text_2, text_3, text_4])[0])
+        check_plain(raw.relevance["visual_feats"][sample], means([last])[0][0])
+        check(raw.relevance["input_ids"][sample], means([text_4])[0][0])
 
 
 def check_plain(found: Tensor, wanted: Tensor) -> None:

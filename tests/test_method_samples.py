@@ -172,3 +172,33 @@ class Deciding(nn.Module):
 def test_decisions_that_are_held_fixed_are_told(method: str) -> None:
     result = fxplain.explain(Deciding().eval(), drawn(2, 5, 6), 1, method)
     assert any("held fixed" in note for note in result.notes)
+
+
+class Subtracting(nn.Module):
+    """Maps that subtract more than they add: the sums of their rows are below zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.one, self.other = (nn.Linear(size, 8) for size in (6, 8, 8))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for _ in range(2):
+            maps = (self.one(x) @ x.mT).softmax(-1) - 3 * (self.other(x) @ x.mT).softmax(-1)
+            x = x + maps @ x
+        return self.head(x[:, 0])
+
+
+def test_what_a_map_subtracts_carries_no_flow() -> None:
+    torch.manual_seed(0)
+    flow = fxplain.explain(Subtracting().eval(), 3 * drawn(2, 5, 6), 1, "attention_flow").relevance["x"]
+    assert bool((flow >= 0).all())
+    assert bool((flow < 1 + 1e-6).all())
+    assert bool(flow.any())
+
+
+def test_a_result_that_is_zero_throughout_says_so() -> None:
+    torch.manual_seed(0)
+    result = fxplain.explain(Subtracting().eval(), torch.zeros(1, 5, 6), 1, "gradient_x_input")
+    assert "no token has any relevance by gradient_x_input (sample 0)" in result.notes

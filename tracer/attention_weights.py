@@ -7,9 +7,10 @@ from torch import Tensor
 
 from fxplain.errors import MethodError
 from fxplain.fused_maps import map_of
-from fxplain.maps import Plan, dense
+from fxplain.maps import Plan, attention_weights, dense
 from fxplain.prediction import Prediction
 from fxplain.rules.gradcam import head_weighted
+from fxplain.rules.transformer_attribution import gradient_head_mean
 from fxplain.where import module_path
 
 
@@ -27,15 +28,25 @@ def gradcam_of_rows(prediction: Prediction, plan: Plan, gradient: Tensor | None)
     return _gradcam(prediction, plan, gradient, _present(plan) & rows_read(prediction, plan) & ~own)
 
 
-def _gradcam(prediction: Prediction, plan: Plan, gradient: Tensor | None, counted: Tensor) -> Tensor:
+def gradient_alone(prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
+    """Transformer attribution without relevance: the head mean of a map's positive gradient."""
+    _check_has_map(plan, "transformer attribution without relevance")
+    return attention_weights(plan, prediction.run, gradient, gradient_head_mean)
+
+
+def _check_has_map(plan: Plan, what: str) -> None:
     if plan.site.form == "sampled":
         raise MethodError(
-            "Grad-CAM needs a map with a gradient of its own, and a sampling at points has none",
+            f"{what} needs a map with a gradient of its own, and a sampling at points has none",
             where=f"node {plan.site.node.name}, module {module_path(plan.site.node)}",
             expected="attention by a map from queries to keys",
             found="a sampling whose weights differ from feature to feature",
             hint="use relevancy, which takes gradient times contribution there",
         )
+
+
+def _gradcam(prediction: Prediction, plan: Plan, gradient: Tensor | None, counted: Tensor) -> Tensor:
+    _check_has_map(plan, "Grad-CAM")
     maps, gradient = map_of(plan.site, prediction.run, gradient)
     gradients = None if gradient is None else dense(plan, gradient)
     found = dense(plan, maps)

@@ -141,7 +141,9 @@ def _result(prediction: Prediction, method: Method, verified: float) -> Result:
             "normalised double with every attention (rollout divides them)",
         )
     classified = labelled.classified
-    notes = (*notes_of(labelled), *_passed_over(prediction), *explained.notes)
+    zero = [str(sample) for sample, row in enumerate(explained.rows) if not bool(row.any())]
+    nothing = (f"no token has any relevance by {method.name} (sample {', '.join(zero)})",) if zero else ()
+    notes = (*notes_of(labelled), *_passed_over(prediction), *explained.notes, *nothing)
     if prediction.chosen is not None:
         whole = sum(site.attends for site in classified.sites)
         notes += (f"{len(prediction.chosen)} of {whole} attentions take part (layers=)",)

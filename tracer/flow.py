@@ -32,7 +32,7 @@ Place = tuple[int, frozenset[int]]
 """A token and the steps that have written its row so far."""
 
 MOST_WORK = 10_000_000
-"""Edges times input tokens beyond which networkx would take hours."""
+"""Edges times input tokens beyond which networkx takes more than some minutes."""
 
 
 def attention_flow(prediction: Prediction) -> Explained:
@@ -133,7 +133,10 @@ def _taken(
 
 
 def _weights(prediction: Prediction) -> list[Tensor]:
-    """For every step [batch, query, key]: the head mean of its map; even shares for mixings."""
+    """For every step [batch, query, key]: the head mean of its map; even shares for mixings.
+
+    A capacity is no less than 0: what a map subtracts (mixed heads, differential attention) carries nothing.
+    """
     plans, run = prediction.labelled.plans, prediction.run
     found = []
     for step, site in prediction.steps:
@@ -147,7 +150,7 @@ def _weights(prediction: Prediction) -> list[Tensor]:
             whole = sum(own[1:], own[0])
         else:
             whole = mixing_weights(plan, run, None)
-        found.append(step_weights(whole, plan, step))
+        found.append(step_weights(whole, plan, step).clamp(min=0))
     return found
 
 

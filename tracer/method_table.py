@@ -8,13 +8,15 @@ from difflib import get_close_matches
 
 from torch import Tensor
 
-from fxplain.attention_weights import gradcam, gradcam_of_rows
+from fxplain.attention_weights import gradcam, gradcam_of_rows, gradient_alone
 from fxplain.chance import at_random
 from fxplain.errors import MethodError
 from fxplain.flow import attention_flow
+from fxplain.layers import Layers
 from fxplain.legrad import legrad
 from fxplain.lrp.methods import ThroughMaps, ToInputs
 from fxplain.lrp.rule_sets import ALPHA_BETA, ATTNLRP, CHEFER2021, CP_LRP, EPSILON, RESLRP, RuleSet
+from fxplain.maps import HeadMean
 from fxplain.prediction import Prediction
 from fxplain.rules.lrp_maps import positive_head_mean
 from fxplain.rules.raw_attention import head_mean
@@ -196,14 +198,31 @@ def _to_inputs(name: str, description: str, rules: RuleSet) -> Method:
     return Method(name, rules.paper, description, ToInputs(rules), gradients=False, attentions=False)
 
 
+def _attributed(
+    ending: str, what: str, head_mean: HeadMean, gradients: bool = True, layers: Layers | None = None
+) -> Method:
+    """Transformer attribution, or an ablation of it."""
+    explain = ThroughMaps(CHEFER2021, ATTRIBUTION, head_mean, gradients, layers)
+    line = f"ablation: {what}" if ending else what
+    return Method(f"transformer_attribution{ending}", CVPR, line, explain, gradients)
+
+
 register(
-    Method(
-        "transformer_attribution",
-        CVPR,
+    _attributed(
+        "",
         "gradient times the LRP relevance of every map, multiplied up (eqs. 13, 14); across streams the last",
-        ThroughMaps(CHEFER2021, ATTRIBUTION, head_mean_relevance, gradients=True),
-        gradients=True,
+        head_mean_relevance,
     ),
+    _attributed("_no_gradient", "relevance of maps alone in eq. 13", relevance_head_mean, gradients=False),
+    scheduled(
+        "transformer_attribution_no_relevance",
+        CVPR,
+        "ablation: gradients of maps alone in eq. 13, no LRP",
+        ATTRIBUTION,
+        gradient_alone,
+        True,
+    ),
+    _attributed("_last_layer", "eq. 13 of the last layer alone", head_mean_relevance, layers=-1),
     Method(
         "partial_lrp",
         CVPR,

@@ -28,6 +28,7 @@ MAY_BE_ZERO = (
     "attention_gradcam_row",
     "relevancy_last_layer",
     "relevancy_no_aggregation",
+    "transformer_attribution_last_layer",
     "partial_lrp",
 )
 """Methods that clamp one map alone, or keep nothing but what the last one left: that may be nothing."""

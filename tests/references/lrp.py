@@ -101,27 +101,34 @@ class Attend:
 
 @dataclass(frozen=True)
 class Attributed:
-    """Three methods on one sample: relevance per token in the row that is read, its own entry set aside."""
+    """The methods on one sample, and the ablations of the last: relevance per token in the row that is read,
+    its own entry set aside."""
 
     lrp: Tensor
     partial: Tensor
     attribution: Tensor
+    no_gradient: Tensor
+    no_relevance: Tensor
+    last_layer: Tensor
     pixels: Tensor | None = None
 
 
 def attributed(layers: list[Attend], lrp: Tensor, pixels: Tensor | None = None) -> Attributed:
     """Eqs. 13 and 14, and partial LRP, from what the layers kept; read at token 0."""
-    tokens = len(lrp)
-    product = torch.eye(tokens, dtype=lrp.dtype)
+    own = torch.eye(len(lrp), dtype=lrp.dtype)
+    both, relevance_alone, gradient_alone = own, own, own
     for layer in layers:
         gradient, relevance = layer.kept["maps"].grad, layer.kept["relevance"]
         assert gradient is not None
         mean = (gradient * relevance).clamp(min=0).mean(0)
-        product = (torch.eye(tokens, dtype=lrp.dtype) + mean) @ product
-    last = layers[-1].kept["relevance"].clamp(min=0).mean(0)[0].clone()
-    row = product[0].clone()
-    last[0] = row[0] = 0
-    return Attributed(lrp, last, row, pixels)
+        both = (own + mean) @ both
+        relevance_alone = (own + relevance.clamp(min=0).mean(0)) @ relevance_alone
+        gradient_alone = (own + gradient.clamp(min=0).mean(0)) @ gradient_alone
+    partial = layers[-1].kept["relevance"].clamp(min=0).mean(0)
+    rows = [one[0].clone() for one in (partial, both, relevance_alone, gradient_alone, mean)]
+    for row in rows:
+        row[0] = 0
+    return Attributed(lrp, *rows, pixels)
 
 
 def one_hot(logits: Tensor, target: int) -> Tensor:
@@ -163,7 +170,7 @@ def bert(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attribut
             relevance = attend.back(through) + around
         missing = inputs["input_ids"].shape[1] - real
         found = attributed(layers, relevance.sum(-1))
-    return Attributed(*(F.pad(t, (0, missing)) for t in (found.lrp, found.partial, found.attribution)))
+    return Attributed(*(F.pad(t, (0, missing)) for t in vars(found).values() if t is not None))
 
 
 def vit(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attributed:

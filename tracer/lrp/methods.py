@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ from torch import Tensor, fx
 
 from fxplain.errors import MethodError
 from fxplain.fused_maps import map_of
+from fxplain.layers import Layers
 from fxplain.lrp.interpret import Propagated, forward, place_of, propagate
 from fxplain.lrp.rule_sets import RuleSet
 from fxplain.lrp.sides import analyse
 from fxplain.lrp.tokens import Reader
 from fxplain.maps import HeadMean, Plan, folded_heads
 from fxplain.prediction import Prediction
-from fxplain.schedule import Rules
+from fxplain.schedule import Rules, Step
 from fxplain.scheduled import Explained, Scheduled, read
 from fxplain.target import resolve
 
@@ -45,6 +46,8 @@ class ThroughMaps:
     schedule: Rules
     head_mean: HeadMean
     gradients: bool
+    layers: Layers | None = None
+    """Layers that the method itself is confined to."""
 
     def __call__(self, prediction: Prediction) -> Explained:
         found = propagated(prediction, self.rules)
@@ -52,12 +55,13 @@ class ThroughMaps:
         gradients = prediction.gradients if self.gradients else (None,) * count
         together = count == 1
         relevancies = []
+        steps: Sequence[tuple[Step, int]] = ()
         for place, of_pass in enumerate(gradients):
             part = found if together else found[place : place + 1]
-            scheduled = Scheduled(self.schedule, _Weigh(part, self.head_mean), self.gradients)
+            scheduled = Scheduled(self.schedule, _Weigh(part, self.head_mean), self.gradients, self.layers)
             steps = scheduled.steps(prediction)
             relevancies.append(scheduled.relevancy(prediction, steps, of_pass))
-        return read(prediction, prediction.steps, prediction.per_sample(relevancies))
+        return read(prediction, steps, prediction.per_sample(relevancies))
 
 
 @dataclass(frozen=True)
