@@ -21,9 +21,9 @@ IMPLEMENTATIONS: tuple[str | None, ...] = (None,)
 
 BATCH, WORDS, SIDE, WIDE = 2, 5, 8, 32
 HEADS = 2
-PLANS = ("widths of other models", "own widths", "all widths", "filled")
+PLANS = ("widths of other models", "own widths", "all widths", "filled", "all filled")
 """Which widths shrink besides those that follow from the number of heads; at last, what has no default is
-filled in."""
+filled in: what is named below, then every width."""
 FILLED = {
     "in_channels": 4,
     "num_attention_heads": HEADS,
@@ -43,7 +43,7 @@ DEPTH = re.compile(r"(layers|blocks|depth|layers_per_block)$")
 MANY = re.compile(r"^(num_.*heads|n_heads|.*_attention_heads|num_heads)$")
 KEY_HEADS = re.compile(r"(kv|key_value)_heads$")
 HEAD = re.compile(r"^(attention_head_dim|head_dim)$")
-INNER = re.compile(r"^(ffn_dim|intermediate_size|ff_dim|feed_forward_dim)$")
+INNER = re.compile(r"^(ffn_dim|d_ff|intermediate_size|ff_dim|feed_forward_dim)$")
 OUTER = re.compile(
     r"(joint_attention|cross_attention|caption|text|pooled_projection|cap_feat|image|context_in|condition"
     r"|encoder_hid|encoder_hidden|in_text|in_context|vec_in|projection_class_embeddings_input)"
@@ -99,7 +99,7 @@ def build(name: str, attention: str | None) -> Case:
 def _small(kind: type[nn.Module], plan: str) -> dict[str, Any]:
     """The constructor's defaults, small; equal widths stay equal."""
     given = {
-        name: FILLED.get(name) if plan == "filled" and p.default is None else p.default
+        name: _filled(name, plan) if p.default is None else p.default
         for name, p in inspect.signature(kind.__init__).parameters.items()
         if p.default is not inspect.Parameter.empty
     }
@@ -111,11 +111,25 @@ def _small(kind: type[nn.Module], plan: str) -> dict[str, Any]:
     for name, value in given.items():
         if heads and width and value == width and type(value) is int:
             small[name] = width // heads * HEADS
-        elif heads and not width and name in ("hidden_size", "dim", "model_dim") and type(value) is int:
+        elif (
+            heads
+            and not width
+            and name in ("hidden_size", "dim", "model_dim", "d_model")
+            and type(value) is int
+        ):
             small[name] = value // heads * HEADS
         else:
             small[name] = _smaller(name, value, plan)
     return small
+
+
+def _filled(name: str, plan: str) -> int | None:
+    """What an argument is that is None by default."""
+    if plan not in ("filled", "all filled"):
+        return None
+    if plan == "all filled" and name not in FILLED and WIDTH.search(name) and "out" not in name:
+        return WIDE
+    return FILLED.get(name)
 
 
 def _smaller(name: str, value: Any, plan: str) -> Any:
@@ -138,7 +152,7 @@ def _smaller(name: str, value: Any, plan: str) -> Any:
         return min(value, SIDE)
     if plan != "own widths" and OUTER.search(name):
         return WIDE
-    return 2 * WIDE if plan in ("all widths", "filled") and value >= 512 and WIDTH.search(name) else value
+    return 2 * WIDE if plan not in PLANS[:2] and value >= 512 and WIDTH.search(name) else value
 
 
 def _inputs(model: nn.Module) -> dict[str, Any] | NotBuiltError:
@@ -152,6 +166,7 @@ def _inputs(model: nn.Module) -> dict[str, Any] | NotBuiltError:
         [n for n in optional if n != "guidance"],
         [n for n in optional if "mask" not in n],
         [],
+        [n for n in arguments if n not in required and [*_guesses(n, model)]],
     ):
         # latents last: their layout is what is tried first
         chosen = sorted([*required, *more], key=lambda name: bool(LATENTS.match(name)))
@@ -205,12 +220,13 @@ def _setting(model: nn.Module, pattern: str, default: int) -> int:
 def _guesses(name: str, model: nn.Module) -> Iterator[Any]:
     channels = _setting(model, "^in_channels$", _setting(model, "in_channels|in_visual_dim|latent_dim", 4))
     side = max(_setting(model, "^sample_size$", SIDE), SIDE)
-    if LATENTS.match(name):
+    if LATENTS.match(name) or name == "image_latents":
         yield _numbers(BATCH, channels, side, side)
         yield _numbers(BATCH, channels, 2, side, side)
         yield _numbers(BATCH, 2, channels, side, side)
         yield _numbers(BATCH, 16, channels)
         yield _numbers(BATCH, channels, 16)
+        yield _numbers(BATCH, channels, 256)
     for pattern, guesses in _TABLE.items():
         if re.match(pattern, name):
             yield from guesses(model)
@@ -243,6 +259,10 @@ _TABLE: Mapping[str, Callable[[nn.Module], Iterator[Any]]] = {
     ".*attention_mask|.*_mask": lambda m: iter(
         [torch.ones(BATCH, WORDS, dtype=torch.bool), torch.ones(BATCH, WORDS)]
     ),
+    "clip_text_pooled|global_hidden_states": lambda m: iter(
+        [_numbers(BATCH, 1, _setting(m, "pooled|global_states_input|clip_text", WIDE), seed=4)]
+    ),
+    "added_time_ids": lambda m: iter([torch.tensor([[6.0, 7, 0], [5, 3, 0]])]),
     "added_cond_kwargs": lambda m: iter([{"resolution": None, "aspect_ratio": None}, {}]),
     "target_size|crop_coords|original_size": lambda m: iter([torch.full((BATCH, 2), 8.0)]),
     "img_shapes": lambda m: iter([[[(1, 4, 4)]] * BATCH]),

@@ -63,6 +63,8 @@ class Verdict:
     """Operation -> how many."""
     roles: dict[str, int] = field(default_factory=dict)
     """Role in the census -> how many."""
+    grids: dict[str, list[int]] = field(default_factory=dict)
+    """Tokens of an input -> how they lie."""
     reported: int = 0
     matched: dict[str, int] = field(default_factory=dict)
     """How the reported maps agree -> how many."""
@@ -171,6 +173,7 @@ def _describe(traced: Traced, verdict: Verdict) -> None:
     verdict.attentions = _count(a.kind for a in traced.attentions)
     verdict.mixings = _count(m.op for m in traced.mixings)
     verdict.roles = _count(entry.role for entry in traced.census)
+    verdict.grids = {space.name: list(space.grid) for space in traced.spaces if space.origin == "input"}
 
 
 def _count(names: Iterable[str]) -> dict[str, int]:
@@ -212,14 +215,14 @@ def _compare(
         return "the model computes something else"
     try:
         traced = fxplain.trace(other.model, case.inputs)
+        if not any(a.fused for a in traced.attentions):
+            return "no fused attention"
         again = traced.explain(
             case.inputs, target=case.target if callable(case.target) else list(result.target)
         )
     except FxplainError as error:
         verdict.broken.append(f"{attention}: {_kind_of(error)}")
         return str(error)[:1000]
-    if not any(a.fused for a in traced.attentions):
-        return "no fused attention"
     gap = _relevance_gap(result, again)
     if gap <= SAME_RELEVANCE:
         return f"{gap:.1e}"
