@@ -133,3 +133,49 @@ def test_an_operator_alone_is_no_attention(name: str) -> None:
     operator, _, role = OPERATORS[name]
     with pytest.raises(NoAttentionError, match=role):
         fxplain.explain(Alone(operator).eval(), torch.randn(1, TOKENS, 4))
+
+
+class Kernel(nn.Module):
+    """Linear attention, then attention: keys are summed with the values first, or the map is written out."""
+
+    def __init__(self, spelled: str) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 3)
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.spelled = spelled
+
+    def mix(self, x: Tensor) -> Tensor:
+        query, key = (nn.functional.elu(layer(x)) + 1 for layer in (self.query, self.key))
+        value = self.value(x)
+        if self.spelled == "written out":
+            weights = query @ key.mT
+            return weights / weights.sum(-1, keepdim=True) @ value
+        if self.spelled == "einsum":
+            summed = torch.einsum("bnd,bne->bde", key, value)
+            share = 1 / torch.einsum("bnd,bd->bn", query, key.sum(1))
+            return torch.einsum("bnd,bde,bn->bne", query, summed, share)
+        return (query @ (key.mT @ value)) / (query @ key.sum(1)[:, :, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.mix(x)
+        x = x + (x @ x.mT).softmax(-1) @ x
+        logits: Tensor = self.head(x[:, -1])
+        return logits
+
+
+@pytest.mark.parametrize("spelled", ["products", "einsum"])
+def test_linear_attention_equals_its_map_written_out(spelled: str) -> None:
+    torch.manual_seed(0)
+    model, x = Kernel(spelled).double().eval(), torch.randn(BATCH, TOKENS, 4).double()
+    traced = fxplain.trace(model, x)
+    assert len(traced.attentions) == 1
+    assert [(m.kind, m.queries.size, m.keys.size) for m in traced.mixings] == [(None, TOKENS, TOKENS)]
+    assert {entry.role for entry in traced.census} == {"attention", "linear attention"}
+    same = Kernel("written out").double().eval()
+    same.load_state_dict(model.state_dict())
+    wanted = fxplain.trace(same, x)
+    assert len(wanted.attentions) == 2
+    for target in range(3):
+        found = traced.explain(x, target=target).matrix("x", "x")
+        torch.testing.assert_close(found, wanted.explain(x, target=target).matrix("x", "x"))

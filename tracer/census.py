@@ -12,6 +12,7 @@ from fxplain.labels import NOTHING
 from fxplain.ledger import Site
 from fxplain.ops.sampling import is_sampler
 from fxplain.ops.table import aten, op_name
+from fxplain.unfollowed import followed
 from fxplain.where import module_path, source_line
 
 CONTRACTIONS = aten("matmul mm bmm einsum baddbmm addmm linear tensordot mv dot")
@@ -29,8 +30,10 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
             entries[node] = ("attention", "weighs values over tokens")
         else:
             entries[node] = _role(node, over, findings, sites)
+    beyond = followed(findings)
     for node in findings.ledger.summaries:
-        reason = "sums all tokens into features before the queries read them: there is no token-to-token map"
+        had = "its map is had by its gradient" if node in beyond else "there is no token-to-token map"
+        reason = f"sums all tokens into features before the queries read them: {had}"
         entries.setdefault(node, ("linear attention", reason))
     for site in sites:
         if site.role == "mixing" and site.form == "weights":
@@ -67,7 +70,7 @@ def _role(node: fx.Node, over: str, findings: Findings, sites: Sequence[Site]) -
     """What a softmax that weighs no values is for, read off the operations that use it."""
     summaries = set(findings.ledger.summaries)
     uses = list(_uses(node))
-    if any(use in site.path for use, _ in uses for site in sites):
+    if any(use in site.path for use, _ in uses for site in sites if site.form == "sampled"):
         return POINTS
     if any(use in summaries for use, _ in uses):
         return (

@@ -16,7 +16,7 @@ from fxplain.layers import Layers, chosen_sites
 from fxplain.method_table import Method
 from fxplain.prediction import Prediction, predict
 from fxplain.result import Relevance, Result
-from fxplain.unfollowed import carried
+from fxplain.unfollowed import carried, followed
 from fxplain.where import module_path, source_line
 
 
@@ -184,7 +184,8 @@ def notes_of(labelled: Labelled) -> tuple[str, ...]:
     if labelled.findings.batch_axis is None:
         notes.append("no axis of the inputs holds separate samples: all of them are explained as one sample")
     notes += map(mixing_note, labelled.classified.mixings)
-    for node in labelled.findings.ledger.summaries:
+    beyond = followed(labelled.findings)
+    for node in (node for node in labelled.findings.ledger.summaries if node not in beyond):
         where = module_path(node) or node.name
         notes.append(f"{where} sums tokens without a token-to-token map: relevancy does not pass it")
     for node, role in carried(labelled.findings):

@@ -147,6 +147,8 @@ class Value:
     """Single tokens that gave way to finer labels: the rows of scores that are made of this tensor."""
     spectrum: Spectrum | None = None
     """Set where tokens were transformed to frequencies, until they are transformed back."""
+    summed: frozenset[fx.Node] = frozenset()
+    """Products that summed all tokens into features, which this tensor still holds."""
     depth: int = 0
     """How many sums of products the tensor is away from its elements at most."""
 
@@ -331,6 +333,7 @@ def joined(values: Sequence[Value]) -> dict[str, Any]:
         "softmaxes": frozenset().union(*(v.softmaxes for v in values)),
         "lost": frozenset().union(*(v.lost for v in values)),
         "sampled": frozenset().union(*(v.sampled for v in values)),
+        "summed": frozenset().union(*(v.summed for v in values)),
         "asked": tuple({query.code: query for v in values for query in v.asked}.values()),
         "spectrum": next((v.spectrum for v in values if v.spectrum is not None), None),
         "depth": max((v.depth for v in values), default=0),

@@ -167,8 +167,9 @@ class Ledger:
     """Nodes that hold the output of an attention, or a sum of some, until something else is done to it."""
     factors: dict[str, tuple[Operand, Operand]] = field(default_factory=dict)
     """Elementwise products of two labelled tensors, while they are alive: what was multiplied."""
-    summaries: list[fx.Node] = field(default_factory=list)
-    """Products that sum all tokens into features (linear and kernel attention): no token-to-token map."""
+    summaries: dict[fx.Node, tuple[fx.Node, Slot]] = field(default_factory=dict)
+    """Products that sum all tokens into features (linear and kernel attention), each with what it summed: the
+    second operand's node, and its tokens."""
     unfollowed: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)
     """Operations that mix tokens and let each place stand for its own (recurrences, running sums): role and
     reason for the census. That mixing is told, and not followed."""

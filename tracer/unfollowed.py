@@ -16,15 +16,20 @@ def carried(findings: Findings) -> Iterator[tuple[fx.Node, str]]:
     Not those whose results only make scores of queries and keys, as sums of gates do that forget: nothing
     that tokens hold goes that way, and the map is what it is.
     """
-    followed = {node for site in findings.ledger.sites if site.form == "operator" for node in site.path}
+    beyond = followed(findings)
     for node, (role, _) in findings.ledger.unfollowed.items():
-        if node not in followed and not makes_scores(findings, node):
+        if node not in beyond and not makes_scores(findings, node):
             yield node, role
+
+
+def followed(findings: Findings) -> set[fx.Node]:
+    """All that lies within an operator whose map is had by its gradient."""
+    return {node for site in findings.ledger.sites if site.form == "operator" for node in site.path}
 
 
 def _is_map(value: Value) -> bool:
     """Whether it has rows and columns; a state that holds several tokens has neither."""
-    return len(value.active) > 1 and any(slot.token_axes for slot in value.active)
+    return len({slot.token_axes for slot in value.active}) > 1
 
 
 def makes_scores(findings: Findings, node: fx.Node) -> bool:

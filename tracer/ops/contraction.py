@@ -21,6 +21,7 @@ from fxplain.labels import (
     compact,
     encode,
     fill_samples,
+    merge,
     same_tokens,
     samples_of,
 )
@@ -30,6 +31,7 @@ from fxplain.ops.normaliser import is_positive, normaliser_of, row_sums
 from fxplain.ops.partial import begin
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.sides import Side, letters_for, moved
+from fxplain.ops.summaries import read_summaries
 from fxplain.ops.table import Call, Operand, aten, op_name
 
 PRODUCTS = aten("matmul mm bmm einsum baddbmm mv dot tensordot")
@@ -56,11 +58,14 @@ def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
         slots = _linear(call, data, weight, output)
     else:
         slots = _bilinear(call, left, right, output)
+        if call.result.ndim == len(output):
+            slots = read_summaries(call, left, right, slots)
     attends = len(call.ledger.sites) > 0 and call.ledger.sites[-1].node is call.node
     value = call.carry(one, other, slots=slots)
     value = replace(value, asked=() if attends else _still_asked(value), depth=value.depth + 1)
     if attends or not by_parameter:
-        value = replace(value, sampled=frozenset())
+        held = frozenset({call.node} & set(call.ledger.summaries))
+        value = replace(value, sampled=frozenset(), summed=held)
     # what is no map between tokens carries no attention weights any further
     return value if len(slots) > 1 and not attends else replace(value, softmaxes=frozenset())
 
@@ -204,7 +209,8 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
             if not weights.operand.value.softmaxes and _has_columns(values, weights):
                 return [side.moved(slot, output) for side in (weights, values) for slot in side.alive]
             return attend(call, weights, values, output)
-        call.ledger.summaries.append(call.node)
+        assert right.operand.node is not None
+        call.ledger.summaries[call.node] = right.operand.node, right.killed[0]
         return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
     for side, rest in ((left, right), (right, left)):
         if side.killed and not side.alive and side.operand.value.from_input:
@@ -219,9 +225,13 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     if _leaves_features(left, right, output):
         # no map: a token that reads a state which it is part of itself
         rights = [slot for slot in rights if not any(_same_single(slot, other) for other in lefts)]
+    if not left.summed and (
+        set(left.letters) <= set(right.letters) or set(right.letters) <= set(left.letters)
+    ):
+        return list(merge([lefts, rights]))  # no sum: the one scales the other
     alike = len(lefts) == len(rights) == 1 and lefts[0].axes == rights[0].axes and lefts[0].token_axes
     if alike and not _has_both_sides(left, right):
-        return lefts[:1]
+        return list(merge([lefts, rights]))
     return [*lefts, *rights]
 
 

@@ -72,7 +72,7 @@ def softmax(call: Call) -> Value:
     what = "tokens" if over_tokens or (single and len(operand.value.active) > 1) else "features"
     call.ledger.softmaxes[call.node.name] = (call.node, what)
     value = call.carry(operand, slots=operand.value.slots)
-    return replace(value, softmaxes=value.softmaxes | {call.node.name})
+    return replace(value, softmaxes=value.softmaxes | {call.node.name}, summed=frozenset())
 
 
 @transfer(*aten(OTHER_NORMALISERS))
