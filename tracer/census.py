@@ -18,6 +18,7 @@ from fxplain.where import module_path, source_line
 CONTRACTIONS = aten("matmul mm bmm einsum baddbmm addmm linear tensordot mv dot")
 SELECTIONS = aten("topk sort argmax multinomial max argsort kthvalue")
 LINEAR = "token mixing", "a linear map over tokens: its weights are the map between them"
+CHANNELS = "channel attention", "a map between features, from which the tokens were summed out"
 POINTS = "sampling over points", "weighs values sampled at a few places per query"
 
 
@@ -68,6 +69,8 @@ def _nodes(findings: Findings) -> list[fx.Node]:
 
 def _role(node: fx.Node, over: str, findings: Findings, sites: Sequence[Site]) -> tuple[str, str]:
     """What a softmax that weighs no values is for, read off the operations that use it."""
+    if over == "channels":
+        return CHANNELS
     summaries = set(findings.ledger.summaries)
     uses = list(_uses(node))
     if any(use in site.path for use, _ in uses for site in sites if site.form == "sampled"):
@@ -116,7 +119,7 @@ def _contracted(use: fx.Node, path: fx.Node, findings: Findings) -> tuple[str, s
     if any(_reaches(n, summaries) for n in others):
         return "linear attention", "queries read a summary of all tokens: there is no token-to-token map"
     if not findings.value(path).labelled:
-        return "channel attention", "a map between features, from which the tokens were summed out"
+        return CHANNELS
     return "expert router", "mixes several versions of the same token"
 
 

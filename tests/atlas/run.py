@@ -23,7 +23,7 @@ from atlas.judge import judge
 
 MEMORY = 12 << 30
 """Bytes of address space that a worker may take."""
-RECYCLE = 60
+RECYCLE = 20
 """Models after which a worker makes place for a fresh one, for memory adds up."""
 
 Task = tuple[str, str]

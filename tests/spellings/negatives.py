@@ -78,6 +78,14 @@ class Channels(Negative):
         return merge((weights @ v).transpose(-1, -2))
 
 
+class FusedChannels(Negative):
+    """The same in the kernel of attention: tokens lie where it has the features."""
+
+    def after(self, hidden: Tensor) -> Tensor:
+        q, k, v = (t.transpose(-1, -2) for t in self.qkv(hidden))
+        return merge(functional.scaled_dot_product_attention(q, k, v).transpose(-1, -2))
+
+
 class Gate(Negative):
     """A softmax over features gates them."""
 
@@ -145,6 +153,7 @@ NEGATIVES: dict[str, Builder] = {
     "router": case(Router, not_attention={"router": 1}),
     "router-soft": case(SoftExperts, not_attention={"router|gat|expert": 1}),
     "channels": case(Channels, not_attention={"channel": 1}),
+    "fused channels": case(FusedChannels, not_attention={"channel": 1}),
     "gate": case(Gate, not_attention={"gat|feature|channel": 1}),
     "excite": case(Excite, not_attention={"gat|feature|channel": 1}, readout=()),
     "linear": case(Linear, not_attention={"linear": 2}, marks=("linear",)),

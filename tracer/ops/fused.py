@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxplain.flex import compute
-from fxplain.labels import NOTHING, Slot, Value, compact, fill_samples, same_tokens, samples_of
+from fxplain.labels import NOTHING, Slot, Value, compact, fill_samples, reads_of, same_tokens, samples_of
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples
 from fxplain.ops.partial import begin
@@ -29,6 +29,12 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
         out = call.carry(query, key, value, sampled=frozenset())
         call.ledger.losses.setdefault(call.node.name, call.node)
         return _with_sums(call, replace(out, lost=out.lost | {call.node.name}))
+    if all(_along_features(operand) for operand in (query, key, value)):
+        call.ledger.softmaxes[call.node.name] = (call.node, "channels")
+        slots = [
+            replace(value.value.active[0], reads=reads_of([query.value.active[0], value.value.active[0]]))
+        ]
+        return _with_sums(call, call.carry(query, key, value, slots=slots, sampled=frozenset()))
     rows, cols = query.value.active[0], key.value.active[0]
     ours = value.value.active[0] if value.value.active else cols
     if cols.strength < ours.strength:
@@ -55,6 +61,11 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     lived = Slot(labels, rows.strength, rows.reads | {site.index})
     out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset(), sampled=frozenset(), asked=())
     return _with_sums(call, out)
+
+
+def _along_features(operand: Operand) -> bool:
+    """Whether tokens lie on the last axis, which the kernel sums over: channels attend to channels."""
+    return any({operand.ndim - 1} == slot.token_axes for slot in operand.value.active[:1])
 
 
 def _on_samples(call: Call, keys: Slot, cols: Slot) -> Tensor:
