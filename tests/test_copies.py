@@ -129,3 +129,58 @@ def test_relevance_of_a_frame_is_that_of_its_word() -> None:
     frames = words.repeat_interleave(torch.tensor(lasting), 0)
     expected = (frames + speak @ frames)[-1]
     torch.testing.assert_close(result.relevance["ids"][0], expected)
+
+
+class Messages(nn.Module):
+    """Class tokens of all frames attend to each other; what each has heard stands beside it in its frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.head = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3)
+        self.first = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.place = nn.Parameter(torch.randn(1, 4, WIDTH))
+        self.tell, self.heard, self.space = Attend(), nn.Linear(WIDTH, WIDTH), Attend()
+
+    def forward(self, video: Tensor) -> Tensor:
+        batch, frames = video.shape[:2]
+        x = self.patch(video.flatten(0, 1))
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1) + self.place
+        heard = self.heard(self.tell(x[:, 0].unflatten(0, (batch, frames)))).flatten(0, 1)
+        x = self.space(torch.cat([x, heard[:, None]], 1))
+        logits: Tensor = self.head(x[:, 0].unflatten(0, (batch, frames)).mean(1))
+        return logits
+
+
+def test_copies_of_copies() -> None:
+    found = fxplain.trace(Messages().eval(), video := torch.randn(BATCH, 2, 3, 5))
+    tell, space = found.attentions
+    assert (tell.kind, tell.queries.size) == ("self", 2)
+    assert (space.kind, space.queries.size) == ("self", 2 * (1 + 3 + 1))
+    _, theirs = model_maps(found.model, video)
+    entries = [map[map != 0].sort().values for map in (found.maps(video)[1], theirs)]
+    torch.testing.assert_close(*entries)
+
+
+class Causal(nn.Module):
+    """A wave through a convolution that looks back, over zeros put before it; a loss beside the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look, self.attend = nn.Conv1d(1, WIDTH, 5, 2), Attend()
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.look(nn.functional.pad(wave, (4, 0))).mT
+        y = self.attend(x)
+        return self.head(y[:, -1]), nn.functional.mse_loss(y, x)
+
+
+def test_padding_is_nobodys_sample_and_a_loss_nobodys_token() -> None:
+    model, wave = Causal().eval(), torch.randn(BATCH, 1, 12)
+    found = fxplain.trace(model, wave)
+    assert not found.lost
+    assert [(a.queries.size, a.heads) for a in found.attentions] == [(6, HEADS)]
+    result = found.explain(wave, 1)
+    for sample in range(BATCH):
+        alone = fxplain.explain(model, wave[sample : sample + 1], 1)
+        torch.testing.assert_close(alone.relevance["wave"][0], result.relevance["wave"][sample])

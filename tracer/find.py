@@ -28,6 +28,8 @@ PASSING = frozenset(
 )
 
 
+MOST_COPIES = 4
+"""How often copies of copies are looked for."""
 STEM = "stem", "no transfer function, on raw data: tokens are counted from its result"
 
 
@@ -61,10 +63,23 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
     for axis, batch in batch_guesses(captured, bound):
         findings = Labelling(captured, bound, axis, batch).run()
         if findings is not None:
-            copied = where_copied(findings)
-            again = Labelling(captured, bound, axis, batch, copied).run() if copied else None
-            return again or findings
+            return _with_copies(findings, captured, bound)
     raise AssertionError("where there is no batch, nothing crosses it")
+
+
+def _with_copies(findings: Findings, captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
+    """The labels after those tokens were told apart that turn out to be copies, which may show others."""
+    copied: frozenset[str] = frozenset()
+    for _ in range(MOST_COPIES):
+        more = where_copied(findings) - copied
+        copied |= more
+        again = (
+            Labelling(captured, bound, findings.batch_axis, findings.batch, copied).run() if more else None
+        )
+        if again is None:
+            break
+        findings = again
+    return findings
 
 
 def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[tuple[int | None, int]]:

@@ -217,6 +217,8 @@ def untraceable(traced: Traced) -> Iterator[str]:
 def _rooted(traced: Traced) -> set[str]:
     """The token spaces of inputs and parameters, and those mixed from these."""
     roots = {placeholder.path for placeholder in traced.captured.placeholders}
+    # the first state of a recurrence: what the graph makes of nothing has lost no label
+    roots |= {node.name for node in traced.captured.graph.graph.nodes if not node.all_input_nodes}
     rooted = {space.name for space in traced.spaces if space.origin != "mixing" and space.source in roots}
     made = {space.name for space in traced.spaces if space.origin == "mixing"}
     for step in traced.steps:  # attention that no query asks for makes tokens too

@@ -72,7 +72,10 @@ def _choose(name: str) -> tuple[Plan, type[nn.Module], dict[str, Tensor]]:
         config = CONFIG_MAPPING[name]()
     except Exception as error:
         raise NotBuiltError("no default configuration", f"{type(error).__name__}: {error}") from error
-    kinds = list(dict.fromkeys(_classes(type(config))))[:4]
+    try:
+        kinds = list(dict.fromkeys(_classes(type(config))))[:4]
+    except ValueError as error:  # a mapping names a class that the library does not have
+        raise NotBuiltError("no model class", str(error)) from error
     if not kinds:
         raise NotBuiltError("no model class", "no mapping of the registry holds a model of this type")
     reasons: list[NotBuiltError] = []

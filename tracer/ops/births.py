@@ -77,8 +77,12 @@ def _pieces(call: Call, elements: Tensor, labels: Tensor) -> Tensor | None:
 
 
 def _samples_vary(labels: Tensor, axis: int) -> bool:
+    """Whether the samples that are known along an axis are several; padding is nobody's."""
     samples = samples_of(labels)
-    return samples.shape[axis] > 1 and bool((samples != samples.narrow(axis, 0, 1)).any())
+    if samples.shape[axis] < 2:
+        return False
+    highest = samples.amax(axis, keepdim=True)
+    return bool(((samples >= 0) & (samples != highest)).any())
 
 
 def _fresh(call: Call, operand: Operand) -> Slot:

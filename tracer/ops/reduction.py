@@ -29,6 +29,10 @@ hardtanh mish softplus softshrink hardshrink threshold leaky_relu elu celu gelu 
 floor_divide remainder rsub arccosh arcsin arcsinh arctan arctanh complex polar isnan isinf isclose
 greater_equal less_equal fix"""
 
+LOSSES = """mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits
+kl_div soft_margin_loss poisson_nll_loss"""
+CLASS_LOSSES = "nll_loss nll_loss2d nll_loss_nd nll_loss_forward cross_entropy_loss multi_margin_loss"
+
 SUMS = ("sum", "mean", "nansum", "nanmean")
 
 SOFTMAXES = "softmax _softmax _safe_softmax"
@@ -185,3 +189,21 @@ def glu(call: Call) -> Value:
     half = operand.shape[axis] // 2
     slots = [s.run(lambda labels: labels.narrow(axis, 0, half), operand.shape) for s in operand.value.slots]
     return call.carry(operand, slots=slots)
+
+
+@transfer(*aten(LOSSES))
+def loss(call: Call) -> Value:
+    """Element by element; a mean of all samples is a number, and nobody's token."""
+    return pointwise(call) if call.result.ndim else call.carry(*call.operands())
+
+
+@transfer(*aten(CLASS_LOSSES))
+def loss_of_classes(call: Call) -> Value | tuple[Value, ...]:
+    """One number for each token, in the place of its classes on axis 1."""
+    operand = call.operands()[0]
+    several = isinstance(call.result, tuple | list)
+    result = call.result[0] if several else call.result
+    axis = min(1, operand.ndim - 1)
+    slots = [slot for slot in operand.value.active if result.ndim and not slot.varies(axis)]
+    value = call.carry(operand, slots=[replace(s, labels=_squeezed(s.labels, [axis])) for s in slots])
+    return (value, *[NOTHING] * (len(call.result) - 1)) if several else value
