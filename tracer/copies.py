@@ -54,15 +54,20 @@ def where_copied(findings: Findings) -> frozenset[str]:
 
 
 def _copied(nodes: Iterable[fx.Node], findings: Findings) -> Iterable[Tensor]:
-    """The tokens that stand at several places of each of these nodes."""
+    """The tokens that stand at several places of a sample in each of these nodes."""
     for node in nodes:
         value = findings.values.get(node)
         for slot in value.active if isinstance(value, Value) else ():
-            yield codes_of(slot.labels[_ranks(slot.labels)[1] > 1])
+            whole = completed(samples_of(slot.labels)) >= 0
+            counts = _ranks(slot)[1]
+            # a token of no sample stands once for each
+            yield codes_of(slot.labels[counts > torch.where(whole, 1, findings.batch)])
 
 
-def _ranks(labels: Tensor) -> tuple[Tensor, Tensor]:
+def _ranks(slot: Slot) -> tuple[Tensor, Tensor]:
     """For each element, how many equal labels come before it, and how many there are; 0 where none is."""
+    # a learned token has no sample, but its copies stand beside tokens that have
+    labels = encode(completed(samples_of(slot.labels)), codes_of(slot.labels))
     flat = labels.reshape(-1)
     order = torch.argsort(flat, stable=True)
     ordered = flat[order].contiguous()
@@ -99,8 +104,7 @@ def apart(node: fx.Node, value: Value, shape: tuple[int, ...], ledger: Ledger) -
 
 
 def _apart(node: fx.Node, slot: Slot, shape: tuple[int, ...], ledger: Ledger) -> Slot:
-    # a learned token has no sample, but its copies stand beside tokens that have
-    ranks, counts = _ranks(encode(completed(samples_of(slot.labels)), codes_of(slot.labels)))
+    ranks, counts = _ranks(slot)
     if slot.strength == DORMANT or not bool((counts > 1).any()):
         return slot
     copies = counts > 1
