@@ -15,8 +15,9 @@ from atlas.run import finished, run, tasks
 SAMPLE = {
     "transformers": (
         "albert bart beit bert bigbird_pegasus blenderbot bloom clip convbert convnext deberta-v2 "
-        "dinov2 distilbert donut-swin electra gemma3_text git gpt2 gpt_oss hubert llava mamba "
-        "mobilevit mpnet nystromformer opt owlvit patchtst perceiver qwen2_vl segformer siglip t5 "
+        "dinov2 distilbert donut-swin electra fnet gemma3_text git gpt2 gpt_oss hubert jamba llava "
+        "llava_next longformer mamba mgp-str mobilevit mpnet nystromformer opt owlvit patchtst perceiver "
+        "pvt qwen2_vl segformer siglip t5 "
         "timesformer vilt vit wav2vec2 whisper "
     ),
 }
@@ -35,7 +36,9 @@ def test_sample(library: str, name: str) -> None:
 def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
     """The results of a registry where everything goes wrong that can."""
     results = tmp_path_factory.mktemp("atlas") / "results.jsonl"
-    run(tasks(["atlas.odd_models"], None), results, workers=2, timeout=8)
+    # only what hangs must run out of time, however busy the machine is
+    run(tasks(["atlas.odd_models"], "^(?!hangs$)"), results, workers=2, timeout=600)
+    run(tasks(["atlas.odd_models"], "^hangs$"), results, workers=1, timeout=1)
     return results, {name: record for (_, name), record in finished(results).items()}
 
 

@@ -31,6 +31,7 @@ AGREEMENT = {
     "columns of no token": "the model reports columns of zeros beside the keys too",
     "with padding": "the model reports the rows of padding too",
     "in several windows": "a class token stands in every window: its weights are added up",
+    "reported twice": "the very numbers of a map that was reported before, under another name",
     "unused": "no output of the model depends on it, so there is nothing to explain",
     "mean of heads": "the model reports the mean of the heads, once for each head",
     "no map": "the model reports something else, such as the output",
