@@ -108,6 +108,13 @@ def test_all_numbers_are_kept_in_one_file(x: Tensor, tmp_path: Path) -> None:
     assert set(facts["refused"]) == set(found.refused)
 
 
+def test_notes_say_whose_they_are(x: Tensor) -> None:
+    found = fxplain.compare(Lost().eval(), x, ["random", "lrp"], target=1)
+    assert any(note.startswith("lrp: relevance, per sample") for note in found.notes)
+    single = fxplain.compare(Attend().eval(), x, ["lrp"], target=1)
+    assert single.notes == single["lrp"].notes
+
+
 def test_what_is_wrong_for_all_is_an_error(x: Tensor) -> None:
     with pytest.raises(TargetError):
         fxplain.compare(Attend().eval(), x, ["relevancy", "rollout", "random"], target=7)

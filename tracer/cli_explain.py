@@ -127,6 +127,5 @@ def summary(answer: Result | Comparison, display: Display, notes: Iterable[str])
     lines.append(f"verified  graph and model differ by {result.verified:.1e} at most")
     if isinstance(answer, Comparison):
         lines += [f"refused   {name}: {str(why).splitlines()[0]}" for name, why in answer.refused.items()]
-    every = (note for r in results for note in r.notes)
-    lines += [f"note      {note}" for note in dict.fromkeys((*notes, *every))]
+    lines += [f"note      {note}" for note in dict.fromkeys((*notes, *answer.notes))]
     return [line for line in lines if line]

@@ -41,6 +41,16 @@ class Comparison(Mapping[str, Result]):
             )
         return cls(results, refused)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What all results note, as it is, and what only some of them do after the names of those methods."""
+        by_note: dict[str, list[str]] = {}
+        for name, result in self.results.items():
+            for note in result.notes:
+                by_note.setdefault(note, []).append(name)
+        every = len(self.results)
+        return tuple(note if len(by) == every else f"{', '.join(by)}: {note}" for note, by in by_note.items())
+
     def __getitem__(self, name: str) -> Result:
         if name in self.refused:
             raise self.refused[name]

@@ -83,13 +83,12 @@ def comparison_page(comparison: Comparison, display: Display) -> str:
         by_method = {name: sample_of(result, display, sample) for name, result in comparison.items()}
         shown = next(iter(by_method.values()))
         found.append({"sample": shown, "parts": _parts(by_method)})
-    notes = dict.fromkeys(note for result in comparison.values() for note in result.notes)
     return page(
         "comparison.html.j2",
         title=display.title or "fxplain",
         result=first,
         samples=found,
-        notes=list(notes),
+        notes=list(comparison.notes),
         methods=[(name, _about(name)) for name in comparison],
         refused=[(name, str(error).splitlines()) for name, error in comparison.refused.items()],
         kind_name=kind_name,
