@@ -16,17 +16,6 @@ import fxplain
 from fxplain.errors import NoAttentionError, UnknownOpError
 
 
-class KeyByKey(Variant):
-    """Products of one weight and one value each, added up in a loop: no sum over keys is ever written."""
-
-    def spell(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        sums = torch.logsumexp(self.scores(q, k), -1, keepdim=True)
-        out = torch.zeros_like(q)
-        for j in range(k.shape[2]):
-            out = out + (self.scores(q, k[:, :, j : j + 1]) - sums).exp() * v[:, :, j : j + 1]
-        return out
-
-
 class Drawn(Variant):
     """Dropout that is on in evaluation: another map at every run."""
 
@@ -49,7 +38,6 @@ def explained(model: nn.Module) -> Any:
 @pytest.mark.parametrize(
     ("kind", "error", "reason"),
     [
-        (KeyByKey, NoAttentionError, "no softmax at all"),
         (Kernel, NoAttentionError, "linear attention"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

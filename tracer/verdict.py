@@ -11,6 +11,8 @@ from torch import Tensor, fx
 
 from fxplain.attentions import Attention, CensusEntry, Mixing
 from fxplain.errors import FxplainError, NoAttentionError, UnknownOpError, VerificationError
+from fxplain.ops.creation import MADE
+from fxplain.ops.table import op_name
 from fxplain.result import Result
 from fxplain.traced import Traced, trace
 
@@ -215,10 +217,9 @@ def untraceable(traced: Traced) -> Iterator[str]:
 
 
 def _rooted(traced: Traced) -> set[str]:
-    """The token spaces of inputs and parameters, and those mixed from these."""
+    """The token spaces of inputs, parameters and first states (zeros, noise), and those mixed from these."""
     roots = {placeholder.path for placeholder in traced.captured.placeholders}
-    # the first state of a recurrence: what the graph makes of nothing has lost no label
-    roots |= {node.name for node in traced.captured.graph.graph.nodes if not node.all_input_nodes}
+    roots |= {node.name for node in traced.captured.graph.graph.nodes if op_name(node) in MADE}
     rooted = {space.name for space in traced.spaces if space.origin != "mixing" and space.source in roots}
     made = {space.name for space in traced.spaces if space.origin == "mixing"}
     for step in traced.steps:  # attention that no query asks for makes tokens too

@@ -23,6 +23,17 @@ class KeyByKey(Variant):
         return out
 
 
+class KeyByKeyScored(Variant):
+    """Each key's weight is worked out anew, from a sum of exponentials; no row of weights is ever held."""
+
+    def spell(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        sums = torch.logsumexp(self.scores(q, k), -1, keepdim=True)
+        out = torch.zeros_like(q)
+        for j in range(k.shape[2]):
+            out = out + (self.scores(q, k[:, :, j : j + 1]) - sums).exp() * v[:, :, j : j + 1]
+        return out
+
+
 class KeysSummed(Variant):
     """The same by Python's sum, values first."""
 
@@ -146,6 +157,7 @@ class CountedPlaces(Variant):
 PAIR = [("self", 1, TOKENS, HEADS)]
 KEYS: dict[str, Expected] = {
     "keys-loop": Expected(KeyByKey, whole()),
+    "keys-loop-scored": Expected(KeyByKeyScored, whole()),
     "keys-sum": Expected(KeysSummed, whole()),
     "keys-written": Expected(KeysWritten, whole()),
     "keys-gated": Expected(Gated, [("self", TOKENS, 1, HEADS)] * TOKENS, normaliser="sigmoid"),

@@ -28,14 +28,17 @@ def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable
     """The operand with token labels: its own, or one token for each place but along features and heads."""
     if operand.value.labelled or not operand.tensor.is_floating_point():
         return operand
-    dormant = operand.value.dormant or _fresh(call, operand)
-    labels, features = _all_numbered(call, operand, dormant.labels), list(features)
+    dormant = operand.value.dormant or fresh(call, operand)
+    features = list(features)
+    labels = _all_numbered(call, operand, dormant.labels)
+    labels = encode(_filled(samples_of(labels), features), codes_of(labels))
+    leading = {axis: _leading(call, codes_of(labels), axis) for axis in features}
     codes = call.ledger.elements.without_features(codes_of(labels), features)
     labels = encode(samples_of(labels), codes)
     for axis in [*features, *(axis for axis in heads if not _samples_vary(labels, axis))]:
         # features of one token are of one sample; if they seem not to be, the batch lies on another axis
         call.ledger.crossing |= _samples_vary(labels, axis)
-        labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
+        labels = labels.narrow(axis, leading.get(axis, 0), min(1, labels.shape[axis]))
     assert operand.node is not None
     whole = _pieces(call, _all_numbered(call, operand, dormant.labels), labels)
     if whole is not None:
@@ -53,6 +56,23 @@ def _taken_from(call: Call, node: fx.Node | None) -> Value | None:
     if op_name(node) == "aten::slice" and shape[axis] != 1:
         return None
     return call.values.get(source) if isinstance(source, fx.Node) else None
+
+
+def _filled(samples: Tensor, features: list[int]) -> Tensor:
+    """Positions that stand among the features of a place are of the sample that the others are of."""
+    known = samples.amax(features, keepdim=True) if features else samples
+    return torch.where(samples < 0, known, samples)
+
+
+def _leading(call: Call, codes: Tensor, axis: int) -> int:
+    """The first place along the features at which an input stands: it names the token, not a position."""
+    others = [other for other in range(codes.ndim) if other != axis]
+    line = (codes.amax(others) if others else codes).reshape(-1)
+    roots = call.ledger.elements.by_root(line)
+    of_input = [inside for root, inside in roots.items() if root.is_input]
+    if not of_input or len(roots) == 1:
+        return 0
+    return int(torch.stack(of_input).any(0).int().argmax())
 
 
 def _pieces(call: Call, elements: Tensor, labels: Tensor) -> Tensor | None:
@@ -85,7 +105,7 @@ def _samples_vary(labels: Tensor, axis: int) -> bool:
     return bool(((samples >= 0) & (samples != highest)).any())
 
 
-def _fresh(call: Call, operand: Operand) -> Slot:
+def fresh(call: Call, operand: Operand) -> Slot:
     """Number the places of a tensor whose elements nothing upstream has numbered."""
     ledger, shape = call.ledger, list(operand.shape)
     axis = ledger.batch_axis
@@ -134,7 +154,7 @@ def embedding(call: Call) -> Value:
     assert table is not None
     dormant = index.value.dormant
     if dormant is None:
-        dormant = _fresh(call, index)
+        dormant = fresh(call, index)
     tag = index.value.origin or (index.node.name if index.node else call.node.name)
     whole = _taken_from(call, index.node)
     if whole is not None and whole.dormant is not None and whole.origin is not None:
@@ -142,6 +162,30 @@ def embedding(call: Call) -> Value:
         call.ledger.wake(whole.dormant, call.node, tag=tag, table=table.value.root)
     slot = call.ledger.wake(dormant, call.node, tag=tag, table=table.value.root)
     return call.carry(index, table, slots=[replace(slot, labels=slot.labels.unsqueeze(-1))])
+
+
+@transfer("aten::embedding_bag", "aten::_embedding_bag", "aten::_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> Value | tuple[Value, ...]:
+    """One token for each bag of ids; bags that data weigh stay of the tokens of these weights."""
+    index = call.operand("indices")
+    weights = call.operand("per_sample_weights")
+    table = call.operand("weight")
+    assert index is not None
+    assert table is not None
+    operands = [operand for operand in (index, table, weights) if operand is not None]
+    if weights is not None and weights.value.labelled and weights.ndim == 2:
+        kept = [slot for slot in weights.value.active if not slot.varies(1)]
+        value = call.carry(*operands, slots=kept)
+    elif index.value.labelled or index.ndim != 2 or not call.ledger.is_raw(index.value.dormant):
+        value = call.carry(*operands)
+    else:
+        dormant = index.value.dormant
+        assert dormant is not None
+        codes = call.ledger.elements.without_features(codes_of(dormant.labels), [1])
+        bags = replace(dormant, labels=encode(samples_of(dormant.labels), codes).narrow(1, 0, 1))
+        tag = index.value.origin or call.node.name
+        value = call.carry(*operands, slots=[call.ledger.wake(bags, call.node, tag=tag)])
+    return (value,) * len(call.result) if isinstance(call.result, tuple | list) else value
 
 
 def places(old: Slot, axes: Iterable[int], shape: tuple[int, ...]) -> Slot:
@@ -156,7 +200,7 @@ def places(old: Slot, axes: Iterable[int], shape: tuple[int, ...]) -> Slot:
     batch = torch.full((1,) * ndim, -1, dtype=torch.int64)
     for axis in axes:
         line = _line(samples, axis) if axis < samples.ndim else None
-        own = line is not None and len(line) == shape[axis] and bool((line != line[0]).any())
+        own = line is not None and len(line) == shape[axis] and len(torch.unique(line[line >= 0])) > 1
         number = _rank(line) if own and line is not None else torch.arange(shape[axis])
         view = [1] * ndim
         view[axis] = shape[axis]

@@ -222,6 +222,8 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
             return attend(call, side, rest, output)
     lefts = [left.moved(slot, output) for slot in left.alive]
     rights = [right.moved(slot, output) for slot in right.alive]
+    if not left.summed:
+        return list(merge([lefts, rights]))
     if _leaves_features(left, right, output):
         # no map: a token that reads a state which it is part of itself
         rights = [slot for slot in rights if not any(_same_single(slot, other) for other in lefts)]

@@ -5,11 +5,17 @@ from __future__ import annotations
 import torch
 
 from fxplain.labels import DORMANT, NOTHING, WEAK, Root, Slot, Value, encode
-from fxplain.ops.table import Call, aten, transfer
+from fxplain.ops.births import fresh
+from fxplain.ops.table import Call, Operand, aten, transfer
 
 CONSTANT = """zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full
-new_empty scalar_tensor eye rand randn rand_like randn_like randint randperm tril_indices triu_indices zero
+new_empty scalar_tensor eye randint randperm tril_indices triu_indices zero
 fill empty_strided new_empty_strided empty_permuted"""
+
+NOISE = "rand randn rand_like randn_like"
+COUNTING = "arange linspace logspace range"
+MADE = frozenset(aten(" ".join((CONSTANT, NOISE, COUNTING))))
+"""Operations whose result holds nothing of their operands."""
 
 DERIVED = """one_hot argmax argmin nonzero nonzero_numpy bincount searchsorted bucketize histc unique_dim
 _unique2 unique_consecutive is_nonzero equal item _local_scalar_dense all any isin bernoulli"""
@@ -28,7 +34,14 @@ def derived(call: Call) -> Value | tuple[Value, ...]:
     return (value,) * len(call.result) if isinstance(call.result, tuple | list) else value
 
 
-@transfer("aten::arange", "aten::linspace", "aten::logspace", "aten::range")
+@transfer(*aten(NOISE))
+def noise(call: Call) -> Value:
+    """Places that are drawn apart are tokens of their own, if they become tokens: slots that start from one
+    learned vector and noise."""
+    return Value(slots=(fresh(call, Operand(call.node, call.result, NOTHING)),))
+
+
+@transfer(*aten(COUNTING))
 def counting(call: Call) -> Value:
     """Each place is an element of its own, as in a parameter."""
     start = call.ledger.elements.reserve(

@@ -12,7 +12,6 @@ from torch import Tensor
 from fxplain.labels import (
     DORMANT,
     STRONG,
-    WEAK,
     Asked,
     Slot,
     Value,
@@ -23,7 +22,7 @@ from fxplain.labels import (
     merge,
     samples_of,
 )
-from fxplain.ops.births import woken
+from fxplain.ops.naming import completing, placed, without_tables
 from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten
 from fxplain.where import module_path
@@ -38,11 +37,13 @@ STATE = "recurrence", "adds a token to a state that holds several before it: the
 
 def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     """Merge the labels of all operands, broadcast against each other."""
-    operands = _completing(call, call.operands() if operands is None else operands)
+    operands = completing(call, call.operands() if operands is None else operands)
     ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
     aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
     if not any(operand.value.labelled for operand in operands):
-        aligned = _without_tables(call, aligned)
+        aligned = without_tables(call, aligned)
+    elif len(operands) == 2:
+        aligned = placed(call, operands, aligned)
     additive = call.op.removesuffix("_") in JOINING
     ordered = _newest_first(call, operands, aligned) if additive else _older_first(call, aligned)
     slots = merge(ordered, additive=additive and not _of_a_stem(call, aligned))
@@ -60,20 +61,6 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     return replace(value, asked=(*value.asked, *asked_among(aligned, slots, products)))
 
 
-def _without_tables(call: Call, slots: Sequence[list[Slot]]) -> list[list[Slot]]:
-    """The labels of raw operands; where numbers of an input meet a table of parameters that only adds
-    features behind them (a number times a vector of its own), those of the input alone."""
-    raw = [slot for own in slots for slot in own if call.ledger.is_raw(slot) and slot.token_axes]
-    if not raw:
-        return list(slots)
-    places = raw[0].token_axes
-
-    def adds_features(slot: Slot) -> bool:
-        return min(slot.token_axes - places, default=max(places) + 1) > max(places)
-
-    return [[slot for slot in own if call.ledger.is_raw(slot) or not adds_features(slot)] for own in slots]
-
-
 def _of_a_stem(call: Call, operands: Sequence[Sequence[Slot]]) -> bool:
     """Whether all tokens come of nothing but windows: branches of a stem that ends in one place.
 
@@ -81,29 +68,6 @@ def _of_a_stem(call: Call, operands: Sequence[Sequence[Slot]]) -> bool:
     """
     slots = [slot for own in operands for slot in own if slot.strength > DORMANT]
     return all(slot.reads and not call.ledger.beyond_stem(slot.reads) for slot in slots)
-
-
-def _completing(call: Call, operands: Sequence[Operand]) -> Sequence[Operand]:
-    """The operands, where learned tokens with padding between them meet a parameter that has a row for each
-    place: all of its rows are tokens then (queries, of which one has no position)."""
-    tables = [o for o in operands if o.node is not None and not o.value.labelled and not o.value.from_input]
-    tables = [o for o in tables if o.value.dormant is not None and o.ndim > 1]
-    partly = [slot for o in operands for slot in o.value.active if _is_partly_learned(slot)]
-    if len(operands) != 2 or not tables or not partly:
-        return operands
-    places = {axis - partly[0].labels.ndim for axis in partly[0].token_axes}
-    fitting = all(
-        -axis < o.ndim and o.value.dormant is not None and o.value.dormant.labels.shape[axis] > 1
-        for o in tables
-        for axis in places
-    )
-    if not fitting or -1 in places:
-        return operands
-    return [woken(call, o, [o.ndim - 1]) if any(o is t for t in tables) else o for o in operands]
-
-
-def _is_partly_learned(slot: Slot) -> bool:
-    return slot.strength == WEAK and bool((slot.labels == 0).any()) and len(slot.token_axes) == 1
 
 
 def _told(call: Call) -> None:

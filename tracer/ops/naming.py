@@ -1,0 +1,65 @@
+"""Who names the tokens where raw data, tables of parameters and learned tokens meet place by place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fxplain.labels import DORMANT, WEAK, Slot, align
+from fxplain.ops.births import woken
+from fxplain.ops.table import Call, Operand
+
+
+def without_tables(call: Call, slots: Sequence[list[Slot]]) -> list[list[Slot]]:
+    """The labels of raw operands; where numbers of an input meet a table of parameters that only adds
+    features behind them (a number times a vector of its own), those of the input alone."""
+    raw = [slot for own in slots for slot in own if call.ledger.is_raw(slot) and slot.token_axes]
+    if not raw:
+        return list(slots)
+    places = raw[0].token_axes
+
+    def adds_features(slot: Slot) -> bool:
+        return min(slot.token_axes - places, default=max(places) + 1) > max(places)
+
+    return [[slot for slot in own if call.ledger.is_raw(slot) or not adds_features(slot)] for own in slots]
+
+
+def placed(call: Call, operands: Sequence[Operand], slots: Sequence[list[Slot]]) -> list[list[Slot]]:
+    """Raw data that meets tokens of a table (positions, a vector for each column) place by place: the tokens
+    are the data's."""
+    found = list(slots)
+    for place, (operand, other) in enumerate(zip(operands, operands[::-1], strict=True)):
+        theirs = [slot for slot in slots[1 - place] if slot.strength > DORMANT]
+        named = frozenset().union(*(slot.token_axes for slot in theirs))
+        raw = [slot for slot in slots[place] if call.ledger.is_raw(slot)]
+        if operand.value.labelled or len(raw) != 1 or not named or other.value.from_input:
+            continue
+        if named <= raw[0].token_axes and operand.tensor.is_floating_point():
+            missing = call.result.ndim - operand.ndim
+            features = [axis - missing for axis in raw[0].token_axes - named if max(named) < axis]
+            if len(features) == len(raw[0].token_axes - named):
+                born = woken(call, operand, features)
+                found[place] = [align(slot, call.result.ndim) for slot in born.value.slots]
+    return found
+
+
+def completing(call: Call, operands: Sequence[Operand]) -> Sequence[Operand]:
+    """The operands, where learned tokens with padding between them meet a parameter that has a row for each
+    place: all of its rows are tokens then (queries, of which one has no position)."""
+    tables = [o for o in operands if o.node is not None and not o.value.labelled and not o.value.from_input]
+    tables = [o for o in tables if o.value.dormant is not None and o.ndim > 1]
+    partly = [slot for o in operands for slot in o.value.active if _is_partly_learned(slot)]
+    if len(operands) != 2 or not tables or not partly:
+        return operands
+    places = {axis - partly[0].labels.ndim for axis in partly[0].token_axes}
+    fitting = all(
+        -axis < o.ndim and o.value.dormant is not None and o.value.dormant.labels.shape[axis] > 1
+        for o in tables
+        for axis in places
+    )
+    if not fitting or -1 in places:
+        return operands
+    return [woken(call, o, [o.ndim - 1]) if any(o is t for t in tables) else o for o in operands]
+
+
+def _is_partly_learned(slot: Slot) -> bool:
+    return slot.strength == WEAK and bool((slot.labels == 0).any()) and len(slot.token_axes) == 1
