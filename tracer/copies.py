@@ -135,7 +135,8 @@ def _with_a_past(slot: Slot, ledger: Ledger) -> Tensor:
             past |= (codes >= space.start) & (codes < space.start + space.size)
     for read in slot.reads:
         past |= torch.isin(codes, codes_of(ledger.sites[read].rows.labels))
-    return codes[past & (codes >= 0)]
+    tokens: Tensor = codes[past & (codes >= 0)]
+    return tokens
 
 
 def _numbered(node: fx.Node, codes: Tensor, ranks: Tensor, copies: Tensor, ledger: Ledger) -> Tensor:
