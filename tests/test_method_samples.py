@@ -202,3 +202,27 @@ def test_a_result_that_is_zero_throughout_says_so() -> None:
     torch.manual_seed(0)
     result = fxplain.explain(Subtracting().eval(), torch.zeros(1, 5, 6), 1, "gradient_x_input")
     assert "no token has any relevance by gradient_x_input (sample 0)" in result.notes
+
+
+class Choosing(nn.Module):
+    """Reads a table at a place that the data give: elsewhere there is no such row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attend, self.head = nn.Linear(6, 8, bias=False), Attend(), nn.Linear(8, 3)
+        self.table = nn.Embedding(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attend(self.embed(x))[:, 0]
+        length = x.detach().square().sum(-1)
+        return self.head(x + self.table((length < 1e-2).long() * 5))
+
+
+def test_a_decision_that_cannot_be_taken_elsewhere_is_told() -> None:
+    torch.manual_seed(0)
+    model = Choosing().eval()
+    with torch.no_grad():
+        for bias in (model.attend.query.bias, model.attend.key.bias, model.attend.value.bias):
+            bias.zero_()
+    with pytest.raises(MethodError, match="cannot be run at other embeddings"):
+        fxplain.explain(model, drawn(2, 5, 6), 1, "integrated_gradients")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,9 +36,10 @@ def integrated_gradients(prediction: Prediction) -> Explained:
     """``Σ x ∫ ∂s(tx)/∂x dt``, t from 0 to 1, over the elements of each token (Sundararajan et al., 2017)."""
     inputs = token_inputs(prediction)
     try:
-        with torch.no_grad():
+        with _away_from_the_input(), torch.no_grad():
             zeros = inputs.scores(*[torch.zeros_like(value) for value in inputs.values])
-        explained = _explained(inputs, _integrated_gradients)
+        with _away_from_the_input():
+            explained = _explained(inputs, _integrated_gradients)
     except NonFiniteError as error:
         raise MethodError(
             "integrated gradients start from zero embeddings, and near those the score is not finite here",
@@ -55,10 +57,29 @@ def integrated_gradients(prediction: Prediction) -> Explained:
 
 def smoothgrad(prediction: Prediction) -> Explained:
     """Gradient times input, averaged over noisy copies of the embeddings (Smilkov et al., 2017)."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _away_from_the_input():
         torch.manual_seed(0)
         rows = _explained(token_inputs(prediction), _smoothgrad).rows
     return Explained(rows, notes=_elsewhere(prediction))
+
+
+@contextmanager
+def _away_from_the_input() -> Iterator[None]:
+    """Says what it is when an operation fails at embeddings that are not the model's own.
+
+    Decisions may depend on them: tokens that are chosen by an arg max, experts, sizes.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        raise MethodError(
+            "the captured graph cannot be run at other embeddings than those of this input",
+            expected="a graph without decisions that depend on the embeddings",
+            found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            hint="use gradient_x_input, which stays at the input",
+        ) from error
 
 
 def _elsewhere(prediction: Prediction) -> tuple[str, ...]:
