@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
 import resource
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -144,8 +146,17 @@ class _Worker:
         self.process.join()
 
 
+def _end_with_parent() -> None:
+    """A driver that is killed leaves no worker behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _work(pipe: Connection, by: Judge) -> None:
     """Judge what comes through the pipe until it closes."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     while True:
