@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxplain.rules.adjoint import Pull, Pulls, RowReading
 from fxplain.rules.rows import Reading, Update, through
 
 
@@ -44,3 +45,10 @@ def place(reading: Reading) -> Update:
     # an excess lacks the identity; a query keeps its own where no map is placed on it
     values[:, rows, reading.queries] -= reading.reached[reading.queries].to(values.dtype)
     return Update(values, replaced=reading.reached)
+
+
+def place_row(reading: RowReading) -> Pulls:
+    """:func:`place` for a row vector y: ``y · Ā`` goes on to the rows of the keys, in the columns that these
+    can fill."""
+    part = Pull(reading.weights.left(reading.rows), "keys", columns=reading.reached)
+    return Pulls((part,), reading.reached)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxplain.rules.adjoint import Pull, Pulls, RowReading
 from fxplain.rules.rows import Reading, Update, divide_rows, through
 
 
@@ -129,6 +130,42 @@ def cross_increment(reading: Reading, flags: Flags = METHOD) -> Update:
     among_keys = reading.key_excess.index_select(-1, reading.keys)
     block = cross_block(reading.weights, among_queries, among_keys, flags)
     return _aggregated(values.index_copy_(-1, reading.keys, block), reading, flags)
+
+
+def self_row(reading: RowReading, flags: Flags = METHOD) -> Pulls:
+    """:func:`self_increment` for a row vector y: ``y · ΔR[q, :] = (y · Ā) · R[k, :]``."""
+    part = Pull(reading.weights.left(reading.rows), "keys")
+    return Pulls((part,), _all_replaced(reading, flags))
+
+
+def cross_row(reading: RowReading, flags: Flags = METHOD) -> Pulls:
+    """:func:`cross_increment` for a row vector y: with ``u = (y + y · (R̄[q,q] - I)ᵀ) · Ā``, eq. 10 is
+    ``u · R̄[k,k]``, and in other columns eq. 11 is ``(y · Ā) · R[k, b]``.
+
+    R̄ - I is ``D`` over its row sums (eqs. 8, 9), so u over the sums goes on to ``D[k, k]``.
+    """
+    rows = reading.rows
+    if flags.self_in_rule_10:
+        beside = reading.through_queries()
+        rows = rows + (
+            divide_rows(beside, reading.query_sums()) if flags.normalize_self_attention else beside
+        )
+    own = torch.zeros_like(reading.reached).index_fill_(0, reading.keys, True)
+    others = reading.reached & ~own
+    several = bool(others.any()) and rows is not reading.rows
+    both = reading.weights.left(torch.cat([rows, reading.rows], 1) if several else rows)
+    ours, plain = both.chunk(2, 1) if several else (both, both)
+    parts = [Pull(ours, "keys", "identity")]
+    if flags.self_in_rule_10:
+        scaled = divide_rows(ours, reading.key_sums()) if flags.normalize_self_attention else ours
+        parts.append(Pull(scaled, "keys", "excess", own))
+    if bool(others.any()):
+        parts.append(Pull(plain, "keys", "excess", others))
+    return Pulls(tuple(parts), _all_replaced(reading, flags))
+
+
+def _all_replaced(reading: RowReading, flags: Flags) -> Tensor | None:
+    return None if flags.aggregate else torch.ones_like(reading.reached)
 
 
 def _aggregated(values: Tensor, reading: Reading, flags: Flags) -> Update:

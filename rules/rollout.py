@@ -5,7 +5,9 @@ baseline of Chefer et al., ICCV 2021 (eqs. 12 and 16), with cross attentions.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from fxplain.rules.adjoint import ColumnReading, Pull, Pulls, RowReading, row_sums
 from fxplain.rules.rows import Reading, Update, divide_rows, through
 
 
@@ -50,3 +52,26 @@ def cross_increment(reading: Reading) -> Update:
     replaced = reading.reached.index_fill(0, reading.queries, False)
     values = through(left, reading.key_excess, reading.keys)
     return Update(values.masked_fill_(~replaced, 0.0), replaced)
+
+
+def self_row(reading: RowReading) -> Pulls:
+    """:func:`self_increment`, normalised, for a row vector y: ``z · Ā`` goes on to the rows of the keys and
+    ``-s z`` to those of the queries, with ``z = y / (1 + s)``."""
+    like = reading.rows.new_empty(reading.rows.shape[0], 1, reading.keys.numel())
+    sums = row_sums(reading.weights, like)
+    rows = divide_rows(reading.rows, 1 + sums)
+    return Pulls((Pull(reading.weights.left(rows), "keys"), Pull(-sums * rows, "queries")))
+
+
+def self_column(reading: ColumnReading) -> Tensor:
+    """:func:`self_increment`, normalised, times columns."""
+    sums = row_sums(reading.weights, reading.at_keys)
+    return divide_rows(reading.weights.right(reading.at_keys) - sums * reading.at_queries, 1 + sums)
+
+
+def cross_row(reading: RowReading) -> Pulls:
+    """:func:`cross_increment` for a row vector y: ``(y + y · D[q,q]ᵀ) · Ā`` goes on to the rows of the keys,
+    in the columns that eq. 12 replaces."""
+    replaced = reading.reached.index_fill(0, reading.queries, False)
+    rows = reading.weights.left(reading.rows + reading.through_queries())
+    return Pulls((Pull(rows, "keys", columns=replaced),), replaced)

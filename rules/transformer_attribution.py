@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fxplain.rules.adjoint import Pull, Pulls, RowReading
 from fxplain.rules.rows import Reading, Update, through
 
 
@@ -46,3 +47,15 @@ def cross_increment(reading: Reading) -> Update:
     replaced = reading.reached.index_fill(0, reading.queries, False)
     values = through(reading.weights, older, reading.keys)
     return Update(values.masked_fill(~replaced, 0.0), replaced)
+
+
+def cross_row(reading: RowReading) -> Pulls:
+    """:func:`cross_increment` for a row vector y: ``y · Ā`` to the keys, and to what these are made of."""
+    replaced = reading.reached.index_fill(0, reading.queries, False)
+    older = replaced.index_fill(0, reading.keys, False)
+    rows = reading.weights.left(reading.rows)
+    parts = (
+        Pull(rows, "keys", "identity", replaced),
+        Pull(rows, "keys", "excess", older),
+    )
+    return Pulls(parts, replaced)

@@ -76,6 +76,21 @@ def test_explained_reads_the_right_rows(name: str) -> None:
     check_readout(result, traced(name), built(name)[2])
 
 
+BOTH_WAYS = ("sam-",)
+"""Models whose streams read each other in turns (co-attention, more than one layer of it)."""
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_row_mode_equals_matrix_mode(name: str) -> None:
+    _, inputs, expected = built(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        matrix = traced(name).explain(inputs, target=expected.target, output=expected.output, mode="matrix")
+    assert matrix.mode == "matrix"
+    assert explained(name).mode == ("matrix" if name.startswith(BOTH_WAYS) else "rows")
+    assert_same(explained(name), matrix, 1e-5, "row mode against matrix mode")
+
+
 @pytest.mark.parametrize("name", [name for name in ZOO if built(name)[2].padded])
 def test_padded_tokens_have_no_relevance(name: str) -> None:
     check_padding(explained(name), traced(name), built(name)[2])

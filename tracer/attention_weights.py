@@ -56,7 +56,7 @@ def _gradcam(prediction: Prediction, plan: Plan, gradient: Tensor | None, counte
 
 def _present(plan: Plan) -> Tensor:
     """[batch, query, key]: the pairs that the map has entries for; windows leave others out."""
-    return plan.scatter(torch.ones(plan.place.shape), divide=False) > 0
+    return plan.scatter(torch.ones(plan.shape), divide=False) > 0
 
 
 def rows_read(prediction: Prediction, plan: Plan) -> Tensor:

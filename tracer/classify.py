@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxplain.attentions import Attention, Kind, Mixing, Stream, TokenSpace
 from fxplain.find import Findings
-from fxplain.labels import STRONG, Value, broadcast, codes_of, completed, samples_of
+from fxplain.labels import STRONG, Value, broadcast, codes_of, compact, completed, samples_of
 from fxplain.ledger import Born, Site
 from fxplain.ops.table import op_name
 from fxplain.unfollowed import makes_scores
@@ -345,7 +345,7 @@ def samples_on_map(site: Site, batch: int, assume: bool = True) -> Tensor:
     Where rows and columns are shared by all samples (learned queries that have met no input yet), the first
     axis that heads or samples can lie on and that divides by the batch is taken for the batch axis.
     """
-    rows, cols = broadcast(*(samples_of(slot.labels) for slot in (site.rows, site.cols)))
+    rows, cols = broadcast(*(compact(samples_of(slot.labels)) for slot in (site.rows, site.cols)))
     samples = torch.maximum(rows, cols)
     if batch == 1:
         return samples.clamp_min(0)

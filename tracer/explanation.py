@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +12,19 @@ from torch import Tensor
 
 from fxplain.attentions import Mixing
 from fxplain.census import census
-from fxplain.errors import FxplainError, MethodError, NoAttentionError, NonFiniteError, UnknownOpError
+from fxplain.errors import (
+    FxplainError,
+    MethodError,
+    NoAttentionError,
+    NonFiniteError,
+    UnknownOpError,
+    VerificationError,
+)
+from fxplain.guard import untouched
 from fxplain.labelled import Labelled
 from fxplain.layers import Layers, chosen_sites
 from fxplain.method_table import Method
-from fxplain.prediction import Prediction, predict
+from fxplain.prediction import Mode, Prediction, predict
 from fxplain.result import Relevance, Result
 from fxplain.unfollowed import carried, followed
 from fxplain.where import module_path, source_line
@@ -29,6 +39,7 @@ def explain_labelled(
     verified: float,
     layers: Layers | None = None,
     verify: bool = False,
+    mode: Mode = "auto",
 ) -> dict[str, Result | FxplainError]:
     """Explain one batch by several methods: one run of the graph, one target, then each method.
 
@@ -40,6 +51,7 @@ def explain_labelled(
         verified: the difference between graph and model, for the record.
         layers: the layers of attentions that take part; None for all.
         verify: hold rebuilt maps against their attentions' outputs again.
+        mode: how schedules are run.
 
     Returns:
         By name of the method: its result, or the error with which it refuses this model.
@@ -65,9 +77,15 @@ def explain_labelled(
                 verify=verify,
                 chosen=chosen,
                 retain=retain,
+                mode=mode,
             )
 
         answers |= _answers(group, predicted, verified)
+    for method in methods:
+        found = answers[method.name]
+        if isinstance(found, Result) and found.mode == "rows":
+            whole = partial(_matrix, labelled, bound, method, layers, found)
+            answers[method.name] = replace(found, later=whole)
     return {method.name: answers[method.name] for method in methods}
 
 
@@ -162,7 +180,34 @@ def _result(prediction: Prediction, method: Method, verified: float) -> Result:
         notes=tuple(dict.fromkeys(notes)),
         inputs=explained.inputs,
         aside=explained.aside,
+        mode=explained.mode,
     )
+
+
+def _matrix(
+    labelled: Labelled,
+    bound: Mapping[str, Tensor],
+    method: Method,
+    layers: Layers | None,
+    rows: Result,
+) -> Tensor:
+    """All of R, for an explanation that has read rows alone: the same once more, in matrix mode."""
+    own = callable(rows.target)
+    target, output = (rows.target, None) if own else (list(rows.target), rows.output)
+    with untouched(None):
+        found = explain_labelled(labelled, bound, target, [method], output, 0.0, layers, mode="matrix")
+    result = found[method.name]
+    if isinstance(result, FxplainError):
+        raise result
+    if not torch.equal(result.score, rows.score):
+        raise VerificationError(
+            "the relevancy matrix cannot be worked out later: the model or its inputs have changed",
+            expected=f"the score that was explained, {rows.score.tolist()}",
+            found=str(result.score.tolist()),
+            hint='explain again; with mode="matrix" the matrix is worked out at once',
+        )
+    assert result.relevancy is not None
+    return result.relevancy
 
 
 def _passed_over(prediction: Prediction) -> tuple[str, ...]:

@@ -39,12 +39,22 @@ def flex_scores(
     kernel_options: Mapping[str, Any],
     score_mod_other_buffers: tuple[Any, ...] = (),
     mask_mod_other_buffers: tuple[Any, ...] = (),
+    where: tuple[slice, ...] | None = None,
 ) -> Tensor:
-    """The scores [batch, head, query, key] that the softmax gets, in float32 or better; -inf where masked."""
+    """The scores [batch, head, query, key] that the softmax gets, in float32 or better; -inf where masked.
+
+    ``where``: the block of them that is wanted.
+    """
     dtype = torch.promote_types(query.dtype, torch.float32)
     key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    batch, head, rows, columns = where or (slice(None),) * 4
+    query, key = query[batch, head, rows], key[batch if len(key) > 1 else slice(None), head, columns]
     scores = query.to(dtype) @ key.to(dtype).transpose(-1, -2) * scale
-    places = [torch.arange(size, device=scores.device) for size in scores.shape]
+    starts = [0 if part.start is None else part.start for part in (batch, head, rows, columns)]
+    places = [
+        torch.arange(start, start + size, device=scores.device)
+        for start, size in zip(starts, scores.shape, strict=True)
+    ]
     changed = _everywhere(score_mod, (0,), len(score_mod_other_buffers))
     visible = _everywhere(block_mask[-1], (), len(mask_mod_other_buffers))
     allowed = visible(*places, *mask_mod_other_buffers)
@@ -63,7 +73,9 @@ def _everywhere(
 
 def masked_softmax(scores: Tensor) -> Tensor:
     """The softmax of scores; a row that may attend to nothing is 0."""
-    dead = (scores == -torch.inf).all(-1, keepdim=True)
+    dead = scores.detach().amax(-1, keepdim=True) == -torch.inf
+    if not bool(dead.any()):
+        return torch.softmax(scores, -1)
     return torch.softmax(scores.masked_fill(dead, 0.0), -1).masked_fill(dead, 0.0)  # no NaN, nor in gradients
 
 

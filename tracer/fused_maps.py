@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,9 +104,15 @@ def _scores(query: Tensor, key: Tensor, node: fx.Node, replay: Replay) -> Tensor
     if is_flex(node):
         args, kwargs = _arguments(node, replay)
         return flex_scores(*args, **kwargs).detach()
-    scale = _argument(node, replay, "scale", None)
+    scale = argument(node, replay, "scale", None)
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     return _masked((query * scale) @ key.transpose(-1, -2), node, replay)
+
+
+def flex_block(node: fx.Node, replay: Replay, where: tuple[slice, ...]) -> Tensor:
+    """The scores of flex attention for a block of its map."""
+    args, kwargs = _arguments(node, replay)
+    return partial(flex_scores, where=where)(*args, **kwargs).detach()
 
 
 def own_output(site: Site, replay: Replay) -> Tensor:
@@ -119,12 +126,12 @@ def own_output(site: Site, replay: Replay) -> Tensor:
 
 
 def _masked(scores: Tensor, node: fx.Node, replay: Replay) -> Tensor:
-    if _argument(node, replay, "is_causal", False):
+    if argument(node, replay, "is_causal", False):
         rows, cols = scores.shape[-2:]
         allowed = torch.ones(rows, cols, dtype=torch.bool, device=scores.device).tril()
         scores = scores.masked_fill(~allowed, -torch.inf)
     for name in ("attn_mask", "attn_bias"):
-        mask = _argument(node, replay, name, None)
+        mask = argument(node, replay, name, None)
         if isinstance(mask, Tensor):
             mask = mask.detach()
             scores = (
@@ -139,7 +146,7 @@ def _arguments(node: fx.Node, replay: Replay) -> tuple[tuple[Any, ...], dict[str
     return fx.node.map_arg((node.args, node.kwargs), lambda used: replay.kept[used.name])
 
 
-def _argument(node: fx.Node, replay: Replay, name: str, default: Any) -> Any:
+def argument(node: fx.Node, replay: Replay, name: str, default: Any) -> Any:
     """An argument of the fused call by its name in the schema, nodes replaced by their values."""
     found = literal(node, name)
     if isinstance(found, fx.Node):

@@ -128,7 +128,7 @@ class _Run:
         maps, gradient = map_of(site, self.replay, gradient)
         rows = torch.zeros(plan.batch, labelled.classified.tokens, dtype=maps.dtype, device=maps.device)
         if gradient is not None:
-            queries = plan.scatter(torch.ones(plan.place.shape), divide=False).sum(-1) > 0
+            queries = plan.scatter(torch.ones(plan.shape), divide=False).sum(-1) > 0
             # the gradient to a masked pair says nothing: the pair has no weight however large it is
             gradient = gradient.detach().masked_fill(maps == 0, 0.0)
             found = sensitivity(dense(plan, gradient), queries.to(maps.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from fxplain.attentions import Attention
 from fxplain.classify import APART, Classified, heads_of, line_ranks, samples_on_map
 from fxplain.errors import VerificationError
 from fxplain.fused_maps import fused_map, grouped, map_of, own_output
-from fxplain.labels import broadcast, samples_of
+from fxplain.labels import broadcast, compact, samples_of
 from fxplain.ledger import Site
 from fxplain.mixing_maps import contributions
 from fxplain.ops.convolution import concrete
@@ -32,11 +33,15 @@ class Plan:
     """Token indices [nq] of the rows."""
     keys: Tensor
     """Token indices [nk] of the columns."""
-    place: Tensor
-    """Where each element goes in [sample, nq, nk], -1 for nowhere; shape of the map with heads at size 1.
-
-    A map after the last sample's is for what is of no known sample.
-    """
+    rows: Tensor
+    """The row that each element of the map lies in, [sample, nq] in one number, -1 for none; size 1 along
+    axes where that does not vary. A sample after the last is for what is of no known sample."""
+    cols: Tensor
+    """Likewise its column, [sample, nk] in one number."""
+    shape: tuple[int, ...]
+    """The map's shape, with heads at size 1."""
+    full: tuple[int, ...]
+    """The map's shape."""
     heads: tuple[int, ...]
     """Axes of the map along which nothing varies."""
     folded: int
@@ -46,6 +51,13 @@ class Plan:
     assumed: bool
     """Whether that is read off the shape alone, and so must be checked against the gradient."""
     batch: int
+
+    @cached_property
+    def place(self) -> Tensor:
+        """Where each element goes in [sample, nq, nk], -1 for nowhere; of :attr:`shape`."""
+        nk = len(self.keys)
+        found = torch.where((self.rows >= 0) & (self.cols >= 0), self.rows * nk + self.cols % max(nk, 1), -1)
+        return found.expand(self.shape)
 
     def only(self, sample: int, gradient: Tensor) -> bool:
         """Whether a gradient of the map, or of the output, is zero but for one sample on the assumed axis."""
@@ -79,32 +91,29 @@ def make_plan(site: Site, classified: Classified, batch: int, assume: bool = Tru
     ``assume``: read the samples off the map's shape where no label tells them.
     """
     full = concrete(site)
-    place, queries, keys, sampled, assumed = _places(full, classified, batch, assume)
-    heads = tuple(a for a, size in enumerate(place.shape) if size == 1 and full.shape[a] > 1)
+    samples = compact(samples_on_map(full, batch, assume))
+    ids = [classified.token_ids(slot.labels) for slot in (full.rows, full.cols)]
+    queries, keys = (torch.unique(own[own >= 0]) for own in ids)
+    rows, cols = (_lines(*pair, samples, batch) for pair in zip(ids, (queries, keys), strict=True))
+    shape = tuple(broadcast(*ids, samples)[0].shape)
+    known = not bool((samples == -1).any()) or not bool(
+        ((ids[0] >= 0) & (ids[1] >= 0) & (samples == -1)).any()
+    )
+    unlabelled = all(bool((samples_of(slot.labels) < 0).all()) for slot in (full.rows, full.cols))
+    heads = tuple(axis for axis, size in enumerate(shape) if size == 1 and full.shape[axis] > 1)
     unfolded = torch.Size([full.shape[axis] for axis in heads]).numel()
     folded = max(heads_of(full, batch, assume) // unfolded, 1) if site.attends else 1
-    return Plan(site, queries, keys, place, heads, folded, sampled, assumed, batch)
-
-
-def _places(
-    site: Site, classified: Classified, batch: int, assume: bool
-) -> tuple[Tensor, Tensor, Tensor, bool, bool]:
-    """Where each element goes, the tokens of rows and columns, and what is known of samples."""
-    samples = samples_on_map(site, batch, assume)
-    shape = broadcast(site.rows.labels, site.cols.labels, samples)[0].shape
-    rows, cols = (classified.token_ids(slot.labels) for slot in (site.rows, site.cols))
-    queries, keys = (torch.unique(ids[ids >= 0]) for ids in (rows, cols))
-    row_place, col_place = (torch.searchsorted(u, i.clamp_min(0)) for u, i in ((queries, rows), (keys, cols)))
-    labelled = (rows >= 0) & (cols >= 0) & (samples != APART)
-    sampled = not bool((labelled & (samples < 0)).any())
-    assumed = (
-        bool((torch.maximum(samples_of(site.rows.labels), samples_of(site.cols.labels)) < 0).all())
-        and batch > 1
+    assumed = unlabelled and batch > 1 and known
+    return Plan(
+        site, queries, keys, rows, cols, shape, tuple(full.shape), heads, folded, known, assumed, batch
     )
-    samples = torch.where(samples < 0, batch, samples)
-    place = (samples * len(queries) + row_place) * len(keys) + col_place
-    place = torch.where(labelled & (samples <= batch), place, -1).expand(shape)
-    return place, queries, keys, sampled, assumed and sampled
+
+
+def _lines(ids: Tensor, tokens: Tensor, samples: Tensor, batch: int) -> Tensor:
+    """The row (or column) that each element lies in, [sample, token] in one number; -1 for none."""
+    place = torch.searchsorted(tokens, ids.clamp_min(0))
+    found = torch.where(samples < 0, batch, samples) * len(tokens) + place
+    return torch.where((ids >= 0) & (samples != APART) & (samples <= batch), found, -1)
 
 
 def attention_weights(plan: Plan, replay: Replay, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:
@@ -118,8 +127,8 @@ def attention_weights(plan: Plan, replay: Replay, gradient: Tensor | None, head_
 
 def folded_heads(plan: Plan, maps: Tensor, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:
     """Something of a map's shape, and the map's gradient, without heads and on tokens: [batch, nq, nk]."""
-    kept = head_mean(maps, gradient, plan.heads) if plan.heads else _every_head(maps, gradient, head_mean)
-    return plan.scatter(kept.reshape(plan.place.shape))
+    kept = head_mean(maps, gradient, plan.heads) if plan.heads else every_head(maps, gradient, head_mean)
+    return plan.scatter(kept.reshape(plan.shape))
 
 
 def per_head(plan: Plan, replay: Replay, attention: Attention) -> Tensor:
@@ -136,8 +145,8 @@ def per_head(plan: Plan, replay: Replay, attention: Attention) -> Tensor:
 def dense(plan: Plan, values: Tensor) -> Tensor:
     """Values of the map's shape as [batch, head, query, key], queries and keys in the order of the plan."""
     front = values.permute(*plan.heads, *[axis for axis in range(values.ndim) if axis not in plan.heads])
-    flat = front.reshape(-1, plan.place.numel())
-    head = line_ranks(plan.site, plan.batch, plan.sampled)[0].expand(plan.place.shape).reshape(-1)
+    flat = front.reshape(-1, torch.Size(plan.shape).numel())
+    head = line_ranks(plan.site, plan.batch, plan.sampled)[0].expand(plan.shape).reshape(-1)
     place = torch.where(plan.place.reshape(-1) >= 0, plan.place.reshape(-1), plan.places)
     # queries that have more rows than there are heads (in several windows) have their values added up
     target = ((head % plan.folded) * (plan.places + 1) + place).to(values.device)
@@ -146,7 +155,7 @@ def dense(plan: Plan, values: Tensor) -> Tensor:
     return plan.for_all(found.reshape(len(found), -1, len(plan.queries), len(plan.keys)).transpose(0, 1))
 
 
-def _every_head(maps: Tensor, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:
+def every_head(maps: Tensor, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:
     grown = None if gradient is None else gradient.unsqueeze(0)
     return head_mean(maps.unsqueeze(0), grown, (0,))
 
@@ -157,13 +166,13 @@ def mixing_weights(plan: Plan, replay: Replay, gradient: Tensor | None) -> Tenso
 
     ⟨∂y/∂oᵢ, Wᵢⱼ xⱼ⟩⁺ is what ∇A ⊙ A is for an attention. Without a gradient every old token counts the same.
     """
-    support = (plan.scatter(torch.ones(plan.place.shape), divide=False) > 0).float()
+    support = (plan.scatter(torch.ones(plan.shape), divide=False) > 0).float()
     if gradient is None:
         return support.to(replay.outputs[0].device)
     values = contributions(plan.site, replay, gradient)
     for axis in plan.heads:
         values = values.sum(axis, keepdim=True)
-    weights = plan.scatter(values.reshape(plan.place.shape)).clamp_min(0)
+    weights = plan.scatter(values.reshape(plan.shape)).clamp_min(0)
     if plan.site.adds:
         return weights
     empty = weights.sum(-1, keepdim=True) == 0

@@ -18,6 +18,7 @@ from fxplain.lrp.methods import ThroughMaps, ToInputs
 from fxplain.lrp.rule_sets import ALPHA_BETA, ATTNLRP, CHEFER2021, CP_LRP, EPSILON, RESLRP, RuleSet
 from fxplain.maps import HeadMean
 from fxplain.prediction import Prediction
+from fxplain.row_mode import Weigh
 from fxplain.rules.lrp_maps import positive_head_mean
 from fxplain.rules.raw_attention import head_mean
 from fxplain.rules.relevancy import Flags, head_mean_relevance
@@ -30,7 +31,7 @@ from fxplain.schedule import (
     relevancy_rules,
     rollout_rules,
 )
-from fxplain.scheduled import Explained, Scheduled, Weigh, by_heads
+from fxplain.scheduled import Explained, Scheduled, by_heads
 from fxplain.token_gradients import gradient_times_input, integrated_gradients, smoothgrad
 
 ICCV = "Chefer et al., ICCV 2021"

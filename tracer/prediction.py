@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
 from fxplain.errors import NonFiniteError, TargetError, UnknownOpError
 from fxplain.labelled import Labelled
+from fxplain.labels import reads_of
 from fxplain.libra import balanced
 from fxplain.maps import check_rebuilt, make_plan
 from fxplain.replay import NO_SURROGATES, Replay, Surrogates, gradients_of, replay, tap_of
@@ -20,6 +21,9 @@ from fxplain.steps import steps_of
 from fxplain.target import Readout, Resolved, default_output, resolve
 from fxplain.verify import tolerance
 from fxplain.where import module_path, source_line
+
+Mode = Literal["auto", "rows", "matrix"]
+"""Single rows of R, all of it, or what is cheaper and can be had."""
 
 Gradients = Mapping[str, "Tensor | None"]
 """Node -> gradient of a score to its tapped tensor; None where the score does not depend on it."""
@@ -45,6 +49,8 @@ class Prediction:
     """Sites of the attentions that a range of layers leaves; None for all."""
     retain: bool = False
     """Whether the graph is kept after a backward pass, for the next method."""
+    mode: Mode = "auto"
+    """How schedules are to be run."""
     shared: dict[str, Any] = field(default_factory=dict)
     """What one method has worked out and others can use, by a name of theirs."""
 
@@ -78,6 +84,11 @@ class Prediction:
                     raise NonFiniteError("a gradient is NaN or infinite", where=f"node {name}")
             found.append(gradients)
         return tuple(found)
+
+    def behind(self, steps: Sequence[tuple[Step, int]]) -> frozenset[int]:
+        """Those of some steps that lie behind the node where R is read."""
+        sites = reads_of(self.resolved.slots)
+        return frozenset(step.index for step, site in steps if site in sites)
 
     def per_sample(self, of_passes: Sequence[Any]) -> list[Any]:
         """What belongs to each sample, of one value for each pass."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +102,7 @@ class Result:
     """Name of the model's output that the score was taken from."""
     relevance: Relevance
     relevancy: Tensor | None
-    """[batch, N, N] at the readout, N = all tokens; None if the method keeps no matrix."""
+    """[batch, N, N] at the readout, N = all tokens; None if the method keeps no matrix, or not yet."""
     spaces: tuple[TokenSpace, ...]
     streams: tuple[Stream, ...]
     readout: Readout
@@ -117,6 +117,12 @@ class Result:
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     """Of methods that go to the inputs' own elements (pixels): input -> relevance, of the input's shape."""
 
+    mode: str = ""
+    """``rows`` if the rows that are read were carried back over the attentions one by one, ``matrix`` if all
+    of R was worked out; empty for methods without R."""
+    later: Callable[[], Tensor] | None = field(default=None, repr=False)
+    """Works out :attr:`relevancy` where it was not needed."""
+
     @property
     def batch(self) -> int:
         """Number of samples."""
@@ -129,6 +135,8 @@ class Result:
     def matrix(self, queries: str, keys: str) -> Tensor:
         """The block of the relevancy matrix between two token spaces or streams: [batch, q, k].
 
+        In row mode the prediction is explained once more, in matrix mode, when this is first asked for.
+
         Args:
             queries: name of the space or stream whose rows are wanted.
             keys: name of the space or stream whose columns are wanted. A space wins over a stream of the
@@ -137,8 +145,11 @@ class Result:
         Raises:
             UnknownNameError: no space or stream of that name.
             MethodError: the method keeps no matrix.
+            VerificationError: the model has changed since, so that it would be another explanation's.
         """
         rows, columns = self._tokens(queries), self._tokens(keys)
+        if self.relevancy is None and self.later is not None:
+            object.__setattr__(self, "relevancy", self.later())
         if self.relevancy is None:
             raise MethodError(
                 f"the method {self.method!r} keeps no relevancy matrix",

@@ -6,21 +6,23 @@ are the node's ancestors, so every step says which steps its queries and its key
 attentions of a layer then both read the old state, sequential ones do not, with no special case.
 
 An interpretation (relevancy, rollout, raw attention) is one frozen :class:`Rules`; nothing has a default.
+Here whole blocks of R are kept, *matrix mode*; :mod:`fxplain.row_schedule` does the same to single rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fxplain.rules import raw_attention, relevancy, rollout, transformer_attribution
+from fxplain.rules import adjoint, raw_attention, relevancy, rollout, transformer_attribution
+from fxplain.rules.adjoint import Law
 from fxplain.rules.rows import Reading, Rule, carry, join
-from fxplain.state import Increment, State, folded, ordered
+from fxplain.state import Increment, Reach, State, folded, ordered
 
 StepKind = Literal["self", "cross", "carry", "join"]
 KINDS: frozenset[StepKind] = frozenset({"self", "cross", "carry", "join"})
@@ -74,14 +76,29 @@ class Rules:
         return rules[kind]
 
 
+CARRY = Law(carry, adjoint.carry_row, adjoint.carry_column)
+JOIN = Law(join, adjoint.hand_on, adjoint.hand_on_column)
+PLACE = Law(raw_attention.place, raw_attention.place_row, replaces=True)
+
+
 def relevancy_rules(flags: relevancy.Flags = relevancy.METHOD) -> Rules:
     """Eqs. 6 to 11 of Chefer et al., ICCV 2021, with the ablation flags of its authors."""
     return Rules(
         name="relevancy",
-        self_increment=partial(relevancy.self_increment, flags=flags),
-        cross_increment=partial(relevancy.cross_increment, flags=flags),
-        carry_increment=carry,
-        join_increment=join,
+        self_increment=Law(
+            partial(relevancy.self_increment, flags=flags),
+            partial(relevancy.self_row, flags=flags),
+            adjoint.hand_on_column if flags.aggregate else None,
+            replaces=not flags.aggregate,
+        ),
+        cross_increment=Law(
+            partial(relevancy.cross_increment, flags=flags),
+            partial(relevancy.cross_row, flags=flags),
+            nested=flags.self_in_rule_10,
+            replaces=not flags.aggregate,
+        ),
+        carry_increment=CARRY,
+        join_increment=JOIN,
         isolated=frozenset(),
         seen=KINDS,
     )
@@ -89,12 +106,18 @@ def relevancy_rules(flags: relevancy.Flags = relevancy.METHOD) -> Rules:
 
 def rollout_rules(normalise: bool = True) -> Rules:
     """Attention rollout; cross attentions by eq. 12. ``normalise=False`` is eq. 16 as printed."""
+    factor = partial(rollout.self_increment, normalise=normalise)
+    law = (
+        Law(factor, rollout.self_row, rollout.self_column)
+        if normalise
+        else Law(factor, adjoint.hand_on, adjoint.hand_on_column)
+    )
     return Rules(
         name="rollout",
-        self_increment=partial(rollout.self_increment, normalise=normalise),
-        cross_increment=rollout.cross_increment,
-        carry_increment=carry,
-        join_increment=partial(rollout.self_increment, normalise=normalise),
+        self_increment=law,
+        cross_increment=Law(rollout.cross_increment, rollout.cross_row, nested=True, replaces=True),
+        carry_increment=CARRY,
+        join_increment=law,
         isolated=frozenset({"self"}),
         seen=frozenset({"self", "carry", "join"}),
     )
@@ -104,23 +127,69 @@ RELEVANCY = relevancy_rules()
 ROLLOUT = rollout_rules()
 RAW_ATTENTION = Rules(
     name="raw_attention",
-    self_increment=raw_attention.place,
-    cross_increment=raw_attention.place,
-    carry_increment=carry,
-    join_increment=join,
+    self_increment=PLACE,
+    cross_increment=PLACE,
+    carry_increment=CARRY,
+    join_increment=JOIN,
     isolated=frozenset({"self", "cross"}),
     seen=frozenset({"carry"}),
 )
 
 ATTRIBUTION = Rules(
     name="transformer_attribution",
-    self_increment=partial(rollout.self_increment, normalise=False),
-    cross_increment=transformer_attribution.cross_increment,
-    carry_increment=carry,
-    join_increment=join,
+    self_increment=Law(
+        partial(rollout.self_increment, normalise=False), adjoint.hand_on, adjoint.hand_on_column
+    ),
+    cross_increment=Law(
+        transformer_attribution.cross_increment, transformer_attribution.cross_row, replaces=True
+    ),
+    carry_increment=CARRY,
+    join_increment=JOIN,
     isolated=frozenset({"self", "cross"}),
     seen=frozenset({"self", "carry", "join"}),
 )
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """Steps that each read one state alone, where isolated ones read what others do not: a step that both
+    see stands twice, once for each."""
+
+    steps: tuple[Step, ...]
+    origins: tuple[int, ...]
+    """For each of them the step that it stands for."""
+    reads: tuple[frozenset[int], ...]
+    """For each step, what stands for its increment in the whole state."""
+
+    def behind(self, steps: frozenset[int]) -> frozenset[int]:
+        """What stands for the increments of some steps."""
+        return frozenset().union(*(self.reads[step] for step in steps))
+
+
+def unfolded(steps: Sequence[Step], rules: Rules) -> Unfolded:
+    """The steps, with those apart that others must not see (see :class:`Rules`)."""
+    kinds = {step.kind for step in steps}
+    if not kinds & rules.isolated or kinds <= rules.seen:
+        return Unfolded(tuple(steps), tuple(range(len(steps))), tuple(frozenset({s.index}) for s in steps))
+    found: list[Step] = []
+    origins: list[int] = []
+    whole: dict[int, int] = {}
+    seen: dict[int, int] = {}
+
+    def stands(step: Step, state: dict[int, int]) -> int:
+        reads = [frozenset(state[r] for r in old if r in state) for old in (step.query_reads, step.key_reads)]
+        found.append(replace(step, index=len(found), query_reads=reads[0], key_reads=reads[1]))
+        origins.append(step.index)
+        return len(found) - 1
+
+    for step in steps:
+        if step.kind in rules.seen:
+            seen[step.index] = stands(step, seen)
+        if step.kind not in rules.isolated:
+            whole[step.index] = stands(step, whole)
+        else:
+            whole[step.index] = seen[step.index] if step.kind in rules.seen else stands(step, seen)
+    return Unfolded(tuple(found), tuple(origins), tuple(frozenset({whole[s.index]}) for s in steps))
 
 
 class Relevancy:
@@ -129,8 +198,9 @@ class Relevancy:
     Made by :func:`schedule`. ``tokens`` is the number of tokens, ``batch`` that of samples.
     """
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, unfolded: Unfolded) -> None:
         self._state = state
+        self._unfolded = unfolded
         self.tokens = state.tokens
         self.batch = state.batch
 
@@ -141,7 +211,7 @@ class Relevancy:
         """
         with torch.no_grad():
             block, inverse = ordered(tokens)
-            excess = self._state.excess(block, reads)
+            excess = self._state.excess(block, self._unfolded.behind(reads))
             return excess.clone() if inverse is None else excess.index_select(1, inverse.to(excess.device))
 
     def rows(self, tokens: Tensor, reads: frozenset[int]) -> Tensor:
@@ -187,26 +257,20 @@ def schedule(steps: Sequence[Step], weights: Sequence[Tensor], tokens: int, rule
     for map_ in weights:
         dtype = torch.promote_types(dtype, map_.dtype)
     with torch.no_grad():
-        return Relevancy(_run(steps, [map_.to(dtype) for map_ in weights], tokens, rules))
+        apart = unfolded(steps, rules)
+        return Relevancy(_run(apart, [map_.to(dtype) for map_ in weights], tokens, rules), apart)
 
 
-def _run(steps: Sequence[Step], weights: Sequence[Tensor], tokens: int, rules: Rules) -> State:
-    """The whole state, and beside it the one that isolated steps read, unless the two are the same."""
-    state, seen = State(steps, weights, tokens), None
-    kinds = {step.kind for step in steps}
-    if kinds & rules.isolated and not kinds <= rules.seen:
-        seen = State([step for step in steps if step.kind in rules.seen], weights, tokens)
-    for step, map_ in zip(steps, weights, strict=True):
-        rule = rules.rule(step.kind)
-        if seen is not None and step.kind in rules.seen:
-            _take(seen, seen, step, map_, rule)
-        isolated = seen is not None and step.kind in rules.isolated
-        _take(state, seen if seen is not None and isolated else state, step, map_, rule)
+def _run(unfolded: Unfolded, weights: Sequence[Tensor], tokens: int, rules: Rules) -> State:
+    state = State(unfolded.steps, weights, tokens)
+    reach = Reach(unfolded.steps, tokens)
+    for step, origin in zip(unfolded.steps, unfolded.origins, strict=True):
+        _take(state, reach, step, weights[origin], rules.rule(step.kind))
     return state
 
 
-def _take(state: State, source: State, step: Step, weights: Tensor, rule: Rule) -> None:
-    """Reads one step's rows from ``source``, applies its rule, and gives the update to ``state``."""
+def _take(state: State, reach: Reach, step: Step, weights: Tensor, rule: Rule) -> None:
+    """Reads one step's rows, applies its rule, and gives the update to the state."""
     if weights.numel() == 0:
         return
     queries, keys, weights = folded(step.queries, step.keys, weights)
@@ -214,13 +278,11 @@ def _take(state: State, source: State, step: Step, weights: Tensor, rule: Rule) 
         weights=weights,
         queries=queries.to(weights.device),
         keys=keys.to(weights.device),
-        query_excess=source.excess(queries, step.query_reads),
-        key_excess=source.excess(keys, step.key_reads),
-        reached=source.reached(keys, step.key_reads).to(weights.device),
+        query_excess=state.excess(queries, step.query_reads),
+        key_excess=state.excess(keys, step.key_reads),
+        reached=reach.by_keys[step.index].to(weights.device),
     )
-    update = rule(reading)
-    columns = state.reached(queries, step.query_reads) | state.reached(keys, step.key_reads)
-    state.add(Increment(step.index, queries, update, columns))
+    state.add(Increment(step.index, queries, rule(reading)))
 
 
 def _check(steps: Sequence[Step], weights: Sequence[Tensor], tokens: int) -> None:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fxplain.errors import MethodError
-from fxplain.labels import reads_of
 from fxplain.layers import Layers, chosen_sites
-from fxplain.maps import HeadMean, Plan, attention_weights, mixing_weights
+from fxplain.maps import Plan, mixing_weights
 from fxplain.prediction import Gradients, Prediction, only
 from fxplain.replay import tap_of
+from fxplain.row_mode import ByHeads, Weigh, read_rows
+from fxplain.row_schedule import obstacle
 from fxplain.schedule import Relevancy, Rules, Step, schedule
-from fxplain.steps import step_members
+from fxplain.steps import step_columns, step_members
 from fxplain.target import Readout
-
-Weigh = Callable[[Prediction, Plan, "Tensor | None"], Tensor]
-"""(prediction, an attention's plan, gradient of its tapped tensor) -> weights [batch, query, key]."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,11 @@ class Explained:
     """Input -> relevance of its elements, where the method goes that far."""
     aside: bool = False
     """Whether the own entries of the rows that are read were set aside."""
+    mode: str = ""
+    """How the schedule was run, of methods that have one."""
 
 
-def by_heads(head_mean: HeadMean) -> Weigh:
-    """Weights from a function of maps, gradients and the axes of the heads, such as eq. 5."""
-
-    def weigh(prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
-        return attention_weights(plan, prediction.run, gradient, head_mean)
-
-    return weigh
+by_heads = ByHeads
 
 
 @dataclass(frozen=True)
@@ -61,8 +55,30 @@ class Scheduled:
         steps = self.steps(prediction)
         count = len(prediction.passes)
         gradients = prediction.gradients if self.gradients else (None,) * count
+        if self.by_rows(prediction, steps):
+            rows = read_rows(prediction, steps, gradients, self.rules, self.weigh)
+            return Explained(rows, aside=True, mode="rows")
         relevancies = [self.relevancy(prediction, steps, of_pass) for of_pass in gradients]
         return read(prediction, steps, prediction.per_sample(relevancies))
+
+    def by_rows(self, prediction: Prediction, steps: Sequence[tuple[Step, int]]) -> bool:
+        """Whether row mode runs: where it can, unless matrix mode is asked for.
+
+        Raises:
+            MethodError: row mode is asked for, and cannot be had.
+        """
+        if prediction.mode == "matrix":
+            return False
+        tokens = prediction.labelled.classified.tokens
+        reason = obstacle([step for step, _ in steps], tokens, self.rules)
+        if reason is not None and prediction.mode == "rows":
+            raise MethodError(
+                "the schedule cannot be run in row mode",
+                expected="rules with a form for rows, and no co-attention",
+                found=reason,
+                hint="leave mode= out: matrix mode is taken where row mode cannot be",
+            )
+        return reason is None
 
     def steps(self, prediction: Prediction) -> tuple[tuple[Step, int], ...]:
         """The steps that take part."""
@@ -103,9 +119,8 @@ class Scheduled:
 
 def step_weights(weights: Tensor, plan: Plan, step: Step) -> Tensor:
     """The columns of a site's weights that one step takes (a mixed site makes two steps)."""
-    if len(step.keys) == len(plan.keys):
-        return weights
-    return weights[..., torch.searchsorted(plan.keys, step.keys).to(weights.device)]
+    columns = step_columns(plan, step)
+    return weights if columns is None else weights[..., columns.to(weights.device)]
 
 
 def read(
@@ -113,8 +128,7 @@ def read(
 ) -> Explained:
     """The rows that carry each sample's score, and R after all steps."""
     tokens = prediction.labelled.classified.tokens
-    sites = reads_of(prediction.resolved.slots)
-    behind = frozenset(step.index for step, site in steps if site in sites)
+    behind = prediction.behind(steps)
     everything = frozenset(step.index for step, _ in steps)
     rows, matrices = [], []
     for sample, (relevancy, pairs) in enumerate(zip(relevancies, prediction.readout, strict=True)):
@@ -122,7 +136,7 @@ def read(
         if sample == 0 or relevancy is not relevancies[sample - 1]:
             full = relevancy.rows(torch.arange(tokens), everything)
         matrices.append(_matrix(full, sample, pairs, prediction))
-    return Explained(torch.stack(rows), torch.stack(matrices), aside=True)
+    return Explained(torch.stack(rows), torch.stack(matrices), aside=True, mode="matrix")
 
 
 def _row(relevancy: Relevancy, pairs: Readout, behind: frozenset[int], tokens: int) -> Tensor:

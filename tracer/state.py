@@ -28,6 +28,17 @@ class Touches(Protocol):
     def queries(self) -> Tensor: ...
 
 
+class Reads(Touches, Protocol):
+    """Of a step, all that says which columns it can fill."""
+
+    @property
+    def keys(self) -> Tensor: ...
+    @property
+    def query_reads(self) -> frozenset[int]: ...
+    @property
+    def key_reads(self) -> frozenset[int]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Increment:
     """The update of one step to the rows ``queries`` (sorted, no repeats, on the CPU)."""
@@ -35,8 +46,6 @@ class Increment:
     step: int
     queries: Tensor
     update: Update
-    columns: Tensor
-    """``[token]``, bool, on the CPU: the columns that the update can fill."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +95,40 @@ def folded(queries: Tensor, keys: Tensor, weights: Tensor) -> tuple[Tensor, Tens
     return sides[0], sides[1], weights
 
 
+def touched(steps: Sequence[Touches], tokens: int) -> Tensor:
+    """``[step, token]``, bool: the rows that each step writes."""
+    found = torch.zeros(len(steps), tokens, dtype=torch.bool)
+    for row, step in enumerate(steps):
+        found[row, step.queries.to("cpu", torch.int64)] = True
+    return found
+
+
+class Reach:
+    """Which columns rows can fill, whatever the values are: as a mask of tokens for each step, on the CPU."""
+
+    def __init__(self, steps: Sequence[Reads], tokens: int) -> None:
+        self.tokens = tokens
+        self.touched = touched(steps, tokens)
+        self.by_keys: list[Tensor] = []
+        """Columns that the rows of a step's keys can fill, as it reads them."""
+        self.columns: list[Tensor] = []
+        """Columns that a step's update can fill."""
+        for step in steps:
+            self.by_keys.append(self.of(step.keys, step.key_reads))
+            self.columns.append(self.by_keys[-1] | self.of(step.queries, step.query_reads))
+
+    def of(self, rows: Tensor, reads: frozenset[int]) -> Tensor:
+        """``[token]``, bool: columns that these rows can fill, by the steps read and their own identity."""
+        rows = rows.to("cpu", torch.int64)
+        columns = torch.zeros(self.tokens, dtype=torch.bool)
+        columns[rows] = True
+        behind = sorted(reads)
+        for step, hit in zip(behind, self.touched[behind][:, rows].any(1).tolist(), strict=True):
+            if hit:
+                columns |= self.columns[step]
+        return columns
+
+
 class State:
     """R - I after any set of steps, for blocks of rows; increments come in by :meth:`add`, in order."""
 
@@ -96,21 +139,11 @@ class State:
         self._increments: dict[int, Increment] = {}
         self._blocks: dict[bytes, _Block] = {}
         self._indices = [step.index for step in steps]
-        self._touches = torch.zeros(len(steps), tokens, dtype=torch.bool)
-        for row, step in enumerate(steps):
-            self._touches[row, step.queries.to("cpu", torch.int64)] = True
+        self._touches = touched(steps, tokens)
 
     def add(self, increment: Increment) -> None:
         """Takes in the update of the next step."""
         self._increments[increment.step] = increment
-
-    def reached(self, block: Tensor, reads: frozenset[int]) -> Tensor:
-        """``[token]``, bool: columns that these rows can fill, by the steps read and their own identity."""
-        columns = torch.zeros(self.tokens, dtype=torch.bool)
-        columns[block] = True
-        for step in self._behind(self._block(block), reads):
-            columns |= self._increments[step].columns
-        return columns
 
     def excess(self, block: Tensor, reads: frozenset[int]) -> Tensor:
         """Rows R - I of sorted tokens, ``[batch, n, token]``; shared, so never to be written to."""

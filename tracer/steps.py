@@ -55,3 +55,8 @@ def step_members(classified: Classified, plans: Mapping[int, Plan], site: int) -
     members = [plans[index] for index in classified.members(site)]
     heads = [plan.folded * math.prod(plan.site.shape[axis] for axis in plan.heads) for plan in members]
     return [(plan, own / sum(heads)) for plan, own in zip(members, heads, strict=True)]
+
+
+def step_columns(plan: Plan, step: Step) -> Tensor | None:
+    """The columns of a site's map that one step takes, as places among its keys; None for all."""
+    return None if len(step.keys) == len(plan.keys) else torch.searchsorted(plan.keys, step.keys)

@@ -24,6 +24,7 @@ from fxplain.labelled import Labelled, label
 from fxplain.layers import Layers
 from fxplain.maps import per_head
 from fxplain.method_table import Method, method_named
+from fxplain.prediction import Mode
 from fxplain.replay import replay
 from fxplain.result import Result
 from fxplain.sampled_maps import point_weights
@@ -138,6 +139,7 @@ class Traced:
         output: str | None = None,
         verify: bool = False,
         layers: Layers | None = None,
+        mode: Mode = "auto",
     ) -> Result:
         """Explain one prediction for each sample of the inputs.
 
@@ -153,12 +155,15 @@ class Traced:
                 give, also where this layout was compared before.
             layers: the layers of attentions that take part: an int, a slice or several ints, counted in
                 every tower of the model by itself; negative ones from its last. None: all.
+            mode: how relevancy and its kin are worked out. ``rows``: only the rows that are read, carried
+                back over the attentions, in time and memory of a pass. ``matrix``: all of R. ``auto``: rows
+                where the model allows it (no attention both ways between streams). See ``result.mode``.
 
         Raises:
             InputError, TargetError, MethodError, NoAttentionError, UnknownOpError, NonFiniteError,
             VerificationError: see :mod:`fxplain.errors`.
         """
-        answer = self._answers(inputs, target, [method_named(method)], output, verify, layers)[method]
+        answer = self._answers(inputs, target, [method_named(method)], output, verify, layers, mode)[method]
         if isinstance(answer, FxplainError):
             raise answer
         return answer
@@ -171,6 +176,7 @@ class Traced:
         output: str | None = None,
         verify: bool = False,
         layers: Layers | None = None,
+        mode: Mode = "auto",
     ) -> Comparison:
         """Explain one prediction by several methods; the graph is run once for all of them.
 
@@ -181,7 +187,7 @@ class Traced:
             MethodError: a name that is none. Where no method has a result, the error of the first.
         """
         chosen = [method_named(name) for name in dict.fromkeys(methods)]
-        return Comparison.of(self._answers(inputs, target, chosen, output, verify, layers))
+        return Comparison.of(self._answers(inputs, target, chosen, output, verify, layers, mode))
 
     def _answers(
         self,
@@ -191,12 +197,13 @@ class Traced:
         output: str | None,
         verify: bool,
         layers: Layers | None,
+        mode: Mode,
     ) -> dict[str, Result | FxplainError]:
         args, kwargs = normalise(inputs)
         with untouched(None):
             labelled, bound, verified = self._for(args, kwargs, verify)
             again = verify or labelled.captured.specialised
-            return explain_labelled(labelled, bound, target, methods, output, verified, layers, again)
+            return explain_labelled(labelled, bound, target, methods, output, verified, layers, again, mode)
 
     def _for(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], check: bool

@@ -1,0 +1,118 @@
+"""Row mode on small models: the same numbers as matrix mode, by every rule; and which mode is taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import ZOO
+from zoo.compare import assert_close, assert_same
+
+import fxplain
+from fxplain.errors import MethodError, VerificationError
+from fxplain.method_table import METHODS
+from fxplain.scheduled import Scheduled
+
+BY_RULES = [name for name, method in METHODS.items() if isinstance(method.explain, Scheduled)]
+
+
+class Reader(nn.Module):
+    """A class token and windows read by a decoder; the decoder's tokens are pooled."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.fused = fused
+        self.embed, self.said = nn.Linear(6, 8), nn.Embedding(11, 8)
+        self.packed = nn.ModuleList(nn.Linear(8, 24) for _ in range(4))
+        self.merge, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def attend(self, layer: int, reader: Tensor, read: Tensor) -> Tensor:
+        weight, bias = self.packed[layer].weight, self.packed[layer].bias
+        q = nn.functional.linear(reader, weight[:8], bias[:8])
+        k, v = nn.functional.linear(read, weight[8:], bias[8:]).chunk(2, -1)
+        q, k, v = (t.unflatten(-1, (2, 4)).transpose(-3, -2) for t in (q, k, v))
+        if self.fused:
+            o = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            o = (q @ k.mT / 2).softmax(-1) @ v
+        return reader + o.transpose(-3, -2).flatten(-2)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        x = self.embed(x)
+        w = x.unflatten(1, (2, 4))
+        x = self.attend(0, w, w).flatten(1, 2)
+        x = self.merge(x.unflatten(1, (4, 2)).flatten(2))
+        x = self.attend(1, x, x)
+        y = self.said(ids)
+        y = self.attend(2, y, y)
+        y = self.attend(3, y, x)
+        y = self.attend(2, y, y)
+        y = self.attend(3, y, x)
+        out: Tensor = self.head(y.mean(1))
+        return out
+
+
+def reader(fused: bool) -> Reader:
+    torch.manual_seed(0)
+    return Reader(fused).double().eval()
+
+
+def inputs(batch: int = 2) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(batch, 8, 6, dtype=torch.float64), torch.randint(0, 11, (batch, 5))
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "written out"])
+def test_every_table_of_rules_agrees_with_matrix_mode(fused: bool) -> None:
+    traced = fxplain.trace(reader(fused), inputs())
+    for method in BY_RULES:
+        found, matrix = (traced.explain(inputs(), 1, method, mode=mode) for mode in ("auto", "matrix"))
+        assert_same(found, matrix, 1e-10, f"{method}, {found.mode}")
+
+
+def test_several_rows_that_are_read_each_set_their_own_entry_aside() -> None:
+    model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(2, 6, 8)
+    traced = fxplain.trace(model, x)
+
+    def target(out: Tensor) -> Tensor:
+        return out[:, [1, 2, 5], 3].sum(1)
+
+    rows, matrix = (traced.explain(x, target, mode=mode) for mode in ("rows", "matrix"))
+    assert len(rows.readout[0]) == 3
+    assert_same(rows, matrix, 1e-6, "three rows")
+
+
+def test_the_matrix_is_had_when_it_is_asked_for() -> None:
+    x = torch.randn(2, 6, 8)
+    traced = fxplain.trace(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), x)
+    rows, matrix = (traced.explain(x, (0, 3), mode=mode) for mode in ("auto", "matrix"))
+    assert (rows.mode, matrix.mode) == ("rows", "matrix")
+    assert rows.relevancy is None
+    assert torch.equal(rows.matrix("src", "src"), matrix.matrix("src", "src"))
+    assert rows.relevancy is not None
+
+
+def test_a_matrix_of_another_model_is_refused() -> None:
+    model, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), torch.randn(1, 6, 8)
+    result = fxplain.explain(model, x, (0, 3))
+    with torch.no_grad():
+        model.linear2.bias.add_(1)
+    with pytest.raises(VerificationError, match="have changed"):
+        result.matrix("src", "src")
+
+
+def test_co_attention_is_explained_in_matrix_mode_and_row_mode_says_why_not() -> None:
+    model, given, expected = ZOO["sam-sdpa"]()
+    traced = fxplain.trace(model, given)
+    assert traced.explain(given, expected.target, output=expected.output).mode == "matrix"
+    with pytest.raises(MethodError, match="co-attention"):
+        traced.explain(given, expected.target, output=expected.output, mode="rows")
+
+
+def test_batches_equal_their_samples() -> None:
+    model, both = reader(True), inputs()
+    together = fxplain.explain(model, both, 1)
+    for sample in range(2):
+        alone = fxplain.explain(model, tuple(part[sample : sample + 1] for part in both), 1)
+        for name in alone.relevance:
+            assert_close(together.relevance[name][sample], alone.relevance[name][0], 1e-10, name)

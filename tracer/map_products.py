@@ -1,0 +1,175 @@
+"""Products of vectors with Ā, the map of a step without heads: what row mode asks of a map.
+
+Ā is never laid out over tokens here. A vector over tokens is laid out as the rows (or columns) of the map
+itself, multiplied with a block of it, and what comes out is added up by token: windows, heads and samples
+folded into each other need nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fxplain.map_blocks import Block, Where, blocks
+from fxplain.maps import HeadMean, Plan, every_head
+from fxplain.replay import Replay
+from fxplain.rules.adjoint import Dense, Weights
+
+
+@dataclass(eq=False)
+class MapProducts:
+    """Ā of one attention, rebuilt block by block whenever a product asks for it."""
+
+    plan: Plan
+    replay: Replay
+    gradient: Tensor | None
+    """Of the site's tapped tensor; None where the score does not depend on it."""
+    head_mean: HeadMean
+    again: bool
+    """Whether several products will be asked for: a map that is no larger than what it is rebuilt from is
+    kept then."""
+    _kept: list[tuple[Where, Tensor]] | None = field(default=None, repr=False)
+
+    def left(self, rows: Tensor) -> Tensor:
+        """[batch, vector, query] -> [batch, vector, key]: ``rows · Ā``."""
+        return self._product(rows, self.plan.rows, self.plan.cols, len(self.plan.keys), False)
+
+    def right(self, columns: Tensor) -> Tensor:
+        """[batch, vector, key] -> [batch, vector, query]: ``Ā · columns``."""
+        return self._product(columns, self.plan.cols, self.plan.rows, len(self.plan.queries), True)
+
+    def _product(self, vectors: Tensor, taken: Tensor, given: Tensor, size: int, right: bool) -> Tensor:
+        """Vectors at the places ``taken``, times the map, added up at the places ``given``."""
+        batch, count = vectors.shape[:2]
+        taken, given = taken.to(vectors.device), given.to(vectors.device)
+        flat = torch.nn.functional.pad(vectors.transpose(0, 1).reshape(count, -1), (0, 1))
+        spread = flat[:, taken]  # place -1 is the last: a zero
+        live = {} if right else _live(spread, self.plan)
+        total = vectors.new_zeros(count, *given.shape)
+        if live is not None:
+            for where, weights in self._weights(live):
+                part = _contracted(_part(spread, where), weights.to(vectors.dtype), given.shape, right)
+                _part(total, where).add_(part)
+        out = vectors.new_zeros(count, batch * size + 1)
+        out.index_add_(1, given.reshape(-1) % (batch * size + 1), total.reshape(count, -1))
+        return out[:, :-1].view(count, batch, size).transpose(0, 1) / self.plan.folded
+
+    def _weights(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Tensor]]:
+        """The blocks of Ā, heads at size 1, and where they lie."""
+        if not self._keeps:
+            yield from self._formed(live)
+            return
+        if self._kept is None:
+            self._kept = list(self._formed({}))
+        yield from self._kept
+
+    @property
+    def _keeps(self) -> bool:
+        site, kept = self.plan.site, self.replay.kept
+        held = (
+            site.operands if site.form == "fused" else [node for node in site.operands if node.name in kept]
+        )
+        return self.again and torch.Size(self.plan.shape).numel() <= sum(kept[n.name].numel() for n in held)
+
+    def _formed(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Tensor]]:
+        for block in blocks(self.plan.site, self.replay, self.gradient, live):
+            yield block.where, self._mean(block)
+
+    def _mean(self, block: Block) -> Tensor:
+        """A block without heads; where it holds only some of them, their share of the mean."""
+        plan, heads = self.plan, self.plan.heads
+        shape = [1 if axis in heads else size for axis, size in enumerate(block.maps.shape)]
+        if not heads:
+            return every_head(block.maps, block.gradients, self.head_mean).reshape(shape)
+        mean = self.head_mean(block.maps, block.gradients, heads).reshape(shape)
+        own, whole = (torch.Size([s[axis] for axis in heads]).numel() for s in (block.maps.shape, plan.full))
+        return mean if own == whole else mean * (own / whole)
+
+
+def _live(spread: Tensor, plan: Plan) -> dict[int, range] | None:
+    """The only rows of the map that count, by axis; None if there is none."""
+    found = {}
+    for axis in range(spread.ndim - 1):
+        if plan.rows.shape[axis] > 1 and axis not in plan.site.column_axes:
+            others = [other for other in range(spread.ndim) if other != axis + 1]
+            places = (spread != 0).any(others).nonzero().flatten() if others else spread.nonzero().flatten()
+            if not places.numel():
+                return None
+            found[axis] = range(int(places[0]), int(places[-1]) + 1)
+    return found if found or bool(spread.any()) else None
+
+
+def _part(tensor: Tensor, where: Where) -> Tensor:
+    """The block of a tensor [vector, axes of the map...], which has size 1 where it does not vary."""
+    own = tuple(
+        place if size > 1 else slice(None) for place, size in zip(where, tensor.shape[1:], strict=True)
+    )
+    return tensor[(slice(None), *own)]
+
+
+def _contracted(vectors: Tensor, weights: Tensor, given: Sequence[int], right: bool) -> Tensor:
+    """[vector, ...]: vectors times weights, summed along the axes where what is given does not vary."""
+    gone = [axis for axis, size in enumerate(given) if size == 1 and weights.shape[axis] > 1]
+    if weights.ndim > 1 and not right and -2 % weights.ndim in gone and vectors.shape[-1] == 1:
+        part = (vectors.squeeze(-1).movedim(0, -2) @ weights).movedim(-2, 0).unsqueeze(-2)
+        rest = [axis for axis in gone if axis != weights.ndim - 2]
+    elif weights.ndim > 1 and right and -1 % weights.ndim in gone and vectors.shape[-2] == 1:
+        part = (weights @ vectors.squeeze(-2).movedim(0, -1)).movedim(-1, 0).unsqueeze(-1)
+        rest = [axis for axis in gone if axis != weights.ndim - 1]
+    else:
+        part = torch.stack(
+            [(vector * weights).sum(gone, keepdim=True) if gone else vector * weights for vector in vectors]
+        )
+        rest = []
+    return part.sum([axis + 1 for axis in rest], keepdim=True) if rest else part
+
+
+@dataclass(eq=False)
+class Formed:
+    """A map that is formed whole when a product asks for it, and forgotten if no other will."""
+
+    form: Callable[[], Tensor]
+    """Makes [batch, query, key]."""
+    again: bool
+    _kept: Dense | None = field(default=None, repr=False)
+
+    def left(self, rows: Tensor) -> Tensor:
+        return self._map().left(rows)
+
+    def right(self, columns: Tensor) -> Tensor:
+        return self._map().right(columns)
+
+    def _map(self) -> Dense:
+        if self._kept is None:
+            found = Dense(self.form())
+            if not self.again:
+                return found
+            self._kept = found
+        return self._kept
+
+
+@dataclass(frozen=True, eq=False)
+class Summed:
+    """Several maps of the same tokens as one, each with its share; and of its columns some alone."""
+
+    members: Sequence[tuple[Weights, float]]
+    columns: Tensor | None = None
+    """``[key]``, int64: which columns of the members' keys; None for all."""
+    keys: int = 0
+    """How many keys the members have."""
+
+    def left(self, rows: Tensor) -> Tensor:
+        total = sum(share * member.left(rows) for member, share in self.members)
+        assert isinstance(total, Tensor)
+        return total if self.columns is None else total.index_select(-1, self.columns.to(total.device))
+
+    def right(self, columns: Tensor) -> Tensor:
+        if self.columns is not None:
+            whole = columns.new_zeros(*columns.shape[:-1], self.keys)
+            columns = whole.index_copy_(-1, self.columns.to(columns.device), columns)
+        total = sum(share * member.right(columns) for member, share in self.members)
+        assert isinstance(total, Tensor)
+        return total
