@@ -98,9 +98,9 @@ class Law:
     """None where that would need a row vector inside of a column (the transpose of eq. 10)."""
     nested: bool = False
     """Whether ``row`` asks for R times columns itself."""
-    replaces: bool = False
-    """Whether what it hands on takes the place of what was there; one that only adds, and is nested, pulls
-    at rows of the keys alone."""
+    replaces: Literal["nothing", "reached", "all"] = "nothing"
+    """In which columns at most what it hands on takes the place of what was there: those that rows of the
+    keys can fill, or all. One that replaces nothing, and is nested, pulls at rows of the keys alone."""
 
     def __call__(self, reading: Reading) -> Update:
         return self.increment(reading)

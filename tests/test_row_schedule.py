@@ -64,7 +64,7 @@ def rowable(program: Program, rules: Rules) -> bool:
 
 
 @pytest.mark.parametrize("rules", TABLES, ids=lambda rules: rules.name)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(program=programs(), data=st.data())
 def test_any_program_equals_matrix_mode_where_it_has_a_row_form(
     rules: Rules, program: Program, data: st.DataObject

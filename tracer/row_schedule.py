@@ -117,7 +117,9 @@ class _Program:
         return frozenset(s for s in step.key_reads if bool(self.reach.touched[s, rows].any()))
 
     def fills(self, step: Step) -> Tensor:
-        """The columns that a step can fill; a cross attention, those that its keys hand on."""
+        """The columns that a step can change; a cross attention, those that its keys hand on."""
+        if self.law(step).replaces == "all":
+            return torch.ones(self.tokens, dtype=torch.bool)
         return (self.reach.by_keys if step.kind == "cross" else self.reach.columns)[step.index]
 
 
@@ -220,7 +222,7 @@ class _Sweep:
             if not bool(rows.any()):
                 continue
             visit = _Visit(step, rows, demand.columns)
-            if law.nested and not law.replaces:
+            if law.nested and law.replaces == "nothing":
                 self.waiting.append(visit)
             else:
                 replaced = self._answer([visit])

@@ -78,7 +78,7 @@ class Rules:
 
 CARRY = Law(carry, adjoint.carry_row, adjoint.carry_column)
 JOIN = Law(join, adjoint.hand_on, adjoint.hand_on_column)
-PLACE = Law(raw_attention.place, raw_attention.place_row, replaces=True)
+PLACE = Law(raw_attention.place, raw_attention.place_row, replaces="reached")
 
 
 def relevancy_rules(flags: relevancy.Flags = relevancy.METHOD) -> Rules:
@@ -89,13 +89,13 @@ def relevancy_rules(flags: relevancy.Flags = relevancy.METHOD) -> Rules:
             partial(relevancy.self_increment, flags=flags),
             partial(relevancy.self_row, flags=flags),
             adjoint.hand_on_column if flags.aggregate else None,
-            replaces=not flags.aggregate,
+            replaces="nothing" if flags.aggregate else "all",
         ),
         cross_increment=Law(
             partial(relevancy.cross_increment, flags=flags),
             partial(relevancy.cross_row, flags=flags),
             nested=flags.self_in_rule_10,
-            replaces=not flags.aggregate,
+            replaces="nothing" if flags.aggregate else "all",
         ),
         carry_increment=CARRY,
         join_increment=JOIN,
@@ -115,7 +115,7 @@ def rollout_rules(normalise: bool = True) -> Rules:
     return Rules(
         name="rollout",
         self_increment=law,
-        cross_increment=Law(rollout.cross_increment, rollout.cross_row, nested=True, replaces=True),
+        cross_increment=Law(rollout.cross_increment, rollout.cross_row, nested=True, replaces="reached"),
         carry_increment=CARRY,
         join_increment=law,
         isolated=frozenset({"self"}),
@@ -141,7 +141,7 @@ ATTRIBUTION = Rules(
         partial(rollout.self_increment, normalise=False), adjoint.hand_on, adjoint.hand_on_column
     ),
     cross_increment=Law(
-        transformer_attribution.cross_increment, transformer_attribution.cross_row, replaces=True
+        transformer_attribution.cross_increment, transformer_attribution.cross_row, replaces="reached"
     ),
     carry_increment=CARRY,
     join_increment=JOIN,
