@@ -141,6 +141,7 @@ class Labelling:
                         self.real.pop(used, None)
                         self.ledger.factors.pop(used.name, None)
                         self.ledger.partial.pop(used.name, None)
+                        self.ledger.stacks.pop(used.name, None)
         assert output is not None
         nodes = [n for n in output.args[0] if isinstance(n, fx.Node)]  # type: ignore[union-attr]
         return Findings(

@@ -141,6 +141,14 @@ class Partial:
     moved: bool = False
 
 
+@dataclass(frozen=True)
+class Stack:
+    """A tensor in which several such sums lie side by side along an axis of their own."""
+
+    parts: tuple[Partial, ...]
+    axis: int
+
+
 @dataclass
 class Ledger:
     """Mutable notes of one labelling run."""
@@ -163,6 +171,7 @@ class Ledger:
     """Attentions of the same tokens whose outputs lie side by side as features: heads of one, in a loop."""
     without_gradient: list[fx.Node] = field(default_factory=list)
     """Operations on tokens that have no derivative, though they are no choice among tokens."""
+    stacks: dict[str, Stack] = field(default_factory=dict)
     partial: dict[str, Partial] = field(default_factory=dict)
     """Nodes that hold the output of an attention, or a sum of some, until something else is done to it."""
     factors: dict[str, tuple[Operand, Operand]] = field(default_factory=dict)

@@ -95,6 +95,24 @@ class Merged(Variant):
         return one - share * (one - other)
 
 
+class Stacked(Variant):
+    """Blocks of keys one by one, with their own maximum each; stacked, brought to one scale and summed up."""
+
+    def spell(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        sums, values, largest = [], [], []
+        for some_keys, some_values in zip(k.split(2, 2), v.split(2, 2), strict=True):
+            scores = self.scores(q, some_keys)
+            largest.append(scores.amax(-1))
+            weights = (scores - largest[-1].unsqueeze(-1)).exp()
+            sums.append(weights.sum(-1))
+            values.append(weights @ some_values)
+        top = torch.stack(largest, -1)
+        scale = (top - top.amax(-1, keepdim=True)).exp()
+        total = (torch.stack(sums, -1) * scale).sum(-1)
+        summed = (torch.stack(values, -1) * scale.unsqueeze(-2)).sum(-1)
+        return summed / (total.unsqueeze(-1) + 1e-8)
+
+
 class LogSpace(Variant):
     def spell(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = self.scores(q, k)
@@ -202,6 +220,7 @@ BLOCKS: dict[str, Expected] = {
     "ring": Expected(Ring, whole()),
     "merged": Expected(Merged, whole()),
     "log_space": Expected(LogSpace, whole()),
+    "stacked": Expected(Stacked, whole()),
     "ones_column": Expected(OnesColumn, whole()),
     "divided_by_product": Expected(DividedByProduct, whole()),
     "divided_after_merge": Expected(DividedAfterMerge, whole()),

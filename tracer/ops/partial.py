@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor, fx
 
 from fxplain.labels import Slot, broadcast, compact, reads_of
-from fxplain.ledger import Ledger, Partial, Site
+from fxplain.ledger import Ledger, Partial, Site, Stack
 from fxplain.ops.layout import IDENTITY, UNARY
 from fxplain.ops.normaliser import all_ones
 from fxplain.ops.sides import moved
@@ -38,6 +39,8 @@ def begin(call: Call, site: Site, sums: Tensor, positive: bool) -> None:
 def follow(call: Call) -> None:
     """Carry what is known of outputs along, and mark the attentions that are put together here."""
     ledger = call.ledger
+    if isinstance(call.result, Tensor) and _stacked(call):
+        return
     known = [ledger.partial.get(n.name) if isinstance(n, fx.Node) else None for n in call.node.args[:2]]
     if not any(known) or not isinstance(call.result, Tensor):
         return
@@ -100,13 +103,61 @@ def _added(call: Call, known: list[Partial | None], sign: int) -> None:
         return
     if one.moved or other.moved or not one.sums.shape == other.sums.shape == call.result.shape:
         return
-    times = sign * alpha
+    new = _sum(one, other, sign * alpha)
+    call.ledger.partial[call.node.name] = new
+    _join_if_whole(call, new)
+
+
+def _sum(one: Partial, other: Partial, times: float = 1) -> Partial:
     factors = dict(one.factors)
     for index, factor in other.factors.items():
         factors[index] = factors[index] + times * factor if index in factors else times * factor
-    new = Partial(factors, one.sums + times * other.sums, one.positive and other.positive)
-    call.ledger.partial[call.node.name] = new
-    _join_if_whole(call, new)
+    return Partial(factors, one.sums + times * other.sums, one.positive and other.positive)
+
+
+def _stacked(call: Call) -> bool:
+    """Parts that are stacked, scaled together and summed up, as where blocks of keys are gone through first;
+    False where it is none of these."""
+    ledger, op = call.ledger, call.op.removesuffix("_")
+    if op == "aten::stack":
+        parts = [ledger.partial.get(n.name) for n in call.node.all_input_nodes]
+        whole = tuple(part for part in parts if part is not None and not part.moved)
+        if len(whole) == len(parts):
+            axis = int(call.argument("dim", 0)) % call.result.ndim
+            ledger.stacks[call.node.name] = Stack(whole, axis)
+        return bool(whole)
+    places = [n.name if isinstance(n, fx.Node) else "" for n in call.node.args[:2]]
+    place = next((place for place, name in enumerate(places) if name in ledger.stacks), None)
+    if place is None:
+        return False
+    stack = ledger.stacks[places[place]]
+    if op in DIVISIONS | PRODUCTS and not (place and op in DIVISIONS):
+        _scale_stack(call, stack, call.args[1 - place], op in DIVISIONS)
+    elif op == "aten::sum" and _axes(call) == [stack.axis]:
+        new = reduce(_sum, stack.parts)
+        if new.sums.shape == call.result.shape:
+            ledger.partial[call.node.name] = new
+            _join_if_whole(call, new)
+    return True
+
+
+def _axes(call: Call) -> list[int]:
+    given = call.argument("dim")
+    dims = [given] if isinstance(given, int) else list(given or [])
+    return [] if call.argument("keepdim", False) else [dim % call.args[0].ndim for dim in dims]
+
+
+def _scale_stack(call: Call, stack: Stack, other: object, divides: bool) -> None:
+    if not isinstance(other, Tensor | float | int):
+        return
+    factor = torch.as_tensor(other).to(stack.parts[0].sums.dtype)
+    factors = (factor.reciprocal() if divides else factor).expand(call.result.shape).unbind(stack.axis)
+    if factors[0].shape == stack.parts[0].sums.shape:
+        parts = [
+            Partial({i: f * own for i, f in part.factors.items()}, part.sums * own, part.positive)
+            for part, own in zip(stack.parts, factors, strict=True)
+        ]
+        call.ledger.stacks[call.node.name] = Stack(tuple(parts), stack.axis)
 
 
 def _join_if_whole(call: Call, new: Partial) -> None:
