@@ -31,7 +31,7 @@ from fxplain.ops.normaliser import is_positive, normaliser_of, row_sums
 from fxplain.ops.partial import begin
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.sides import Side, letters_for, moved
-from fxplain.ops.summaries import read_summaries
+from fxplain.ops.summaries import read_summaries, still_summed
 from fxplain.ops.table import Call, Operand, aten, op_name
 
 PRODUCTS = aten("matmul mm bmm einsum baddbmm mv dot tensordot")
@@ -64,8 +64,8 @@ def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
     value = call.carry(one, other, slots=slots)
     value = replace(value, asked=() if attends else _still_asked(value), depth=value.depth + 1)
     if attends or not by_parameter:
-        held = frozenset({call.node} & set(call.ledger.summaries))
-        value = replace(value, sampled=frozenset(), summed=held)
+        made = frozenset({call.node} & set(call.ledger.summaries))
+        value = replace(value, sampled=frozenset(), summed=made or still_summed(call, value))
     # what is no map between tokens carries no attention weights any further
     return value if len(slots) > 1 and not attends else replace(value, softmaxes=frozenset())
 
@@ -225,8 +225,10 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     if not left.summed:
         return list(merge([lefts, rights]))
     if _leaves_features(left, right, output):
-        # no map: a token that reads a state which it is part of itself
+        # no map: a token that reads a state which it is part of itself, or the state of a whole chunk
         rights = [slot for slot in rights if not any(_same_single(slot, other) for other in lefts)]
+        if any(_nested(one, other) for one in lefts for other in rights):
+            return list(merge([lefts, rights]))
     if not left.summed and (
         set(left.letters) <= set(right.letters) or set(right.letters) <= set(left.letters)
     ):
@@ -246,6 +248,12 @@ def _leaves_features(left: Side, right: Side, output: str) -> bool:
         if alone and not any(slot.varies(wide[0].letters.index(letter)) for slot in wide[0].slots):
             return True
     return False
+
+
+def _nested(one: Slot, other: Slot) -> bool:
+    """Whether tokens of the one lie along all axes of the other, and more."""
+    axes = one.token_axes, other.token_axes
+    return all(axes) and (axes[0] < axes[1] or axes[1] < axes[0])
 
 
 def _same_single(one: Slot, other: Slot) -> bool:
