@@ -179,3 +179,101 @@ def test_linear_attention_equals_its_map_written_out(spelled: str) -> None:
     for target in range(3):
         found = traced.explain(x, target=target).matrix("x", "x")
         torch.testing.assert_close(found, wanted.explain(x, target=target).matrix("x", "x"))
+
+
+class Chunked(Kernel):
+    """Causal: within a chunk by its map, from chunk to chunk by the sum of keys times values."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        query, key, value = (layer(x) for layer in (self.query, self.key, self.value))
+        if self.spelled == "written out":
+            return (query @ key.mT).tril() @ value
+        query, key, value = (part.unflatten(1, (-1, 3)) for part in (query, key, value))
+        within = torch.einsum("bcln,bcsn->bcls", query, key).tril() @ value
+        states = torch.einsum("bcsn,bcsp->bcnp", key, value).cumsum(1)
+        before = torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
+        return (within + torch.einsum("bcln,bcnp->bclp", query, before)).flatten(1, 2)
+
+
+def test_states_of_chunks_equal_the_map_written_out() -> None:
+    torch.manual_seed(0)
+    model, x = Chunked("chunks").double().eval(), torch.randn(BATCH, 6, 4).double()
+    traced = fxplain.trace(model, x)
+    same = Chunked("written out").double().eval()
+    same.load_state_dict(model.state_dict())
+    for target in range(3):
+        found = traced.explain(x, target=target)
+        torch.testing.assert_close(found.matrix("x", "x"), fxplain.explain(same, x, target).matrix("x", "x"))
+
+
+class State(nn.Module):
+    """A selective state space in a loop, then attention."""
+
+    def __init__(self, spelled: str) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 3)
+        self.gate, self.write, self.read = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3), nn.Linear(WIDTH, 3)
+        self.spelled = spelled
+
+    def mix(self, x: Tensor) -> Tensor:
+        kept = self.gate(x).sigmoid()[..., None].expand(-1, -1, -1, 3)
+        given = x[..., None] * self.write(x)[:, :, None]
+        read, state, found = self.read(x), x.new_zeros(len(x), WIDTH, 3), torch.zeros_like(x)
+        heard = []
+        for t in range(x.shape[1]):
+            state = kept[:, t] * state + given[:, t]
+            if self.spelled == "in place":
+                found[:, t] = (state * read[:, t, None]).sum(-1)
+            elif self.spelled == "einsum":
+                heard.append(torch.einsum("bwn,bn->bw", state, read[:, t]))
+            else:
+                heard.append((state @ read[:, t, :, None])[..., 0])
+        return torch.stack(heard, 1) if heard else found
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.mix(x)
+        x = x + (x @ x.mT).softmax(-1) @ x
+        logits: Tensor = self.head(x[:, -1])
+        return logits
+
+
+@pytest.mark.parametrize("batch", [1, BATCH])
+@pytest.mark.parametrize("spelled", ["products", "einsum", "in place"])
+def test_a_state_in_a_loop_is_told_and_keeps_the_tokens(spelled: str, batch: int) -> None:
+    torch.manual_seed(0)
+    model, x = State(spelled).eval(), torch.randn(batch, TOKENS, 4)
+    traced = fxplain.trace(model, x)
+    assert [(a.kind, a.queries.name, a.keys.name, a.keys.size) for a in traced.attentions] == [
+        ("self", "x", "x", TOKENS)
+    ]
+    assert {entry.role for entry in traced.census} == {"attention", "recurrence"}
+    result = traced.explain(x, target=1)
+    assert [note for note in result.notes if "recurrence" in note and "not followed" in note]
+    assert [[token for token, _ in row] for row in result.readout] == [[TOKENS - 1]] * batch
+
+
+class Fused(nn.Module):
+    """Two streams, each with attention; what is pooled of them is multiplied, feature by feature."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.picture, self.text, self.head = nn.Linear(4, WIDTH), nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3)
+        self.pooled = pooled
+
+    def forward(self, picture: Tensor, text: Tensor) -> Tensor:
+        both = []
+        for x in (self.picture(picture), self.text(text)):
+            x = x + (x @ x.mT).softmax(-1) @ x
+            both.append(x.mean(1) if self.pooled else x[:, 0])
+        logits: Tensor = self.head(both[0] * both[1])
+        return logits
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_product_of_two_streams_reads_both(pooled: bool) -> None:
+    torch.manual_seed(0)
+    given = torch.randn(BATCH, 4, 4), torch.randn(BATCH, 3, 5)
+    results = [fxplain.explain(Fused(pooled).eval(), given, target=target) for target in range(3)]
+    for name in ("picture", "text"):
+        assert sum(float(result.relevance[name].sum()) for result in results) > 0

@@ -149,6 +149,8 @@ class Value:
     """Set where tokens were transformed to frequencies, until they are transformed back."""
     summed: frozenset[fx.Node] = frozenset()
     """Products that summed all tokens into features, which this tensor still holds."""
+    piled: bool = False
+    """Single tokens were added up or multiplied, and stand side by side as slots: the newest comes first."""
     depth: int = 0
     """How many sums of products the tensor is away from its elements at most."""
 
@@ -336,6 +338,7 @@ def joined(values: Sequence[Value]) -> dict[str, Any]:
         "summed": frozenset().union(*(v.summed for v in values)),
         "asked": tuple({query.code: query for v in values for query in v.asked}.values()),
         "spectrum": next((v.spectrum for v in values if v.spectrum is not None), None),
+        "piled": any(v.piled for v in values),
         "depth": max((v.depth for v in values), default=0),
     }
 

@@ -52,7 +52,10 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     value = call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
     if call.op == "aten::abs":
         value = taken_for_data(call, value)
-    if additive and len(slots) > 2 and not any(slot.token_axes for slot in slots):
+    single = not any(slot.token_axes for slot in slots)
+    if additive and single and len(slots) > max(len(operand.value.active) for operand in operands):
+        value = replace(value, piled=True)
+    if additive and len(slots) > 2 and single:
         _told(call)
         value = replace(value, slots=value.slots[:MOST_IN_A_STATE])
     if call.op.removesuffix("_") not in QUERYING:

@@ -358,6 +358,8 @@ def write(call: Call) -> Value:
         call.ledger.data_dependent |= source.value.labelled or base.value.labelled
     awake = source.value.labelled or base.value.labelled
     olds, news = (list(o.value.active if awake else o.value.slots) for o in (base, source))
+    if source.value.piled and not any(slot.token_axes for slot in news):
+        news = news[:1]  # a state that holds several tokens is written where the newest has its place
     slots = []
     alike = len(olds) == len(news)  # rows go into rows and columns into columns, in their order
     for new in news:
