@@ -34,21 +34,18 @@ class Block:
     gradients: Tensor | None
 
 
-def blocks(
-    site: Site, replay: Replay, gradient: Tensor | None, live: Mapping[int, range], most: int = MOST
-) -> Iterator[Block]:
+def blocks(site: Site, replay: Replay, gradient: Tensor | None, live: Mapping[int, range]) -> Iterator[Block]:
     """The blocks of an attention's map; elements that are 0 for sure may be left out.
 
     Args:
         gradient: that of the site's tapped tensor; None where there is none.
         live: by axis of the map, the only places that are asked for.
-        most: how many elements of the map a block may have, if it can be cut so small.
     """
     if site.form == "fused" and len({replay.kept[node.name].ndim for node in site.operands}) == 1:
-        yield from _fused(site, replay, gradient, live, most)
+        yield from _fused(site, replay, gradient, live, MOST)
         return
     maps, gradient = map_of(site, replay, gradient)
-    for where in cuts(maps.shape, site.column_axes, most, live):
+    for where in cuts(maps.shape, site.column_axes, MOST, live):
         yield Block(where, maps[where], None if gradient is None else gradient[where])
 
 

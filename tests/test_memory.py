@@ -1,0 +1,111 @@
+"""What row mode holds: nothing of tokens times tokens where attention is fused."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import fxplain
+from fxplain import map_blocks
+
+TOKENS, WIDTH, HEADS = 192, 16, 2
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The largest storage that any operation makes, in elements, and the shape of its tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements, self.shape = 0, torch.Size()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor)
+        return result
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        elements = storage.nbytes() // max(tensor.element_size(), 1)
+        if elements > self.elements:
+            self.elements, self.shape = elements, tensor.shape
+
+
+class Decoder(nn.Module):
+    """Layers of causal attention in one kernel; the last position is classified."""
+
+    def __init__(self, layers: int = 3, shared: int = 1) -> None:
+        super().__init__()
+        self.embed, self.shared = nn.Embedding(50, WIDTH), shared
+        self.queries = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(layers))
+        self.others = nn.ModuleList(nn.Linear(WIDTH, 2 * WIDTH // shared) for _ in range(layers))
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for queries, others in zip(self.queries, self.others, strict=True):
+            q = queries(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            k, v = (
+                t.unflatten(-1, (HEADS // self.shared, -1)).transpose(1, 2) for t in others(x).chunk(2, -1)
+            )
+            y = nn.functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=self.shared > 1
+            )
+            x = x + y.transpose(1, 2).flatten(2)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(map_blocks, "MOST", TOKENS * 16)
+
+
+@pytest.mark.parametrize("shared", [1, 2], ids=["heads of their own", "shared keys"])
+def test_no_map_is_ever_alive_in_a_fused_decoder(shared: int) -> None:
+    torch.manual_seed(0)
+    model, ids = Decoder(shared=shared).eval(), torch.randint(0, 50, (1, TOKENS))
+    traced = fxplain.trace(model, ids)
+    target = (TOKENS - 1, 2)
+    traced.explain(ids, target)  # the rebuilt maps of a new layout are looked at whole
+    with Largest() as seen:
+        result = traced.explain(ids, target)
+    assert result.mode == "rows"
+    assert seen.elements < TOKENS * TOKENS / 2, f"a tensor of shape {tuple(seen.shape)}"
+    matrix = traced.explain(ids, target, mode="matrix")
+    torch.testing.assert_close(result.relevance["ids"], matrix.relevance["ids"], rtol=1e-5, atol=1e-9)
+
+
+def test_matrix_mode_does_hold_maps() -> None:
+    """The measure sees them."""
+    model, ids = Decoder().eval(), torch.randint(0, 50, (1, TOKENS))
+    traced = fxplain.trace(model, ids)
+    with Largest() as seen:
+        traced.explain(ids, (TOKENS - 1, 2), mode="matrix")
+    assert seen.elements >= TOKENS * TOKENS * HEADS
+
+
+def test_nothing_of_an_explanation_stays_with_the_result() -> None:
+    model, ids = Decoder().eval(), torch.randint(0, 50, (1, TOKENS))
+    traced = fxplain.trace(model, ids)
+    alive: list[Any] = []
+
+    class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            alive.extend(weakref.ref(t) for t in tree_leaves(result) if isinstance(t, Tensor))
+            return result
+
+    with Watch():
+        result = traced.explain(ids, (TOKENS - 1, 2))
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    kept = [t for ref in alive if (t := ref()) is not None and t.data_ptr() not in own]
+    assert result.mode == "rows"
+    assert sum(tensor.untyped_storage().nbytes() for tensor in kept) < 32 * TOKENS
