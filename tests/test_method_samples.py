@@ -226,3 +226,35 @@ def test_a_decision_that_cannot_be_taken_elsewhere_is_told() -> None:
             bias.zero_()
     with pytest.raises(MethodError, match="cannot be run at other embeddings"):
         fxplain.explain(model, drawn(2, 5, 6), 1, "integrated_gradients")
+
+
+class Mixer(nn.Module):
+    """Tokens are mixed by a linear map, and there is no attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Linear(6, 8), nn.Linear(5, 5), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(x + self.mix(x.mT).mT)[:, 0]
+
+
+@pytest.mark.parametrize("target", [1, lambda logits: logits[:, 1]], ids=["index", "callable"])
+def test_methods_that_go_by_no_attention_need_none(target: object) -> None:
+    torch.manual_seed(0)
+    model, x = Mixer().eval(), drawn(2, 5, 6).requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    names = [
+        "gradient_x_input",
+        "integrated_gradients",
+        "smoothgrad",
+        "attnlrp",
+        "lrp",
+        "random",
+        "relevancy",
+    ]
+    found = fxplain.compare(model, x.detach(), names, target)
+    assert list(found.refused) == ["relevancy"]
+    assert str(found.refused["relevancy"]).startswith("the model has no attention to explain")
+    torch.testing.assert_close(found["gradient_x_input"].relevance["x"], (gradient * x).sum(-1).detach())

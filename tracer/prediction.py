@@ -116,6 +116,8 @@ def predict(
 ) -> Prediction:
     """Run the graph and resolve the target, which must have rows to read if any method reads ``rows``.
 
+    Gradients are taken to attentions; methods that read no ``rows`` differentiate by themselves.
+
     Maps that are rebuilt are held against their attentions' outputs the first time, and to ``verify``.
 
     Raises:
@@ -125,7 +127,7 @@ def predict(
     if gradients:
         _check_differentiable(findings.ledger.without_gradient)
     assumes = findings.batch > 1 and any(plan.assumed for plan in labelled.plans.values())
-    gradients = gradients or callable(target) or assumes
+    gradients = (gradients and rows) or callable(target) or assumes
     surrogates = balanced(labelled) if libra else NO_SURROGATES
     run = replay(captured, bound, sites, gradients, surrogates)
     if verify or not labelled.rebuilt:
@@ -137,7 +139,7 @@ def predict(
             run.outputs, findings.outputs, captured.outputs, target, wanted, findings.batch, captured.rebuild
         )
         scores, total = resolved.scores.unbind(), resolved.scores.sum()
-    if gradients and not resolved.scores.requires_grad:
+    if gradients and rows and not resolved.scores.requires_grad:
         raise TargetError(
             "the score depends on no attention",
             where=f"output {resolved.output!r}",
