@@ -164,6 +164,11 @@ class Value:
         return bool(self.active)
 
     @property
+    def is_summary(self) -> bool:
+        """Whether all tokens were summed out on the way here: features of none of them, nor of new ones."""
+        return self.from_input and not self.labelled and self.depth > 0 and not self.lost
+
+    @property
     def dormant(self) -> Slot | None:
         return next((slot for slot in self.slots if slot.strength == DORMANT), None)
 

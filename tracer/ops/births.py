@@ -26,7 +26,7 @@ from fxplain.ops.table import Call, Operand, literal, op_name, transfer
 
 def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable[int] = ()) -> Operand:
     """The operand with token labels: its own, or one token for each place but along features and heads."""
-    if operand.value.labelled or not operand.tensor.is_floating_point():
+    if operand.value.labelled or operand.value.is_summary or not operand.tensor.is_floating_point():
         return operand
     dormant = operand.value.dormant or fresh(call, operand)
     features = list(features)
@@ -229,6 +229,8 @@ def _rank(line: Tensor) -> Tensor:
 
 def grid_birth(call: Call, operand: Operand, channel: int) -> Value:
     """Tokens on a grid: one for each place of a convolution's or pooling's output (all axes but channels)."""
+    if operand.value.is_summary:
+        return call.carry(operand)
     shape = tuple(call.result.shape)
     source = (
         operand.value.slots[0]
