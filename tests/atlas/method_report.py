@@ -18,7 +18,7 @@ FAILED = {
 SHOWN = 12
 """Models named for one reason."""
 
-HEAD = f"""# Every method on every model
+HEAD = f"""# Every method on the models of the atlas
 
 Every method of `fxplain methods`, and the balanced ones (`+libra`), on the models of [the atlas](atlas.md)
 that can be explained, from one capture each. This page is written by
@@ -44,6 +44,7 @@ def method_report(records: Iterable[Record]) -> str:
     parts = [
         HEAD,
         versions(),
+        _read_this(found, lost),
         "## By method",
         _by_method(explained),
         "## By registry",
@@ -55,6 +56,22 @@ def method_report(records: Iterable[Record]) -> str:
         rows = [[r["registry"], r["name"], r["outcome"], kind_of(r["message"] or r["reason"])] for r in lost]
         parts += ["## Models without an answer", table(["registry", "model", "outcome", "reason"], rows)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _read_this(found: Sequence[Record], lost: Sequence[Record]) -> str:
+    """What the shares are shares of."""
+    counts = Counter(record["registry"] for record in found)
+    told = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()))
+    most = 100 * (1 - len(lost) / max(len(found), 1))
+    return f"""Models: {told}.
+Of these {len(lost)} have no answer for any method: all methods together did not end in the time limit, or
+the model was refused: see the end. **The shares leave them out**; with them, even a method that always runs
+is at {most:.1f} %.
+
+The models are those of the atlas that pass, drawn at random: one that the atlas cannot explain is not here.
+Faults that were found were mended and those models run again, so the shares are of models that the code has
+seen, and not all records are of one revision. A method that was added later was run on fewer models, among
+them those that were run again: its share is not that of a random sample."""
 
 
 def _answers(records: Sequence[Record], method: str) -> Counter[str]:
