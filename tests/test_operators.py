@@ -212,10 +212,13 @@ class State(nn.Module):
     def __init__(self, spelled: str) -> None:
         super().__init__()
         self.embed, self.head = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 3)
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 3, padding=2, groups=WIDTH)
         self.gate, self.write, self.read = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3), nn.Linear(WIDTH, 3)
         self.spelled = spelled
 
     def mix(self, x: Tensor) -> Tensor:
+        if self.spelled == "behind a convolution":
+            x = self.conv(x.mT)[..., : x.shape[1]].mT
         kept = self.gate(x).sigmoid()[..., None].expand(-1, -1, -1, 3)
         given = x[..., None] * self.write(x)[:, :, None]
         read, state, found = self.read(x), x.new_zeros(len(x), WIDTH, 3), torch.zeros_like(x)
@@ -239,7 +242,7 @@ class State(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, BATCH])
-@pytest.mark.parametrize("spelled", ["products", "einsum", "in place"])
+@pytest.mark.parametrize("spelled", ["products", "einsum", "in place", "behind a convolution"])
 def test_a_state_in_a_loop_is_told_and_keeps_the_tokens(spelled: str, batch: int) -> None:
     torch.manual_seed(0)
     model, x = State(spelled).eval(), torch.randn(batch, TOKENS, 4)

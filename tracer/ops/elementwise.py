@@ -67,10 +67,13 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
 def _of_a_stem(call: Call, operands: Sequence[Sequence[Slot]]) -> bool:
     """Whether all tokens come of nothing but windows: branches of a stem that ends in one place.
 
-    They are the same place then, as they are on larger grids, and no tokens whose sum is both of them.
+    They are the same place then, as they are on larger grids, and no tokens whose sum is both of them. Places
+    of one grid are different tokens all the same: a state that goes along them.
     """
     slots = [slot for own in operands for slot in own if slot.strength > DORMANT]
-    return all(slot.reads and not call.ledger.beyond_stem(slot.reads) for slot in slots)
+    grids = [call.ledger.mixed_at(slot) for slot in slots]
+    apart = len(set(grids)) == len(grids)
+    return apart and all(slot.reads and not call.ledger.beyond_stem(slot.reads) for slot in slots)
 
 
 def _told(call: Call) -> None:
