@@ -205,3 +205,24 @@ def test_merging_is_one_thing_however_spelled(first: Layout, other: Layout) -> N
     assert result.grid("pixels").shape == (2, 4, 4)
     _, wanted = explained(first)
     torch.testing.assert_close(result.relevance["pixels"], wanted.relevance["pixels"], rtol=1e-4, atol=1e-7)
+
+
+def test_patches_cut_by_layout_lie_on_the_pictures_grid() -> None:
+    class Patches(nn.Module):
+        def __init__(self, turned: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.head = nn.Linear(12, 8), nn.Linear(8, 3)
+            self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.turned = turned
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            cut = pixels.unflatten(-1, (3, 2)).unflatten(-3, (4, 2))  # [batch, 3, row, 2, column, 2]
+            cut = cut.flip(2) if self.turned else cut
+            x = self.embed(cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
+            return self.head((x + self.attend(x, x, x)[0]).mean(1))
+
+    pixels = torch.randn(2, 3, 8, 6)
+    plain, turned = (fxplain.explain(Patches(t).eval(), pixels, 1).grid("pixels") for t in (False, True))
+    assert plain.shape == (2, 4, 3)
+    torch.testing.assert_close(plain, turned)

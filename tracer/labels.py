@@ -401,6 +401,15 @@ class Elements:
             result = result * size + place
         return result + inside[0]
 
+    def lie(self, codes: Tensor) -> tuple[int, ...]:
+        """How these elements of one root lie in it: the places along its axes, if they are all of a grid."""
+        start = next((start for _, start, stop in self.ranges if start <= int(codes[0]) < stop), None)
+        if start is None or int(codes.max()) - start >= torch.Size(self.shapes[start]).numel():
+            return (len(codes),)
+        places = torch.unravel_index(codes - start, self.shapes[start])
+        sizes = [size for size in (len(torch.unique(place)) for place in places) if size > 1]
+        return tuple(sizes) if torch.Size(sizes).numel() == len(codes) else (len(codes),)
+
     def by_root(self, codes: Tensor) -> dict[Root, Tensor]:
         """Which of these codes belong to which root, as masks."""
         found: dict[Root, Tensor] = {}

@@ -264,9 +264,12 @@ class Ledger:
         keys = [(tag, int(code)) for code in codes.tolist()]
         fresh = [key for key in keys if key not in self._tokens]
         if fresh:
+            grid = grid_of(slot, len(fresh))
+            # tokens are in the order of their elements: patches in a row still lie on the picture's grid
+            lie = self.elements.lie(torch.tensor([code for _, code in fresh])) if len(grid) == 1 else grid
             start = self.new_tokens(
                 len(fresh),
-                grid=grid_of(slot, len(fresh)),
+                grid=lie,
                 origin="input" if root.is_input else "parameter",
                 source=root.name,
                 node=node,
