@@ -61,6 +61,9 @@ For each model all of this must hold (`tests/atlas/judge.py`):
 * a model without attention is said to have none, and reports no map either.
 
 Otherwise it counts as *refused*, where an error of fxplain says why, or as *something does not hold*.
+
+The records were not all made by one commit: after a change those models were judged again that had not been good
+(`--again`), and of the others a part.
 """
 
 
