@@ -62,8 +62,8 @@ For each model all of this must hold (`tests/atlas/judge.py`):
 
 Otherwise it counts as *refused*, where an error of fxplain says why, or as *something does not hold*.
 
-The records were not all made by one commit: after a change those models were judged again that had not been good
-(`--again`), and of the others a part.
+The records were not all made by one commit: after a change those models were judged again that had not been
+good (`--again`), and of the others a part.
 """
 
 
