@@ -134,3 +134,27 @@ def test_tokens_picked_by_each_sample_for_itself() -> None:
     for sample in range(3):
         alone = fxplain.explain(model, data[sample : sample + 1])
         torch.testing.assert_close(result.relevance["data"][sample : sample + 1], alone.relevance["data"])
+
+
+class Edges(nn.Module):
+    """Keys and values of an edge: what its end node has, and what the edge has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node, self.edge = nn.Linear(3, 8), nn.Linear(2, 8)
+        self.query, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, nodes: Tensor, edges: Tensor) -> Tensor:
+        x = self.node(nodes)
+        pairs = x[:, None] + self.edge(edges)
+        weights = torch.einsum("bid,bijd->bij", self.query(x), pairs).softmax(-1)
+        return self.head(x + torch.einsum("bij,bijd->bid", weights, pairs))
+
+
+def test_nodes_beside_their_edges_have_a_part_in_them() -> None:
+    inputs = {"nodes": torch.randn(2, 4, 3), "edges": torch.randn(2, 4, 4, 2)}
+    traced = fxplain.trace(Edges().eval(), inputs)
+    result = traced.explain(inputs, target=(0, 1))
+    assert [(mix.queries.name, mix.keys.name) for mix in traced.mixings] == [("edges", "nodes")]
+    assert bool((result.relevance["nodes"] > 0).any())
+    assert bool((result.relevance["edges"][:, 4:] == 0).all())  # row 0 reads its own edges alone

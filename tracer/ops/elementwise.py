@@ -150,12 +150,17 @@ def _meets(one: Slot, other: Slot) -> bool:
 
 def _others(call: Call, slots: Sequence[Slot], kept: Slot) -> list[Slot]:
     """Slots of other tokens that come to those that stay: place by place, after a first attention or mixing
-    beyond a stem's; or one token for many (a condition, a gate for all), if it has attended."""
+    beyond a stem's; or one token for many, if it has attended (a condition, a gate for all) or there are
+    several of its kind."""
     found = []
     for slot in slots:
-        if not (slot.strength == kept.strength == STRONG and slot.reads and kept.token_axes):
+        if not (slot.strength == kept.strength == STRONG and kept.token_axes):
             continue
-        if slot.token_axes == kept.token_axes:
+        if slot.token_axes and slot.token_axes < kept.token_axes:
+            told = True  # a token for many, one of several: a node beside each of its edges
+        elif not slot.reads:
+            continue
+        elif slot.token_axes == kept.token_axes:
             told = call.ledger.beyond_stem(slot.reads | kept.reads)
         else:
             told = slot.token_axes < kept.token_axes and call.ledger.attended(slot.reads)
