@@ -229,7 +229,7 @@ def halting(m: Between, x: Tensor, _: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("middle", "sizes"),
     [
-        (fused_rest, [("self", 6, 6), ("encoder_decoder", 1, 3), ("self", 5, 5)]),
+        (fused_rest, [("self", 6, 6), ("encoder_decoder", 1, 3), ("self", 6, 6)]),
         (slots, None),
         (learned, None),
         (halting, [("self", 6, 6), ("self", 6, 6)]),
