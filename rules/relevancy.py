@@ -53,8 +53,10 @@ def head_mean_relevance(maps: Tensor, gradients: Tensor | None, dim: int | tuple
     if gradients is None:
         return torch.zeros_like(maps, dtype=dtype).mean(dim)
     gradients = gradients.to(dtype)
-    product = (maps.to(dtype) * gradients).masked_fill_(gradients == 0, 0.0)
-    return product.clamp_(min=0).mean(dim)
+    mean = (maps.to(dtype) * gradients).clamp_(min=0).mean(dim)
+    if not bool(mean.isnan().any()):
+        return mean
+    return (maps.to(dtype) * gradients).masked_fill_(gradients == 0, 0.0).clamp_(min=0).mean(dim)
 
 
 def normalised_excess(excess: Tensor) -> Tensor:

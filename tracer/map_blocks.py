@@ -93,7 +93,7 @@ def _fused(
             columns = where[-1]
             maps = masked_softmax(flex_block(site.node, replay, where))
         else:
-            mask = _mask(site, replay, where)
+            mask = None if site.node.name in replay.causal else _mask(site, replay, where)
             columns = _columns(site, replay, where, mask)
             scale = argument(site.node, replay, "scale", None)
             scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -141,10 +141,14 @@ def _mask(site: Site, replay: Replay, where: Where) -> Tensor | None:
     return None
 
 
+def _is_causal(site: Site, replay: Replay) -> bool:
+    return replay.causal.get(site.node.name, bool(argument(site.node, replay, "is_causal", False)))
+
+
 def _columns(site: Site, replay: Replay, where: Where, mask: Tensor | None) -> slice:
     """The keys that some row of the block can see."""
     columns = where[-1]
-    if argument(site.node, replay, "is_causal", False):
+    if _is_causal(site, replay):
         columns = slice(columns.start, min(columns.stop, where[-2].stop))
     shown = None if mask is None else _shown(mask)
     if shown is None:
@@ -169,7 +173,7 @@ def _shown(mask: Tensor) -> Tensor | None:
 def _masked(
     scores: Tensor, site: Site, replay: Replay, mask: Tensor | None, rows: slice, columns: slice
 ) -> Tensor:
-    if argument(site.node, replay, "is_causal", False):
+    if _is_causal(site, replay):
         places = (torch.arange(part.start, part.stop, device=scores.device) for part in (rows, columns))
         row, column = places
         scores = scores.masked_fill_(column > row[:, None], -torch.inf)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from fxplain.captured import Captured
 from fxplain.flex import compute
 from fxplain.ledger import Site
+from fxplain.plain_masks import PlainMasks
 
 Surrogate = Callable[[fx.Node, "tuple[Any, ...]", "dict[str, Any]"], Any]
 """(node, its arguments by place, by name) -> what to go on with in place of the operation's own result."""
@@ -29,6 +30,8 @@ class Replay:
     """Node -> the tensor that gradients are taken of (a map, or the output of a fused or mixing site)."""
     kept: Mapping[str, Any]
     """Node -> its value, for the operands of the sites."""
+    causal: Mapping[str, bool] = field(default_factory=dict)
+    """Kernel -> whether its mask is causal, where that or nothing is all that the mask says."""
 
 
 def tap_of(site: Site) -> fx.Node:
@@ -65,9 +68,11 @@ def replay(
             kept[node.name] = value
         return value
 
+    masks = PlainMasks(sites)
+    plain: dict[fx.Node, Surrogate] = dict.fromkeys(masks.nodes, masks.run)
     with torch.set_grad_enabled(gradients):
-        outputs = execute(captured, bound, change, surrogates)
-    return Replay(outputs, tapped, kept)
+        outputs = execute(captured, bound, change, {**plain, **surrogates})
+    return Replay(outputs, tapped, kept, masks.causal)
 
 
 def execute(
