@@ -7,7 +7,18 @@ import sys
 
 import pytest
 
-HEAVY = {"transformers", "torchvision", "timm", "matplotlib", "jinja2", "typer", "PIL", "tqdm"}
+HEAVY = {
+    "transformers",
+    "torchvision",
+    "timm",
+    "matplotlib",
+    "jinja2",
+    "typer",
+    "PIL",
+    "tqdm",
+    "sklearn",
+    "skimage",
+}
 SCRIPT = """
 import sys
 import torch  # brings some of them itself (torch.hub: tqdm), which is not ours to answer for

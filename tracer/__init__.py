@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxplain import evaluate
     from fxplain.attentions import Attention, CensusEntry, Mixing, Stream, TokenSpace
     from fxplain.comparison import Comparison
     from fxplain.errors import FxplainError
@@ -51,6 +52,7 @@ __all__ = [
     "Verdict",
     "check",
     "compare",
+    "evaluate",
     "explain",
     "methods",
     "trace",
@@ -61,8 +63,10 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for, when it is asked for: ``import fxplain`` alone stays light."""
     if name in _HOMES:
         return getattr(import_module(f"fxplain.{_HOMES[name]}"), name)
+    if name == "evaluate":
+        return import_module("fxplain.evaluate")
     raise AttributeError(f"module 'fxplain' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, "evaluate"])
