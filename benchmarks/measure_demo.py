@@ -1,6 +1,6 @@
 """Measures the demo's model with the library: accuracy, and the pointing game for each method.
 
-    python benchmarks/measure_demo.py --data /usr/share/datasets/fashion-mnist
+    python benchmarks/measure_demo.py --data FOLDER
 
 With ``--data`` on 5000 fresh canvases of objects that the model never saw, without on the 600 that the
 tests use. Prints JSON; ``--write`` keeps it as ``benchmarks/demo_numbers.json``, the README's source.

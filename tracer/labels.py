@@ -408,7 +408,7 @@ class Elements:
             return (len(codes),)
         places = torch.unravel_index(codes - start, self.shapes[start])
         sizes = [size for size in (len(torch.unique(place)) for place in places) if size > 1]
-        return tuple(sizes) if torch.Size(sizes).numel() == len(codes) else (len(codes),)
+        return tuple(sizes) if sizes and torch.Size(sizes).numel() == len(codes) else (len(codes),)
 
     def by_root(self, codes: Tensor) -> dict[Root, Tensor]:
         """Which of these codes belong to which root, as masks."""
