@@ -41,7 +41,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--registry", action="append", choices=list(REGISTRIES), help="default: all")
     parser.add_argument("--only", metavar="PATTERN", help="a regular expression that names must hold")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="for each model")
+    parser.add_argument(
+        "--timeout", type=float, default=120.0, metavar="SECONDS", help="of computing, for each model"
+    )
     parser.add_argument("--resume", action="store_true", help="leave out what the results hold already")
     parser.add_argument(
         "--again", metavar="OUTCOMES", help="judge again what had one of these outcomes, by commas"

@@ -60,7 +60,7 @@ def names() -> list[str]:
 def judge(registry: Registry, registry_name: str, name: str) -> Verdict:
     """Build one model and explain it by every method, from one capture."""
     verdict = Verdict(registry_name, name)
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with warnings.catch_warnings(), few_steps():
             warnings.simplefilter("ignore")
@@ -75,7 +75,7 @@ def judge(registry: Registry, registry_name: str, name: str) -> Verdict:
         verdict.outcome, verdict.reason, verdict.message = "refused", type(error).__name__, str(error)[:1500]
     except Exception as error:
         verdict.outcome, verdict.reason, verdict.message = "crashed", type(error).__name__, told(error)
-    verdict.seconds = round(time.perf_counter() - start, 2)
+    verdict.seconds = round(time.process_time() - start, 2)
     return verdict
 
 

@@ -73,6 +73,7 @@ class Verdict:
     implementations: dict[str, str] = field(default_factory=dict)
     """Other implementation -> the difference of relevance, or why it was not compared."""
     seconds: float = 0.0
+    """Of computing, also by all threads."""
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,7 +82,7 @@ class Verdict:
 def judge(registry: Registry, registry_name: str, name: str) -> Verdict:
     """Build one model and hold it against everything that must hold."""
     verdict = Verdict(registry_name, name)
-    start = time.perf_counter()
+    start = time.process_time()
     first, *others = registry.IMPLEMENTATIONS
     try:
         with warnings.catch_warnings():
@@ -106,7 +107,7 @@ def judge(registry: Registry, registry_name: str, name: str) -> Verdict:
     if verdict.broken and verdict.outcome in (Outcome.PASSED, Outcome.NO_ATTENTION):
         verdict.outcome = Outcome.WRONG
         verdict.reason = verdict.broken[0].split(":")[0]
-    verdict.seconds = round(time.perf_counter() - start, 2)
+    verdict.seconds = round(time.process_time() - start, 2)
     return verdict
 
 

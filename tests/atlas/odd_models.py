@@ -48,14 +48,16 @@ class Turned(nn.Module):
 
 
 def names() -> list[str]:
-    return ["dies", "hangs", "lies", "mlp", "not_built", "raises", "refused", "right"]
+    return ["computes", "dies", "lies", "mlp", "not_built", "raises", "refused", "right", "waits"]
 
 
 def build(name: str, attention: str | None) -> Case:
     torch.manual_seed(0)
     if name == "dies":
         os._exit(3)
-    if name == "hangs":
+    while name == "computes":  # for ever
+        pass
+    if name == "waits":
         time.sleep(600)
     if name == "raises":
         raise RuntimeError("a mistake of the registry")

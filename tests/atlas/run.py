@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
+import subprocess
 import threading
 import time
 from collections import deque
@@ -25,8 +27,12 @@ from atlas.judge import judge
 
 MEMORY = 12 << 30
 """Bytes of address space that a worker may take."""
+IMPORTS = 60
+"""Seconds for a worker to begin."""
 RECYCLE = 20
 """Models after which a worker makes place for a fresh one, for memory adds up."""
+WAITING = 20
+"""How many times longer a worker may take than it computes: a busy machine must not decide over a model."""
 
 Task = tuple[str, str]
 """Registry and name of a model."""
@@ -55,14 +61,38 @@ def finished(results: Path) -> dict[Task, dict[str, Any]]:
 
 
 def run(todo: Sequence[Task], results: Path, workers: int, timeout: float, by: Judge = judge) -> None:
-    """Judge these models and append their records to ``results``."""
+    """Judge these models and append their records to ``results``.
+
+    Args:
+        timeout: seconds that a worker may **compute** for each: it does not matter how busy the machine is.
+    """
+    made_at = revision()
     results.parent.mkdir(parents=True, exist_ok=True)
     with results.open("a") as file, tqdm(total=len(todo), unit="model") as bar:
         for record in records(todo, workers, timeout, by):
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps({**record, "revision": made_at}) + "\n")
             file.flush()
             bar.set_postfix_str(f"{record['name']}: {record['outcome']}"[:60])
             bar.update()
+
+
+def revision() -> str:
+    """The commit that is judged, with a plus where files differ from it; empty where there is no git."""
+    said = os.environ.get("ATLAS_REVISION")
+    if said is not None:  # a copy of the tree, which lies in no repository
+        return said
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.stdout.strip()
 
 
 def records(todo: Sequence[Task], workers: int, timeout: float, by: Judge) -> Iterator[dict[str, Any]]:
@@ -109,12 +139,13 @@ class _Worker:
         process.start()
         there.close()
         worker = cls(process, here, task, 0.0)
-        worker.give(task, timeout + 20)  # the first one waits for imports
+        worker.give(task, timeout)
         return worker
 
     def give(self, task: Task, timeout: float) -> None:
-        self.task, self.deadline, self.is_busy = task, time.monotonic() + timeout, True
-        self.pipe.send(task)
+        self.task, self.is_busy = task, True
+        self.deadline = time.monotonic() + WAITING * timeout + IMPORTS
+        self.pipe.send((task, timeout))
 
     def collect(self) -> dict[str, Any]:
         """The record of the task, also where the worker died over it."""
@@ -132,6 +163,8 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode
+            if code == -signal.SIGPROF:
+                return {**lost, "outcome": "timeout", "reason": "the time limit"}
             return {**lost, "outcome": "crashed", "reason": f"the process ended with code {code}"}
 
     def is_fit(self) -> bool:
@@ -161,7 +194,11 @@ def _work(pipe: Connection, by: Judge) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            library, name = pipe.recv()
+            (library, name), timeout = pipe.recv()
         except EOFError:
             return
-        pipe.send(by(registry(library), library, name).record())
+        models = registry(library)  # imports are nobody's time
+        signal.setitimer(signal.ITIMER_PROF, timeout)  # computing beyond that ends the process
+        record = by(models, library, name).record()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        pipe.send(record)
