@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from zoo.compare import assert_close, assert_same
 import fxplain
 from fxplain.errors import MethodError, VerificationError
 from fxplain.method_table import METHODS
+from fxplain.mixing_products import mixing_products
+from fxplain.rules.adjoint import Weights
 from fxplain.scheduled import Scheduled
 
 BY_RULES = [name for name, method in METHODS.items() if isinstance(method.explain, Scheduled)]
@@ -116,3 +120,41 @@ def test_batches_equal_their_samples() -> None:
         alone = fxplain.explain(model, tuple(part[sample : sample + 1] for part in both), 1)
         for name in alone.relevance:
             assert_close(together.relevance[name][sample], alone.relevance[name][0], 1e-10, name)
+
+
+class Grid(nn.Module):
+    """Patches that a convolution mixes with their neighbours and pools, before and after they attend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.near = nn.Conv2d(3, 8, 4, stride=4), nn.Conv2d(8, 8, 3, padding=1)
+        self.attend, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.near(self.patches(x))
+        tokens = x.flatten(2).mT
+        x = x + self.attend(tokens, tokens, tokens)[0].mT.view_as(x)
+        x = nn.functional.avg_pool2d(self.near(x), 2)
+        out: Tensor = self.head(x.flatten(2).mT.mean(1))
+        return out
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_mixings_of_few_neighbours_are_held_as_entries(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, x = Grid().double().eval(), torch.randn(batch, 3, 48, 48, dtype=torch.float64)
+    made: list[str] = []
+
+    def noted(*args: Any) -> Weights:
+        found = mixing_products(*args)
+        made.append(type(found).__name__)
+        return found
+
+    monkeypatch.setattr("fxplain.row_mode.mixing_products", noted)
+    traced = fxplain.trace(model, x)
+    for method in ("relevancy", "rollout"):
+        rows, matrix = (traced.explain(x, 1, method, mode=mode) for mode in ("rows", "matrix"))
+        assert_close(rows.relevance["x"], matrix.relevance["x"], 1e-12, method)
+    assert sorted(made) == 2 * ["Dense"] + 4 * ["Sparse"]

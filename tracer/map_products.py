@@ -16,7 +16,7 @@ from torch import Tensor
 from fxplain.map_blocks import Block, Where, blocks
 from fxplain.maps import HeadMean, Plan, every_head
 from fxplain.replay import Replay
-from fxplain.rules.adjoint import Dense, Weights
+from fxplain.rules.adjoint import Weights
 
 
 @dataclass(eq=False)
@@ -131,10 +131,9 @@ def _contracted(vectors: Tensor, weights: Tensor, given: Sequence[int], right: b
 class Formed:
     """A map that is formed whole when a product asks for it, and forgotten if no other will."""
 
-    form: Callable[[], Tensor]
-    """Makes [batch, query, key]."""
+    form: Callable[[], Weights]
     again: bool
-    _kept: Dense | None = field(default=None, repr=False)
+    _kept: Weights | None = field(default=None, repr=False)
 
     def left(self, rows: Tensor) -> Tensor:
         return self._map().left(rows)
@@ -142,13 +141,13 @@ class Formed:
     def right(self, columns: Tensor) -> Tensor:
         return self._map().right(columns)
 
-    def _map(self) -> Dense:
-        if self._kept is None:
-            found = Dense(self.form())
-            if not self.again:
-                return found
+    def _map(self) -> Weights:
+        if self._kept is not None:
+            return self._kept
+        found = self.form()
+        if self.again:
             self._kept = found
-        return self._kept
+        return found
 
 
 @dataclass(frozen=True, eq=False)

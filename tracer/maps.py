@@ -169,14 +169,20 @@ def mixing_weights(plan: Plan, replay: Replay, gradient: Tensor | None) -> Tenso
     support = (plan.scatter(torch.ones(plan.shape), divide=False) > 0).float()
     if gradient is None:
         return support.to(replay.outputs[0].device)
-    values = contributions(plan.site, replay, gradient)
-    for axis in plan.heads:
-        values = values.sum(axis, keepdim=True)
-    weights = plan.scatter(values.reshape(plan.shape)).clamp_min(0)
+    values = mixing_values(plan, replay, gradient)
+    weights = plan.scatter(values).clamp_min(0)
     if plan.site.adds:
         return weights
     empty = weights.sum(-1, keepdim=True) == 0
     return torch.where(empty, support.to(weights), weights)
+
+
+def mixing_values(plan: Plan, replay: Replay, gradient: Tensor) -> Tensor:
+    """⟨∂y/∂oᵢ, Wᵢⱼ xⱼ⟩ for every element of the map, heads summed: of the plan's shape."""
+    values = contributions(plan.site, replay, gradient)
+    for axis in plan.heads:
+        values = values.sum(axis, keepdim=True)
+    return values.reshape(plan.shape)
 
 
 def check_rebuilt(plans: Mapping[int, Plan], replay: Replay, tolerance: float) -> float:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fxplain.map_products import Formed, MapProducts, Summed
-from fxplain.maps import HeadMean, Plan, attention_weights, mixing_weights
+from fxplain.maps import HeadMean, Plan, attention_weights
+from fxplain.mixing_products import mixing_products
 from fxplain.prediction import Gradients, Prediction
 from fxplain.replay import tap_of
 from fxplain.row_schedule import rows_of, uses
-from fxplain.rules.adjoint import Weights
+from fxplain.rules.adjoint import Dense, Weights
 from fxplain.schedule import Rules, Step
 from fxplain.steps import step_columns, step_members
 from fxplain.target import Readout
@@ -113,7 +114,8 @@ def _map(
 ) -> Weights:
     gradient = None if gradients is None else gradients.get(tap_of(plan.site).name)
     if not plan.site.attends:
-        return Formed(partial(mixing_weights, plan, prediction.run, gradient), again)
+        # rules ask for the sums of its rows too; it is not much larger than the data it is made of
+        return Formed(partial(mixing_products, plan, prediction.run, gradient), again=True)
     if isinstance(weigh, ByHeads) and plan.sampled:
         return MapProducts(plan, prediction.run, gradient, weigh.head_mean, again)
-    return Formed(partial(weigh, prediction, plan, gradient), again)
+    return Formed(lambda: Dense(weigh(prediction, plan, gradient)), again)

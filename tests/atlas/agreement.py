@@ -13,11 +13,10 @@ SAME_MAP = 1e-5
 
 def match(theirs: Tensor, maps: Sequence[Tensor], left: Sequence[int]) -> tuple[str, int | None]:
     """How a reported map agrees with one of ours, and with which."""
-    theirs = theirs.detach().double()
-    candidates = {i: maps[i].detach().double() for i in left}
+    theirs = theirs.detach()
     for how, same in _AGREEMENTS.items():
-        for place, ours in candidates.items():
-            if same(theirs, ours):
+        for place in left:
+            if same(theirs, maps[place].detach().to(theirs.dtype)):
                 return how, place
     return "no map" if is_no_map(theirs, maps) else "differs", None
 
@@ -83,9 +82,19 @@ def _in_several_windows(theirs: Tensor, ours: Tensor) -> bool:
 
 
 def _sorted_rows(map: Tensor) -> Tensor:
-    """All rows that are not zero, their entries in falling order."""
-    rows = map.reshape(-1, map.shape[-1])
-    return rows[(rows != 0).any(-1)].sort(-1, descending=True).values
+    """All rows that are not zero, their entries in falling order, with no more zeros than there must be."""
+    parts = [_compact(part) for part in map.reshape(-1, map.shape[-1]).split(1024)]
+    width = max((part.shape[1] for part in parts), default=0)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
+def _compact(rows: Tensor) -> Tensor:
+    """The same of a few rows: maps of windows hold many zeros."""
+    rows = rows[(rows != 0).any(-1)]
+    if not len(rows):
+        return rows[:, :0]
+    places = rows.abs().topk(int((rows != 0).sum(-1).max()), -1).indices
+    return rows.gather(-1, places).sort(-1, descending=True).values
 
 
 def _mean_of_heads(theirs: Tensor, ours: Tensor) -> bool:

@@ -226,9 +226,7 @@ def _compare(
         traced = fxplain.trace(other.model, case.inputs)
         if not any(a.fused for a in traced.attentions):
             return "no fused attention"
-        again = traced.explain(
-            case.inputs, target=case.target if callable(case.target) else list(result.target)
-        )
+        again = traced.explain(case.inputs, target=_target(result))
     except FxplainError as error:
         verdict.broken.append(f"{attention}: {_kind_of(error)}")
         return str(error)[:1000]
@@ -243,9 +241,14 @@ def _compare(
     return f"{exact:.1e} in float64"
 
 
+def _target(result: Result) -> Any:
+    """What was explained, to explain it again."""
+    return result.target if callable(result.target) else list(result.target)
+
+
 def _gap_in_doubles(case: Case, other: Case, result: Result) -> float | None:
     """The same comparison in float64; None where the model cannot compute in it."""
-    target = case.target if callable(case.target) else list(result.target)
+    target = _target(result)
     inputs = _doubled(case.inputs)
     try:
         found = [fxplain.explain(each.model.double(), inputs, target) for each in (case, other)]
