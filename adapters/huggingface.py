@@ -15,9 +15,9 @@ from typing import Any
 
 from fxplain.adapters.examples import example_inputs
 from fxplain.adapters.loaded import Loaded, LoadOptions
-from fxplain.adapters.names import first_line, near
+from fxplain.adapters.names import near
 from fxplain.adapters.processors import encoder, load_processors, target_names
-from fxplain.errors import LoadError, UnsafeFileError
+from fxplain.errors import LoadError, UnsafeFileError, first_line
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _NETWORK = "the network was needed; HF_HUB_OFFLINE=1 uses the cache alone"

@@ -27,9 +27,3 @@ def file_stem(name: str) -> str:
         'timm-vit-tiny-x'
     """
     return re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:80] or "model"
-
-
-def first_line(error: BaseException) -> str:
-    """Type and first line of another library's error, for the ``found`` of ours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

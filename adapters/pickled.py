@@ -11,8 +11,7 @@ import torch
 
 from fxplain.adapters.generic import loaded_from
 from fxplain.adapters.loaded import Loaded, LoadOptions
-from fxplain.adapters.names import first_line
-from fxplain.errors import LoadError, UnsafeFileError
+from fxplain.errors import LoadError, UnsafeFileError, first_line
 
 
 def load(text: str, options: LoadOptions) -> Loaded:

@@ -12,11 +12,10 @@ import torch
 
 from fxplain.adapters.images import encode_images, open_image, spec_of
 from fxplain.adapters.loaded import Encode, Request
-from fxplain.adapters.names import first_line
 from fxplain.adapters.show import Show
 from fxplain.adapters.tensors import mapped_tensors
 from fxplain.adapters.text import speller
-from fxplain.errors import InputError
+from fxplain.errors import InputError, first_line
 
 _TOKENIZER_FILES = (
     "tokenizer.json",

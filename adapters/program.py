@@ -10,13 +10,17 @@ import torch
 
 from fxplain.adapters.generic import loaded_from
 from fxplain.adapters.loaded import Loaded, LoadOptions
-from fxplain.adapters.names import first_line
-from fxplain.adapters.program_audit import audit, output_classes
-from fxplain.errors import LoadError
+from fxplain.captured import Captured
+from fxplain.errors import LoadError, first_line
+from fxplain.inputs import positional_names
+from fxplain.program_audit import audit, output_classes, record_of
+from fxplain.saved.files import FOUND
+from fxplain.saved.files import load as load_traced
 
 
 def load(text: str, options: LoadOptions) -> Loaded:
-    """Read an exported program; its example inputs serve where a person gives none.
+    """Read an exported program; its example inputs serve where a person gives none. One that fxplain has
+    saved is traced already.
 
     ``torch.export.load`` unpickles and evaluates parts of some archives. Unless pickles are allowed the
     archive is first searched for such parts, and refused if one is found.
@@ -30,6 +34,9 @@ def load(text: str, options: LoadOptions) -> Loaded:
         raise LoadError("there is no such exported program", where=str(path))
     if not options.allow_pickle:
         audit(path)
+    if record_of(path, f"extra/{FOUND}") is not None:
+        captured = load_traced(path).captured
+        return loaded_from(captured.model, path.stem, _inputs(captured))
     program = _read(path)
     return loaded_from(program, path.stem, _example(program))
 
@@ -56,6 +63,14 @@ def _example(program: Any) -> Any:
         return None
     args, kwargs = stored
     return tuple(args) if not kwargs else dict(kwargs) if not args else _named(program, args, kwargs)
+
+
+def _inputs(captured: Captured) -> Any:
+    """The inputs that a traced model was traced with."""
+    args, kwargs = captured.layout.fill(captured.example)
+    if not args or not kwargs:
+        return args or kwargs
+    return {**dict(zip(positional_names(captured.model, len(args)), args, strict=True)), **kwargs}
 
 
 def _named(program: Any, args: Any, kwargs: Any) -> Any:

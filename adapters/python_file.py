@@ -15,8 +15,8 @@ import torch
 
 from fxplain.adapters.generic import loaded_from
 from fxplain.adapters.loaded import Loaded, LoadOptions
-from fxplain.adapters.names import first_line, near
-from fxplain.errors import FxplainError, LoadError
+from fxplain.adapters.names import near
+from fxplain.errors import FxplainError, LoadError, first_line
 
 
 def load(text: str, options: LoadOptions) -> Loaded:

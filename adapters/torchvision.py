@@ -10,9 +10,9 @@ import torch
 from fxplain.adapters.generic import image_encoder, transform_encoder
 from fxplain.adapters.images import ImageSpec, encode_images, sample_image
 from fxplain.adapters.loaded import Loaded, LoadOptions
-from fxplain.adapters.names import first_line, near
+from fxplain.adapters.names import near
 from fxplain.adapters.show import Show
-from fxplain.errors import LoadError
+from fxplain.errors import LoadError, first_line
 from fxplain.inputs import positional_names
 
 SEED = 0

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fxplain.errors import FxplainError
     from fxplain.method_table import methods
     from fxplain.result import Relevance, Result
+    from fxplain.saved.files import load
     from fxplain.traced import Traced, compare, explain, trace
     from fxplain.verdict import Finding, Verdict, check
 
@@ -33,6 +34,7 @@ _HOMES = {
     "check": "verdict",
     "compare": "traced",
     "explain": "traced",
+    "load": "saved.files",
     "methods": "method_table",
     "trace": "traced",
 }
@@ -54,6 +56,7 @@ __all__ = [
     "compare",
     "evaluate",
     "explain",
+    "load",
     "methods",
     "trace",
 ]

@@ -112,6 +112,7 @@ def _finish(
         layout=layout,
         structure=skeleton(output),
         constants=draft.constants,
+        example=tuple(tensors),
     )
     values = captured.bind_tensors(tensors)
     worst = verify_draft(draft, list(values.values()), expected, strategy)

@@ -78,6 +78,8 @@ class Captured:
     structure: Any = field(repr=False)
     """The structure of the outputs."""
     constants: Mapping[str, Tensor] = field(repr=False)
+    example: Sequence[Tensor] = field(default=(), repr=False)
+    """The tensors of the inputs at capture, in the order of ``layout.tensors``."""
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensor for each placeholder node: the model's as they are now, the inputs as given.

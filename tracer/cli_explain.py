@@ -89,6 +89,7 @@ def default_stem(model: str, images: tuple[Path, ...], method: str) -> str:
 
 def _check_path(path: Path, several: bool) -> None:
     """Refuse early what could not be written after all the work."""
+    from fxplain.files import check_folder
     from fxplain.render import save, side_by_side
 
     suffixes = list(side_by_side.WRITERS if several else save.WRITERS)
@@ -98,7 +99,7 @@ def _check_path(path: Path, several: bool) -> None:
             expected=f"a name that ends in {', '.join(suffixes)}, or has no suffix",
             found=path.suffix,
         )
-    save.check_folder(path)
+    check_folder(path)
 
 
 def _expanded(path: Path, display: Display, several: bool) -> list[Path]:

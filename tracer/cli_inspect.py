@@ -35,7 +35,7 @@ def run_inspect(ask: Ask, form: Form | None, out: Path | None) -> None:
 
     form = form or _form_of(out)
     if out is not None:
-        from fxplain.render.save import check_folder
+        from fxplain.files import check_folder
 
         check_folder(out)
     loaded = ask.load()
@@ -55,7 +55,7 @@ def run_inspect(ask: Ask, form: Form | None, out: Path | None) -> None:
     if out is None:
         typer.echo(text.rstrip("\n"))
         return
-    from fxplain.render.save import write_whole
+    from fxplain.files import write_whole
 
     write_whole(out, text if text.endswith("\n") else text + "\n")
     typer.echo(f"wrote {out}")

@@ -11,7 +11,7 @@ FxplainError
 ├── DeviceError           the model lies on several devices
 ├── MethodError           no method of that name, or the method does not apply to this model
 ├── UnknownNameError      no token space or stream of that name (a KeyError too)
-├── OutputError           the result cannot be written: suffix, folder, nothing to draw
+├── OutputError           a result or traced model cannot be written: suffix, folder, nothing to draw
 └── LoadError             a file or name that gives no model
     └── UnsafeFileError   loading it would run code that nobody allowed
 """
@@ -94,7 +94,7 @@ class UnknownNameError(FxplainError, KeyError):
 
 
 class OutputError(FxplainError):
-    """The result cannot be written: unknown suffix, missing folder, nothing to draw."""
+    """A result or traced model cannot be written: unknown suffix, missing folder, nothing to draw."""
 
 
 class LoadError(FxplainError):
@@ -103,3 +103,9 @@ class LoadError(FxplainError):
 
 class UnsafeFileError(LoadError):
     """Loading the file would run code that nobody allowed."""
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of another library's error, for the ``found`` of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -38,11 +39,17 @@ class Labelled:
 def label(captured: Captured, bound: Mapping[str, Tensor]) -> Labelled:
     """Find and classify all attentions of a captured graph on these tensors."""
     check_not_empty(captured, bound)
-    findings = find(captured, bound)
+    own = {p.node: bound[p.node].clone() for p in captured.placeholders if p.kind == "input"}
+    return labelled_by(captured, find(captured, bound), own if captured.specialised else {})
+
+
+def labelled_by(
+    captured: Captured, findings: Findings, inputs: Mapping[str, Tensor] = MappingProxyType({})
+) -> Labelled:
+    """Classify what a labelling run of a captured graph has found; ``inputs`` as in :class:`Labelled`."""
     classified = numbered(classify(findings))
     plans = {site.index: make_plan(site, classified, findings.batch) for site in classified.sites}
-    own = {p.node: bound[p.node].clone() for p in captured.placeholders if p.kind == "input"}
-    return Labelled(captured, findings, classified, plans, own if captured.specialised else {})
+    return Labelled(captured, findings, classified, plans, inputs)
 
 
 def check_not_empty(captured: Captured, bound: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ from fxplain.comparison import Comparison
 from fxplain.errors import FxplainError
 from fxplain.explanation import explain_labelled, notes_of
 from fxplain.guard import untouched
-from fxplain.inputs import Layout, normalise
+from fxplain.inputs import Layout, check_layout, normalise
 from fxplain.inputs import flatten as flatten_inputs
 from fxplain.labelled import Labelled, label
 from fxplain.layers import Layers
@@ -28,6 +29,7 @@ from fxplain.prediction import Mode
 from fxplain.replay import replay
 from fxplain.result import Result
 from fxplain.sampled_maps import point_weights
+from fxplain.saved.model import SavedModel
 from fxplain.verify import verify as verify_graph
 
 if TYPE_CHECKING:
@@ -131,6 +133,22 @@ class Traced:
         """Streams and attentions as a graph, see :func:`fxplain.attention_graph.attention_graph`."""
         return attention_graph(self._first.classified, self.captured.outputs)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the captured graph with its weights, and all that was found in it, to one file.
+
+        :func:`fxplain.load` reads it without capture and labelling, and without the model's code. Kept is
+        the layout of inputs that was traced, and the input itself, to verify the graph when it is loaded.
+        The file is written whole or not at all, and read back before it takes an older one's place.
+
+        Raises:
+            OutputError: the graph was recorded, so that it holds for one input only; or something in it
+                has no form as a file; or the disk refuses.
+            VerificationError: the graph no longer computes what the model computes.
+        """
+        from fxplain.saved.files import save
+
+        save(self._first, path)
+
     def explain(
         self,
         inputs: Any,
@@ -212,6 +230,8 @@ class Traced:
         _, layout = flatten_inputs(self.captured.model, args, kwargs)
         known = self._layouts.get(_key(layout))
         bound = {} if known is None else known.captured.bind(args, kwargs)
+        if known is None and isinstance(self.model, SavedModel):
+            check_layout(self.captured.layout, layout)  # raises: there is no model to capture again
         if known is None or not known.holds_for(bound):
             captured = capture(self.model, args, kwargs)
             bound = captured.bind(args, kwargs)
@@ -233,7 +253,8 @@ def trace(model: Any, inputs: Any) -> Traced:
     """Capture a model and find its attentions, once.
 
     Args:
-        model: any ``torch.nn.Module`` (or a program saved by ``torch.export.save``, once loaded).
+        model: any ``torch.nn.Module`` (or a program saved by ``torch.export.save``, once loaded; what
+            :func:`load` has read is traced already).
         inputs: a tensor, tuple, dict or BatchEncoding, just as the model is called.
 
     Raises:
@@ -247,16 +268,18 @@ def trace(model: Any, inputs: Any) -> Traced:
         [('self', 'src', 5, 2)]
     """
     args, kwargs = normalise(inputs)
+    if isinstance(model, SavedModel) and model.labelled is not None:
+        model.labelled.captured.bind(args, kwargs)  # raises where the inputs are of another layout
+        return traced_from(model.labelled)
     captured = model if isinstance(model, Captured) else capture(model, args, kwargs)
     with untouched(None):
         labelled = label(captured, captured.bind(args, kwargs))
-    return Traced(
-        captured.model if captured.model is not None else model, labelled, _known(captured, labelled)
-    )
+    return traced_from(labelled)
 
 
-def _known(captured: Captured, labelled: Labelled) -> dict[str, Labelled]:
-    return {_key(captured.layout): labelled}
+def traced_from(labelled: Labelled) -> Traced:
+    """The traced model of a graph that has been labelled, for its layout of inputs."""
+    return Traced(labelled.captured.model, labelled, {_key(labelled.captured.layout): labelled})
 
 
 def explain(

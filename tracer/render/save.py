@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from fxplain.attentions import Attention
 from fxplain.errors import OutputError
+from fxplain.files import check_folder, write_whole
 from fxplain.render.colours import to_array
 from fxplain.render.display import Display
 from fxplain.result import Result
@@ -40,72 +39,6 @@ def save(result: Result, path: str | os.PathLike[str], display: Display | None =
         )
     check_folder(path)
     write_whole(path, writer(result, display or Display()))
-
-
-def check_folder(path: Path) -> None:
-    """Refuse early, before anything is drawn, where no file can be written.
-
-    Raises:
-        OutputError: the folder does not exist, or a folder lies in the file's place.
-    """
-    if not path.parent.is_dir():
-        raise OutputError(
-            f"the folder for {path.name!r} does not exist",
-            expected="an existing folder",
-            found=str(path.parent),
-            hint="make the folder first",
-        )
-    if path.is_dir():
-        raise OutputError(f"{str(path)!r} is a folder", expected="a file's name", found="a folder")
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Write a file whole or not at all: a reader sees the old file or the new one, never a part.
-
-    Raises:
-        OutputError: the folder does not exist or the disk refuses; the old file, if any, is untouched.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_whole(Path(folder) / "out.txt", "whole")
-        ...     (Path(folder) / "out.txt").read_text()
-        'whole'
-    """
-    path = Path(path)
-    check_folder(path)
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    try:
-        _replace(path, data)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"the file {str(path)!r} could not be written", found=reason) from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    # the same folder, since only within one file system a rename is atomic; links are followed
-    path = path.resolve()
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(_mode(path))
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _mode(path: Path) -> int:
-    """The mode that plain ``open`` would give: the old file's, or what the umask allows."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
 
 
 def _html(result: Result, display: Display) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fxplain.comparison import Comparison
 from fxplain.errors import OutputError
+from fxplain.files import check_folder, write_whole
 from fxplain.method_table import METHODS, plain_name
 from fxplain.render.colours import kind_name
 from fxplain.render.display import Display
@@ -22,11 +23,9 @@ from fxplain.render.report import Image, Sample, sample_of
 from fxplain.render.save import (
     arrays_of,
     as_text,
-    check_folder,
     pictures_of,
     result_facts,
     result_json,
-    write_whole,
     zipped,
 )
 from fxplain.render.strips import Strip

@@ -17,14 +17,13 @@ import ast
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fxplain.adapters.names import first_line
-from fxplain.errors import LoadError, UnsafeFileError
+from fxplain.errors import LoadError, UnsafeFileError, first_line
 
 
 def _words(text: str) -> frozenset[str]:
@@ -62,8 +61,10 @@ _NODES = (
 )  # fmt: skip
 
 
-def audit(path: Path) -> None:
+def audit(path: Path, operations: Collection[str] = ()) -> None:
     """Read the archive as data and raise at the first part that torch would unpickle or evaluate.
+
+    ``operations``: libraries whose operations are known to be harmless too (``torch.ops.NAME``).
 
     Raises:
         LoadError: the file is no archive, truncated, or no exported program.
@@ -82,9 +83,15 @@ def audit(path: Path) -> None:
         if name.endswith("_config.json"):
             _payload(path, _json(path, reader, name))
         elif name.startswith("models/"):
-            _model(path, _json(path, reader, name))
+            _model(path, _json(path, reader, name), operations)
         elif name.startswith("data/sample_inputs/"):
             _samples(path, name, _record(path, reader, name))
+
+
+def record_of(path: Path, name: str) -> bytes | None:
+    """The content of one record of an archive; None where there is none of that name."""
+    reader = _open(path)
+    return _record(path, reader, name) if name in reader.get_all_records() else None
 
 
 def output_classes(path: Path) -> list[str]:
@@ -132,11 +139,11 @@ def _samples(path: Path, name: str, data: bytes) -> None:
         raise _unsafe(path, f"{name}, which is more than tensors ({first_line(error)})") from error
 
 
-def _model(path: Path, program: Any) -> None:
+def _model(path: Path, program: Any, operations: Collection[str]) -> None:
     for key, text in _texts(program, ""):
         check = _CHECKS.get(key)
         if check is not None:
-            problem = check(text)
+            problem = None if _is_of(text, operations) else check(text)
         elif key in _NAMED:
             problem = None if _NAME.fullmatch(text) else f"the name {text!r}"
         else:
@@ -177,6 +184,11 @@ def _operation(text: str) -> str | None:
     mathematics = parts[0] == "math" and not parts[-1].startswith("_")
     symbolic = parts[0] == "torch" and re.fullmatch(r"_?sym_\w+", parts[-1]) is not None
     return None if len(parts) == 2 and (arithmetic or mathematics or symbolic) else f"the operation {text}"
+
+
+def _is_of(text: str, libraries: Collection[str]) -> bool:
+    parts = text.split(".")
+    return text.startswith("torch.ops.") and parts[2] in libraries and _is_op(parts[2:])
 
 
 def _is_op(parts: list[str]) -> bool:
