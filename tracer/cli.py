@@ -1,4 +1,5 @@
-"""The command line: ``fxplain inspect``, ``explain``, ``check``, ``diff``, ``methods`` and ``demo``."""
+"""The command line: ``fxplain inspect``, ``explain``, ``check``, ``diff``, ``methods``, ``evaluate`` and
+``demo``."""
 
 from __future__ import annotations
 
@@ -206,6 +207,66 @@ def diff(
         options = (allow_pickle, allow_remote_code, random_weights, device)
         left, right = (ask.with_options(*options) for ask in asks)
         run_diff(left, right, as_json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"{MODEL_HELP} Without it the demo's model is evaluated, on pictures that come along.",
+            metavar="[MODEL]",
+            show_default=False,
+        ),
+    ] = None,
+    image: Image = None,
+    text: Text = None,
+    input_file: Input = None,
+    target: Target = None,
+    output: Output = None,
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="Methods with commas; random is always there.")
+    ] = "relevancy,rollout,raw_attention,attention_gradcam,random",
+    steps: Annotated[
+        str,
+        typer.Option(
+            "--steps", help="Which parts are removed: even (0 to 100 %), pixels (10 to 90 %), tokens."
+        ),
+    ] = "even",
+    score: Annotated[
+        str,
+        typer.Option(
+            "--score",
+            help="What is watched: accuracy (the same class as before) or target (the score itself).",
+        ),
+    ] = "accuracy",
+    count: Annotated[int, typer.Option("--count", min=1, help="Questions of the demo, at most 200.")] = 100,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples at a time.")] = 50,
+    seed: Annotated[int, typer.Option("--seed", help="Of the confidence intervals.")] = 0,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="A file: .json (numbers), .md (tables), .png (curves). Again for several.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Remove what methods call relevant, most or least relevant first, and see how soon the model minds."""
+    with reported(debug):
+        from fxplain.cli_evaluate import Wanted, run_evaluate
+
+        ask = None
+        if model is not None:
+            ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file)
+            ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
+        run_evaluate(ask, Wanted(method, steps, score, target, output, count, batch, seed), tuple(out or ()))
 
 
 @app.command()

@@ -14,26 +14,44 @@ from fxplain.evaluate.localise import (
     share_inside,
     to_pixels,
 )
+from fxplain.evaluate.located import localisation, rationales
+from fxplain.evaluate.perturb import perturbation
 from fxplain.evaluate.rationales import ERASER_K, alignment_share, token_f1
+from fxplain.evaluate.removal import Delete, Pixels, Removal, Replace
+from fxplain.evaluate.sanity import class_sensitivity, randomisation, rank_correlation
+from fxplain.evaluate.table import Curves, Measure, Table
 
 __all__ = [
     "ERASER_K",
     "PROTOCOLS",
+    "Curves",
+    "Delete",
     "Estimate",
+    "Measure",
     "Objects",
+    "Pixels",
     "Protocol",
+    "Removal",
+    "Replace",
+    "Table",
     "above_mean",
     "alignment_share",
     "auc",
     "average_precision",
+    "class_sensitivity",
     "coco_scores",
     "estimate",
     "kept",
+    "localisation",
     "mean_iou",
     "otsu_masks",
     "overlaps",
+    "perturbation",
     "pixel_accuracy",
     "points_inside",
+    "randomisation",
+    "rank_correlation",
+    "rationales",
     "scaled",
     "share_inside",
     "srg",
