@@ -24,8 +24,9 @@ from fxplain.guard import untouched
 from fxplain.labelled import Labelled
 from fxplain.layers import Layers, chosen_sites
 from fxplain.method_table import Method
-from fxplain.prediction import Mode, Prediction, predict
+from fxplain.prediction import Mode, Prediction, aim, run_graph
 from fxplain.result import Relevance, Result
+from fxplain.scheduled import Explained
 from fxplain.unfollowed import carried, followed
 from fxplain.where import module_path, source_line
 
@@ -65,28 +66,14 @@ def explain_labelled(
             gradients: bool, rows: bool, libra: bool = libra, retain: bool = len(group) > 1
         ) -> Prediction:
             if rows:  # other methods go along the graph, and need no labels on the way
-                _check_understood(labelled)
-            return predict(
-                labelled,
-                bound,
-                target,
-                output,
-                gradients,
-                libra=libra,
-                rows=rows,
-                verify=verify,
-                chosen=chosen,
-                retain=retain,
-                mode=mode,
-            )
+                check_understood(labelled)
+            ran = run_graph(labelled, bound, gradients, libra, rows, verify, callable(target))
+            return aim(ran, target, output, chosen=chosen, retain=retain, mode=mode)
 
         answers |= _answers(group, predicted, verified)
-    for method in methods:
-        found = answers[method.name]
-        if isinstance(found, Result) and found.mode == "rows":
-            whole = partial(_matrix, labelled, bound, method, layers, found)
-            answers[method.name] = replace(found, later=whole)
-    return {method.name: answers[method.name] for method in methods}
+    return {
+        method.name: with_matrix(answers[method.name], labelled, bound, method, layers) for method in methods
+    }
 
 
 def _answers(
@@ -109,18 +96,23 @@ def _answers(
 
 def _answer(prediction: Prediction, method: Method, verified: float) -> Result | FxplainError:
     try:
-        if prediction.chosen is not None and not method.attentions:
-            raise MethodError(
-                f"the method {method.name!r} has no layers to choose from",
-                expected="layers= with a method that goes attention by attention",
-                found=method.description,
-            )
-        return _result(prediction, method, verified)
+        check_layers(prediction.chosen, method)
+        return result_of(prediction, method, method.explain(prediction), verified)
     except FxplainError as refusal:
         return refusal
 
 
-def _check_understood(labelled: Labelled) -> None:
+def check_layers(chosen: frozenset[int] | None, method: Method) -> None:
+    """Refuse a range of layers for a method that has no use for it."""
+    if chosen is not None and not method.attentions:
+        raise MethodError(
+            f"the method {method.name!r} has no layers to choose from",
+            expected="layers= with a method that goes attention by attention",
+            found=method.description,
+        )
+
+
+def check_understood(labelled: Labelled) -> None:
     """Refuse where labels were lost on the way to an attention, or where there is none."""
     findings = labelled.findings
     reached = [findings.values[site.node] for site in labelled.classified.sites] + list(findings.outputs)
@@ -147,9 +139,13 @@ def _refuse(labelled: Labelled, name: str) -> None:
     )
 
 
-def _result(prediction: Prediction, method: Method, verified: float) -> Result:
+def result_of(prediction: Prediction, method: Method, explained: Explained, verified: float) -> Result:
+    """What a method answered with, and all that says what it is worth.
+
+    Raises:
+        NonFiniteError: the answer is not finite.
+    """
     labelled, resolved = prediction.labelled, prediction.resolved
-    explained = method.explain(prediction)
     if not bool(torch.isfinite(explained.rows).all()):
         raise NonFiniteError(
             "the relevance is NaN or infinite",
@@ -182,6 +178,19 @@ def _result(prediction: Prediction, method: Method, verified: float) -> Result:
         aside=explained.aside,
         mode=explained.mode,
     )
+
+
+def with_matrix(
+    found: Result | FxplainError,
+    labelled: Labelled,
+    bound: Mapping[str, Tensor],
+    method: Method,
+    layers: Layers | None,
+) -> Result | FxplainError:
+    """A result that has rows alone can work out all of R later."""
+    if isinstance(found, FxplainError) or found.mode != "rows":
+        return found
+    return replace(found, later=partial(_matrix, labelled, bound, method, layers, found))
 
 
 def _matrix(

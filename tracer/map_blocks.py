@@ -6,7 +6,7 @@ all its rows. Heads that share keys and values read them where they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -31,22 +31,26 @@ class Block:
 
     where: Where
     maps: Tensor
-    gradients: Tensor | None
+    gradients: Iterable[Tensor | None]
+    """One for each score; each is formed when it is asked for, once."""
 
 
-def blocks(site: Site, replay: Replay, gradient: Tensor | None, live: Mapping[int, range]) -> Iterator[Block]:
+def blocks(
+    site: Site, replay: Replay, gradients: Sequence[Tensor | None], live: Mapping[int, range]
+) -> Iterator[Block]:
     """The blocks of an attention's map; elements that are 0 for sure may be left out.
 
     Args:
-        gradient: that of the site's tapped tensor; None where there is none.
+        gradients: those of the site's tapped tensor, one for each score; None where there is none.
         live: by axis of the map, the only places that are asked for.
     """
     if site.form == "fused" and len({replay.kept[node.name].ndim for node in site.operands}) == 1:
-        yield from _fused(site, replay, gradient, live, MOST)
+        yield from _fused(site, replay, gradients, live, MOST)
         return
-    maps, gradient = map_of(site, replay, gradient)
+    maps, first = map_of(site, replay, gradients[0])
+    grown = [first, *(map_of(site, replay, gradient)[1] for gradient in gradients[1:])]
     for where in cuts(maps.shape, site.column_axes, MOST, live):
-        yield Block(where, maps[where], None if gradient is None else gradient[where])
+        yield Block(where, maps[where], [None if whole is None else whole[where] for whole in grown])
 
 
 def cuts(
@@ -79,7 +83,7 @@ def cuts(
 
 
 def _fused(
-    site: Site, replay: Replay, gradient: Tensor | None, live: Mapping[int, range], most: int
+    site: Site, replay: Replay, gradients: Sequence[Tensor | None], live: Mapping[int, range], most: int
 ) -> Iterator[Block]:
     query, key, value = (replay.kept[node.name].detach() for node in site.operands)
     dtype = torch.promote_types(query.dtype, torch.float32)
@@ -100,11 +104,17 @@ def _fused(
             scores = _times(ours * scale, _taken(key, (*theirs, columns)).to(dtype), shared)
             scores = _masked(scores, site, replay, mask, rows, columns)
             maps = torch.softmax(scores, -1) if mask is None else masked_softmax(scores)
-        found = None
-        if gradient is not None:
-            grown = _taken(gradient, (*lead, rows)).to(dtype)
-            found = _times(grown, _taken(value, (*theirs, columns)).to(dtype), shared)
-        yield Block((*lead, rows, columns), maps, found)
+        seen = _taken(value, (*theirs, columns)).to(dtype)
+        yield Block((*lead, rows, columns), maps, _grown(gradients, (*lead, rows), seen, shared))
+
+
+def _grown(
+    gradients: Sequence[Tensor | None], where: Where, value: Tensor, shared: int
+) -> Iterator[Tensor | None]:
+    """∇A = dO valueᵀ for each gradient dO of the output."""
+    for gradient in gradients:
+        grown = None if gradient is None else _taken(gradient, where).to(value.dtype)
+        yield None if grown is None else _times(grown, value, shared)
 
 
 def _taken(tensor: Tensor, where: Where) -> Tensor:

@@ -1,5 +1,8 @@
 """Products of vectors with Ā, the map of a step without heads: what row mode asks of a map.
 
+One map A serves several scores, each with its own ∇A and so its own Ā: their vectors come side by side along
+the batch, [score * sample, vector, token], and each block of A is rebuilt once for all of them.
+
 Ā is never laid out over tokens here. A vector over tokens is laid out as the rows (or columns) of the map
 itself, multiplied with a block of it, and what comes out is added up by token: windows, heads and samples
 folded into each other need nothing else.
@@ -7,13 +10,13 @@ folded into each other need nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from fxplain.map_blocks import Block, Where, blocks
+from fxplain.map_blocks import Where, blocks
 from fxplain.maps import HeadMean, Plan, every_head
 from fxplain.replay import Replay
 from fxplain.rules.adjoint import Weights
@@ -21,17 +24,17 @@ from fxplain.rules.adjoint import Weights
 
 @dataclass(eq=False)
 class MapProducts:
-    """Ā of one attention, rebuilt block by block whenever a product asks for it."""
+    """Ā of one attention for some scores, rebuilt block by block whenever a product asks for it."""
 
     plan: Plan
     replay: Replay
-    gradient: Tensor | None
-    """Of the site's tapped tensor; None where the score does not depend on it."""
+    gradients: Sequence[Tensor | None]
+    """Of the site's tapped tensor, one for each score; None where a score does not depend on it."""
     head_mean: HeadMean
     again: bool
     """Whether several products will be asked for: a map that is no larger than what it is rebuilt from is
     kept then."""
-    _kept: list[tuple[Where, Tensor]] | None = field(default=None, repr=False)
+    _kept: list[tuple[Where, list[Tensor]]] | None = field(default=None, repr=False)
 
     def left(self, rows: Tensor) -> Tensor:
         """[batch, vector, query] -> [batch, vector, key]: ``rows · Ā``."""
@@ -43,27 +46,30 @@ class MapProducts:
 
     def _product(self, vectors: Tensor, taken: Tensor, given: Tensor, size: int, right: bool) -> Tensor:
         """Vectors at the places ``taken``, times the map, added up at the places ``given``."""
-        batch, count = vectors.shape[:2]
+        scores, count = len(self.gradients), vectors.shape[1]
+        batch = vectors.shape[0] // scores
         taken, given = taken.to(vectors.device), given.to(vectors.device)
-        flat = torch.nn.functional.pad(vectors.transpose(0, 1).reshape(count, -1), (0, 1))
-        spread = flat[:, taken]  # place -1 is the last: a zero
-        live = {} if right else _live(spread, self.plan)
-        total = vectors.new_zeros(count, *given.shape)
+        lines = vectors.reshape(scores, batch, count, -1).transpose(1, 2).reshape(scores, count, -1)
+        spread = torch.nn.functional.pad(lines, (0, 1))[..., taken]  # place -1 is the last: a zero
+        live = {} if right else _live(spread.flatten(0, 1), self.plan)
+        total = vectors.new_zeros(scores, count, *given.shape)
         if live is not None:
-            for where, weights in self._weights(live):
-                part = _contracted(_part(spread, where), weights.to(vectors.dtype), given.shape, right)
-                _part(total, where).add_(part)
-        out = vectors.new_zeros(count, batch * size + 1)
-        out.index_add_(1, given.reshape(-1) % (batch * size + 1), total.reshape(count, -1))
-        return out[:, :-1].view(count, batch, size).transpose(0, 1) / self.plan.folded
+            for where, every in self._weights(live):
+                for own, sums, weights in zip(spread, total, every, strict=True):
+                    part = _contracted(_part(own, where), weights.to(vectors.dtype), given.shape, right)
+                    _part(sums, where).add_(part)
+        out = vectors.new_zeros(scores * count, batch * size + 1)
+        out.index_add_(1, given.reshape(-1) % (batch * size + 1), total.reshape(scores * count, -1))
+        found = out[:, :-1].view(scores, count, batch, size).transpose(1, 2)
+        return found.reshape(scores * batch, count, size) / self.plan.folded
 
-    def _weights(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Tensor]]:
-        """The blocks of Ā, heads at size 1, and where they lie."""
+    def _weights(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Iterable[Tensor]]]:
+        """The blocks of Ā, one for each score, heads at size 1; and where they lie."""
         if not self._keeps:
             yield from self._formed(live)
             return
         if self._kept is None:
-            self._kept = list(self._formed({}))
+            self._kept = [(where, list(every)) for where, every in self._formed({})]
         yield from self._kept
 
     @property
@@ -74,18 +80,18 @@ class MapProducts:
         )
         return self.again and torch.Size(self.plan.shape).numel() <= sum(kept[n.name].numel() for n in held)
 
-    def _formed(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Tensor]]:
-        for block in blocks(self.plan.site, self.replay, self.gradient, live):
-            yield block.where, self._mean(block)
+    def _formed(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Iterator[Tensor]]]:
+        for block in blocks(self.plan.site, self.replay, self.gradients, live):
+            yield block.where, (self._mean(block.maps, gradient) for gradient in block.gradients)
 
-    def _mean(self, block: Block) -> Tensor:
+    def _mean(self, maps: Tensor, gradient: Tensor | None) -> Tensor:
         """A block without heads; where it holds only some of them, their share of the mean."""
         plan, heads = self.plan, self.plan.heads
-        shape = [1 if axis in heads else size for axis, size in enumerate(block.maps.shape)]
+        shape = [1 if axis in heads else size for axis, size in enumerate(maps.shape)]
         if not heads:
-            return every_head(block.maps, block.gradients, self.head_mean).reshape(shape)
-        mean = self.head_mean(block.maps, block.gradients, heads).reshape(shape)
-        own, whole = (torch.Size([s[axis] for axis in heads]).numel() for s in (block.maps.shape, plan.full))
+            return every_head(maps, gradient, self.head_mean).reshape(shape)
+        mean = self.head_mean(maps, gradient, heads).reshape(shape)
+        own, whole = (torch.Size([s[axis] for axis in heads]).numel() for s in (maps.shape, plan.full))
         return mean if own == whole else mean * (own / whole)
 
 
@@ -129,25 +135,27 @@ def _contracted(vectors: Tensor, weights: Tensor, given: Sequence[int], right: b
 
 @dataclass(eq=False)
 class Formed:
-    """A map that is formed whole when a product asks for it, and forgotten if no other will."""
+    """Maps that are formed whole when a product asks for them, and forgotten if no other will."""
 
-    form: Callable[[], Weights]
+    forms: Sequence[Callable[[], Weights]]
+    """One for each score."""
     again: bool
-    _kept: Weights | None = field(default=None, repr=False)
+    _kept: list[Weights] | None = field(default=None, repr=False)
 
     def left(self, rows: Tensor) -> Tensor:
-        return self._map().left(rows)
+        parts = rows.chunk(len(self.forms))
+        return torch.cat([own.left(part) for own, part in zip(self._maps(), parts, strict=True)])
 
     def right(self, columns: Tensor) -> Tensor:
-        return self._map().right(columns)
+        parts = columns.chunk(len(self.forms))
+        return torch.cat([own.right(part) for own, part in zip(self._maps(), parts, strict=True)])
 
-    def _map(self) -> Weights:
-        if self._kept is not None:
-            return self._kept
-        found = self.form()
-        if self.again:
-            self._kept = found
-        return found
+    def _maps(self) -> Iterable[Weights]:
+        if not self.again:
+            return (form() for form in self.forms)
+        if self._kept is None:
+            self._kept = [form() for form in self.forms]
+        return self._kept
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,6 +53,8 @@ class Prediction:
     """How schedules are to be run."""
     shared: dict[str, Any] = field(default_factory=dict)
     """What one method has worked out and others can use, by a name of theirs."""
+    given: tuple[Gradients, ...] | None = None
+    """:attr:`gradients`, where they were had together with those of other targets."""
 
     @property
     def batch(self) -> int:
@@ -75,14 +77,13 @@ class Prediction:
         Raises:
             NonFiniteError: one of them is NaN or infinite.
         """
-        found = []
-        for place, score in enumerate(self.passes):
+        found = list(self.given or ())
+        for place, score in enumerate(self.passes[len(found) :], len(found)):
             retain = self.retain or place + 1 < len(self.passes)
-            gradients = gradients_of(score, self.run.tapped, retain)
-            for name, gradient in gradients.items():
-                if gradient is not None and not bool(torch.isfinite(gradient).all()):
-                    raise NonFiniteError("a gradient is NaN or infinite", where=f"node {name}")
-            found.append(gradients)
+            found.append(gradients_of(score, self.run.tapped, retain))
+        for name, gradient in (pair for gradients in found for pair in gradients.items()):
+            if gradient is not None and not bool(torch.isfinite(gradient).all()):
+                raise NonFiniteError("a gradient is NaN or infinite", where=f"node {name}")
         return tuple(found)
 
     def behind(self, steps: Sequence[tuple[Step, int]]) -> frozenset[int]:
@@ -103,43 +104,63 @@ class Prediction:
         )
 
 
-def predict(
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """The graph run on one batch, for whatever target."""
+
+    labelled: Labelled
+    bound: Mapping[str, Tensor]
+    run: Replay
+    surrogates: Surrogates
+    tracked: bool
+    """Whether gradients can be taken."""
+    rows: bool
+    """Whether methods read rows of attentions."""
+
+
+def run_graph(
     labelled: Labelled,
     bound: Mapping[str, Tensor],
-    target: Any,
-    output: str | None,
     gradients: bool,
     libra: bool = False,
     rows: bool = True,
     verify: bool = False,
-    **options: Any,
-) -> Prediction:
-    """Run the graph and resolve the target, which must have rows to read if any method reads ``rows``.
-
-    Gradients are taken to attentions; methods that read no ``rows`` differentiate by themselves.
+    own_scores: bool = False,
+) -> Ran:
+    """Run the graph, with gradients to attentions if methods want them; those that read no ``rows``
+    differentiate by themselves, and to resolve targets that are functions (``own_scores``) takes some, too.
 
     Maps that are rebuilt are held against their attentions' outputs the first time, and to ``verify``.
 
     Raises:
-        TargetError, NonFiniteError, VerificationError: see :mod:`fxplain.errors`.
+        VerificationError, UnknownOpError: see :mod:`fxplain.errors`.
     """
-    captured, findings, sites = labelled.captured, labelled.findings, labelled.classified.sites
     if gradients:
-        _check_differentiable(findings.ledger.without_gradient)
-    assumes = findings.batch > 1 and any(plan.assumed for plan in labelled.plans.values())
-    gradients = (gradients and rows) or callable(target) or assumes
+        _check_differentiable(labelled.findings.ledger.without_gradient)
     surrogates = balanced(labelled) if libra else NO_SURROGATES
-    run = replay(captured, bound, sites, gradients, surrogates)
+    tracked = (gradients and rows) or own_scores or _assumes(labelled)
+    run = replay(labelled.captured, bound, labelled.classified.sites, tracked, surrogates)
     if verify or not labelled.rebuilt:
         labelled.rebuilt.append(check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs)))
+    return Ran(labelled, bound, run, surrogates, tracked, rows)
+
+
+def aim(ran: Ran, target: Any, output: str | None, **options: Any) -> Prediction:
+    """Resolve one target of a run, which must have rows to read if any method reads rows.
+
+    Raises:
+        TargetError, NonFiniteError: see :mod:`fxplain.errors`.
+    """
+    labelled, run = ran.labelled, ran.run
+    captured, findings, sites = labelled.captured, labelled.findings, labelled.classified.sites
     attending = frozenset(site.index for site in sites if not site.makes_tokens)
     wanted = output or default_output(captured.outputs, run.outputs, findings.outputs, attending)
-    with torch.set_grad_enabled(gradients):
+    with torch.set_grad_enabled(ran.tracked):
         resolved = resolve(
             run.outputs, findings.outputs, captured.outputs, target, wanted, findings.batch, captured.rebuild
         )
         scores, total = resolved.scores.unbind(), resolved.scores.sum()
-    if gradients and rows and not resolved.scores.requires_grad:
+    if ran.tracked and ran.rows and not resolved.scores.requires_grad:
         raise TargetError(
             "the score depends on no attention",
             where=f"output {resolved.output!r}",
@@ -147,12 +168,19 @@ def predict(
             found=f"no path from {len(labelled.classified.attentions)} attentions to the score",
             hint="explain another output= or target=",
         )
-    if rows:
+    if ran.rows:
         _check_readout(resolved)
-    if assumes and resolved.scores.requires_grad:
+    if _assumes(labelled) and resolved.scores.requires_grad:
         labelled = _without_wrong_assumptions(labelled, run, scores)
     passes = (total,) if _separable(labelled, resolved) else scores
-    return Prediction(labelled, bound, run, resolved, passes, output, surrogates=surrogates, **options)
+    return Prediction(
+        labelled, ran.bound, run, resolved, passes, output, surrogates=ran.surrogates, **options
+    )
+
+
+def _assumes(labelled: Labelled) -> bool:
+    """Whether the samples of some map are read off its shape alone."""
+    return labelled.findings.batch > 1 and any(plan.assumed for plan in labelled.plans.values())
 
 
 def _check_differentiable(blocked: Sequence[fx.Node]) -> None:

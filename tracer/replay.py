@@ -32,6 +32,8 @@ class Replay:
     """Node -> its value, for the operands of the sites."""
     causal: Mapping[str, bool] = field(default_factory=dict)
     """Kernel -> whether its mask is causal, where that or nothing is all that the mask says."""
+    largest: int = 0
+    """Bytes of the largest value with a gradient."""
 
 
 def tap_of(site: Site) -> fx.Node:
@@ -60,19 +62,23 @@ def replay(
     wanted = {node for site in sites for node in kept_nodes(site)}
     tapped: dict[str, Tensor] = {}
     kept: dict[str, Any] = {}
+    largest = 0
 
     def change(node: fx.Node, value: Any) -> Any:
+        nonlocal largest
         if node in taps:
             value, tapped[node.name] = tap(value, gradients)
         if node in wanted:
             kept[node.name] = value
+        if isinstance(value, Tensor) and value.requires_grad:
+            largest = max(largest, value.nbytes)
         return value
 
     masks = PlainMasks(sites)
     plain: dict[fx.Node, Surrogate] = dict.fromkeys(masks.nodes, masks.run)
     with torch.set_grad_enabled(gradients):
         outputs = execute(captured, bound, change, {**plain, **surrogates})
-    return Replay(outputs, tapped, kept, masks.causal)
+    return Replay(outputs, tapped, kept, masks.causal, largest)
 
 
 def execute(

@@ -34,61 +34,78 @@ class ByHeads:
         return attention_weights(plan, prediction.run, gradient, self.head_mean)
 
 
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One backward pass: its gradients, and the rows that are read for it, of one sample or of all."""
+
+    gradients: Gradients | None
+    readouts: Sequence[Readout]
+
+
+def passes_of(prediction: Prediction, gradients: Sequence[Gradients | None]) -> list[Pass]:
+    """``gradients``: one for each of the prediction's passes."""
+    if len(gradients) == 1:
+        return [Pass(gradients[0], prediction.readout)]
+    pairs = zip(gradients, prediction.readout, strict=True)
+    return [Pass(of_pass, (readout,)) for of_pass, readout in pairs]
+
+
 def read_rows(
     prediction: Prediction,
     steps: Sequence[tuple[Step, int]],
-    gradients: Sequence[Gradients | None],
+    passes: Sequence[Pass],
     rules: Rules,
     weigh: Weigh,
-) -> Tensor:
-    """[sample, token]: for each sample the sum of the rows that carry its score, own entries set aside.
+) -> list[Tensor]:
+    """[sample, token] for each pass: the sum of the rows that carry a sample's score, own entries set aside.
 
-    ``gradients``: one for each of the prediction's passes.
+    The passes are of one run and go over the steps side by side; they may be of several targets that are
+    read at the same node as the prediction's.
     """
     tokens, behind = prediction.labelled.classified.tokens, prediction.behind(steps)
     plain = [step for step, _ in steps]
-    found: list[Tensor] = []
-    for place, of_pass in enumerate(gradients):
-        readouts = prediction.readout if len(gradients) == 1 else prediction.readout[place : place + 1]
-        maps = _maps(prediction, steps, of_pass, weigh, uses(plain, rules))
-        start, places = _start(prediction, readouts, tokens)
-        rows = rows_of(plain, maps, tokens, rules, start, behind)
-        for own in places:
-            for owner, vector, token in own:
-                rows[owner, vector, token] = 0
-            found.append(torch.stack([rows[owner, vector] for owner, vector, _ in own]).sum(0))
-    return torch.stack(found)
+    maps = _maps(prediction, steps, [own.gradients for own in passes], weigh, uses(plain, rules))
+    start, places = _start(prediction, passes, tokens)
+    rows = rows_of(plain, maps, tokens, rules, start, behind)
+    found = []
+    for of_pass in places:
+        for place in (place for own in of_pass for place in own):
+            rows[place] = 0
+        sums = [torch.stack([rows[owner, vector] for owner, vector, _ in own]).sum(0) for own in of_pass]
+        found.append(torch.stack(sums))
+    return found
 
 
 def _start(
-    prediction: Prediction, readouts: Sequence[Readout], tokens: int
-) -> tuple[Tensor, list[list[tuple[int, int, int]]]]:
-    """Unit vectors for all rows that are read, and for each sample where its own lie:
-    (sample of the map, vector, token)."""
+    prediction: Prediction, passes: Sequence[Pass], tokens: int
+) -> tuple[Tensor, list[list[list[tuple[int, int, int]]]]]:
+    """Unit vectors for all rows that are read, and for each pass, for each sample, where its own lie:
+    (sample of the map, those of one pass after those of another; vector; token)."""
     batch = prediction.labelled.findings.batch
-    filled = [0] * batch
-    places: list[list[tuple[int, int, int]]] = []
-    for pairs in readouts:
+    filled = [0] * (batch * len(passes))
+    places: list[list[list[tuple[int, int, int]]]] = []
+    for number, of_pass in enumerate(passes):
         places.append([])
-        for sample, token in pairs:
-            owner = min(sample, batch - 1)
-            places[-1].append((owner, filled[owner], token))
-            filled[owner] += 1
+        for pairs in of_pass.readouts:
+            places[-1].append([])
+            for sample, token in pairs:
+                owner = number * batch + min(sample, batch - 1)
+                places[-1][-1].append((owner, filled[owner], token))
+                filled[owner] += 1
     scores = prediction.resolved.scores
     dtype = torch.float32
     for tapped in prediction.run.tapped.values():
         dtype = torch.promote_types(dtype, tapped.dtype)
-    start = torch.zeros(batch, max(filled), tokens, dtype=dtype, device=scores.device)
-    for own in places:
-        for place in own:
-            start[place] = 1
+    start = torch.zeros(len(filled), max(filled), tokens, dtype=dtype, device=scores.device)
+    for place in (place for of_pass in places for own in of_pass for place in own):
+        start[place] = 1
     return start, places
 
 
 def _maps(
     prediction: Prediction,
     steps: Sequence[tuple[Step, int]],
-    gradients: Gradients | None,
+    gradients: Sequence[Gradients | None],
     weigh: Weigh,
     again: bool,
 ) -> list[Weights]:
@@ -110,12 +127,18 @@ def _maps(
 
 
 def _map(
-    prediction: Prediction, plan: Plan, gradients: Gradients | None, weigh: Weigh, again: bool
+    prediction: Prediction, plan: Plan, gradients: Sequence[Gradients | None], weigh: Weigh, again: bool
 ) -> Weights:
-    gradient = None if gradients is None else gradients.get(tap_of(plan.site).name)
+    tapped = tap_of(plan.site).name
+    own = [None if of_pass is None else of_pass.get(tapped) for of_pass in gradients]
+    if isinstance(weigh, ByHeads) and plan.sampled and plan.site.attends:
+        return MapProducts(plan, prediction.run, own, weigh.head_mean, again)
     if not plan.site.attends:
         # rules ask for the sums of its rows too; it is not much larger than the data it is made of
-        return Formed(partial(mixing_products, plan, prediction.run, gradient), again=True)
-    if isinstance(weigh, ByHeads) and plan.sampled:
-        return MapProducts(plan, prediction.run, gradient, weigh.head_mean, again)
-    return Formed(lambda: Dense(weigh(prediction, plan, gradient)), again)
+        products = [partial(mixing_products, plan, prediction.run, gradient) for gradient in own]
+        return Formed(products, again=True)
+    return Formed([partial(_dense, weigh, prediction, plan, gradient) for gradient in own], again)
+
+
+def _dense(weigh: Weigh, prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Dense:
+    return Dense(weigh(prediction, plan, gradient))

@@ -13,7 +13,7 @@ from fxplain.layers import Layers, chosen_sites
 from fxplain.maps import Plan, mixing_weights
 from fxplain.prediction import Gradients, Prediction, only
 from fxplain.replay import tap_of
-from fxplain.row_mode import ByHeads, Weigh, read_rows
+from fxplain.row_mode import ByHeads, Weigh, passes_of, read_rows
 from fxplain.row_schedule import obstacle
 from fxplain.schedule import Relevancy, Rules, Step, schedule
 from fxplain.steps import step_columns, step_members
@@ -56,10 +56,33 @@ class Scheduled:
         count = len(prediction.passes)
         gradients = prediction.gradients if self.gradients else (None,) * count
         if self.by_rows(prediction, steps):
-            rows = read_rows(prediction, steps, gradients, self.rules, self.weigh)
-            return Explained(rows, aside=True, mode="rows")
+            rows = [
+                read_rows(prediction, steps, [of_pass], self.rules, self.weigh)[0]
+                for of_pass in passes_of(prediction, gradients)
+            ]
+            return Explained(torch.cat(rows), aside=True, mode="rows")
         relevancies = [self.relevancy(prediction, steps, of_pass) for of_pass in gradients]
         return read(prediction, steps, prediction.per_sample(relevancies))
+
+    def together(self, predictions: Sequence[Prediction]) -> list[Explained]:
+        """Several targets of one run: in row mode each map is rebuilt once for all of them, where they are
+        read at the same node."""
+        first = predictions[0]
+        steps = self.steps(first)
+        alike = all(
+            other.labelled is first.labelled and other.behind(steps) == first.behind(steps)
+            for other in predictions
+        )
+        if not (alike and isinstance(self.weigh, ByHeads) and self.by_rows(first, steps)):
+            return [self(prediction) for prediction in predictions]
+        found = [
+            passes_of(p, p.gradients if self.gradients else (None,) * len(p.passes)) for p in predictions
+        ]
+        flat = [of_pass for passes in found for of_pass in passes]
+        rows = iter(read_rows(first, steps, flat, self.rules, self.weigh))
+        return [
+            Explained(torch.cat([next(rows) for _ in passes]), aside=True, mode="rows") for passes in found
+        ]
 
     def by_rows(self, prediction: Prediction, steps: Sequence[tuple[Step, int]]) -> bool:
         """Whether row mode runs: where it can, unless matrix mode is asked for.

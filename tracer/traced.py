@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from fxplain.replay import replay
 from fxplain.result import Result
 from fxplain.sampled_maps import point_weights
 from fxplain.saved.model import SavedModel
+from fxplain.several_targets import MEMORY, explain_each
 from fxplain.verify import verify as verify_graph
 
 if TYPE_CHECKING:
@@ -185,6 +186,50 @@ class Traced:
         if isinstance(answer, FxplainError):
             raise answer
         return answer
+
+    def explain_targets(
+        self,
+        inputs: Any,
+        targets: Sequence[Any] | Callable[[Any], Sequence[Any]],
+        method: str = "relevancy",
+        output: str | None = None,
+        verify: bool = False,
+        layers: Layers | None = None,
+        mode: Mode = "auto",
+        memory: int = MEMORY,
+    ) -> tuple[Result, ...]:
+        """Explain many targets of the same inputs: one forward pass, and backward passes of several at once.
+
+        Args:
+            targets: each of them as for :meth:`explain`; or a function from the model's output to such a
+                sequence, see :mod:`fxplain.targets` for ready ones.
+            memory: how many bytes the gradients of targets that are worked out together may take; at least
+                one target is. The forward pass comes on top.
+            inputs, method, output, verify, layers, mode: as for :meth:`explain`.
+
+        Returns:
+            One result for each target, equal to rounding to what :meth:`explain` gives for it alone.
+
+        Raises:
+            InputError, TargetError, MethodError, NoAttentionError, UnknownOpError, NonFiniteError,
+            VerificationError: at the first target that cannot be explained; see :mod:`fxplain.errors`.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+            >>> x = torch.randn(1, 5, 8)
+            >>> [result.target for result in trace(model, x).explain_targets(x, [(0, 3), (4, 1)])]
+            [((0, 3),), ((4, 1),)]
+        """
+        args, kwargs = normalise(inputs)
+        chosen = method_named(method)
+        with untouched(None):
+            labelled, bound, verified = self._for(args, kwargs, verify)
+            again = verify or labelled.captured.specialised
+            found = explain_each(
+                labelled, bound, targets, chosen, output, verified, layers, again, mode, memory
+            )
+            return tuple(found)
 
     def compare(
         self,

@@ -1,0 +1,128 @@
+"""Many targets of one input: one run of the graph, and gradients of several scores in one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxplain.errors import FxplainError, TargetError
+from fxplain.explanation import check_layers, check_understood, result_of, with_matrix
+from fxplain.labelled import Labelled
+from fxplain.layers import Layers, chosen_sites
+from fxplain.method_table import Method
+from fxplain.prediction import Gradients, Mode, Prediction, Ran, aim, run_graph
+from fxplain.replay import Replay, gradients_of
+from fxplain.result import Result
+from fxplain.scheduled import Explained, Scheduled
+
+MEMORY = 1 << 30
+"""Bytes that gradients of several scores may take together, if nothing else is asked for."""
+WORKING = 3
+"""How many tensors of the size of the largest one a backward pass holds for each score on its way."""
+
+
+def explain_each(
+    labelled: Labelled,
+    bound: Mapping[str, Tensor],
+    targets: Sequence[Any] | Callable[[Any], Sequence[Any]],
+    method: Method,
+    output: str | None,
+    verified: float,
+    layers: Layers | None = None,
+    verify: bool = False,
+    mode: Mode = "auto",
+    memory: int = MEMORY,
+) -> Iterator[Result]:
+    """Explain several targets of one batch, each as :func:`fxplain.explanation.explain_labelled` does.
+
+    Args:
+        targets: what to explain, or a function from the model's output to that.
+        memory: how many bytes the gradients that are had together may take.
+
+    Raises:
+        FxplainError: at the first target that cannot be explained.
+    """
+    chosen = None if layers is None else chosen_sites(labelled.classified, layers)
+    check_layers(chosen, method)
+    if method.attentions:
+        check_understood(labelled)
+    own = not callable(targets) and any(callable(target) for target in targets)
+    ran = run_graph(labelled, bound, method.gradients, method.libra, method.attentions, verify, own)
+    if callable(targets):
+        targets = asked(targets, ran)
+    count = len(targets)
+    options = {"chosen": chosen, "mode": mode}
+    aimed = [aim(ran, t, output, retain=place + 1 < count, **options) for place, t in enumerate(targets)]
+    together = method.gradients and method.attentions
+    size = chunk_size(ran.run, memory, len(aimed[0].passes)) if together and aimed else 1
+    for start in range(0, count, size):
+        chunk, note = aimed[start : start + size], ""
+        if together and len(chunk) > 1:
+            chunk, note = with_gradients(chunk)
+        for prediction, explained in zip(chunk, _explained(method, chunk), strict=True):
+            found = result_of(prediction, method, explained, verified)
+            found = replace(found, notes=(*found.notes, note)) if note else found
+            result = with_matrix(found, labelled, bound, method, layers)
+            assert isinstance(result, Result)
+            yield result
+
+
+def asked(targets: Callable[[Any], Sequence[Any]], ran: Ran) -> list[Any]:
+    """The targets that a function picks from the model's output."""
+    outputs = [tensor.detach() for tensor in ran.run.outputs]
+    try:
+        return list(targets(ran.labelled.captured.rebuild(outputs)))
+    except FxplainError:
+        raise
+    except Exception as error:
+        raise TargetError(
+            "the function that picks targets raised an error",
+            expected="a function from the model's output to a sequence of targets",
+            found=f"{type(error).__name__}: {error}",
+            hint=f"the model's outputs are {', '.join(ran.labelled.captured.outputs)}",
+        ) from error
+
+
+def chunk_size(run: Replay, memory: int, passes: int = 1) -> int:
+    """For how many targets gradients fit into so many bytes; at least one."""
+    held = sum(tensor.nbytes for tensor in run.tapped.values() if tensor.requires_grad)
+    return max(memory // max(passes * (held + WORKING * run.largest), 1), 1)
+
+
+def with_gradients(predictions: Sequence[Prediction]) -> tuple[list[Prediction], str]:
+    """Predictions of one run with the gradients of all their passes, from one backward pass; and a note
+    where that cannot be had."""
+    scores = [score for prediction in predictions for score in prediction.passes]
+    tapped = predictions[0].run.tapped
+    names = [name for name, tensor in tapped.items() if tensor.requires_grad]
+    note = ""
+    with torch.enable_grad():
+        stacked = torch.stack(scores)
+    try:
+        found = iter(_of_all(stacked, [tapped[name] for name in names], names))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        note = f"gradients of several targets were taken one by one: {reason}"
+        found = iter([gradients_of(score, tapped, True) for score in scores])
+    return [replace(p, given=tuple(next(found) for _ in p.passes)) for p in predictions], note
+
+
+def _of_all(scores: Tensor, tensors: Sequence[Tensor], names: Sequence[str]) -> list[Gradients]:
+    seeds = torch.eye(len(scores), dtype=scores.dtype, device=scores.device)
+    grown = torch.autograd.grad(
+        scores, tensors, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True
+    )
+    return [
+        {name: None if every is None else every[place] for name, every in zip(names, grown, strict=True)}
+        for place in range(len(scores))
+    ]
+
+
+def _explained(method: Method, predictions: Sequence[Prediction]) -> list[Explained]:
+    if isinstance(method.explain, Scheduled):
+        return method.explain.together(predictions)
+    return [method.explain(prediction) for prediction in predictions]
