@@ -140,9 +140,7 @@ class Grid(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_mixings_of_few_neighbours_are_held_as_entries(
-    batch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mixings_of_few_neighbours_are_held_as_entries(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model, x = Grid().double().eval(), torch.randn(batch, 3, 48, 48, dtype=torch.float64)
     made: list[str] = []

@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from fxplain import ops
 from fxplain.captured import Captured, Placeholder
 from fxplain.copies import apart, where_copied
-from fxplain.labels import DORMANT, NOTHING, STRONG, WEAK, Root, Slot, Value, compact, encode
+from fxplain.elements import Root
+from fxplain.labels import DORMANT, NOTHING, STRONG, WEAK, Slot, Value, compact, encode
 from fxplain.ledger import Ledger
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.partial import follow

@@ -10,8 +10,8 @@ Label arrays are *compact*: they have the tensor's number of axes, with size 1 w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -187,107 +187,6 @@ def align(slot: Slot, ndim: int) -> Slot:
     return replace(slot, labels=slot.labels[(None,) * missing]) if missing > 0 else slot
 
 
-def merge(operands: Iterable[Sequence[Slot]], additive: bool = False) -> tuple[Slot, ...]:
-    """The slots of a pointwise operation's result, from those of its operands in order, aligned.
-
-    Slots that vary along the same axes are one: a slot of inputs beats one of parameters, else the first
-    wins. A slot that varies along fewer axes gives way to the finer. Slots on other axes stand side by side,
-    and so do different single tokens that are added up (the mean of two class tokens' logits). Rows and
-    columns of a map outlive a bias that is laid out more finely.
-    """
-    operands = sorted(operands, key=lambda slots: -_is_map(slots))
-    kept: list[Slot] = []
-    for slots in operands:
-        own: list[Slot] = []
-        for slot in slots:
-            earlier = [old for old in kept if not any(old is mine for mine in own)]
-            if additive and _other_single_token(slot, earlier):
-                kept, added = [*kept, slot], [slot]
-            else:
-                kept, added = _admit(kept, slot, earlier)
-            own += added
-    if any(slot.strength > DORMANT for slot in kept):
-        kept = [slot for slot in kept if slot.strength > DORMANT]
-    return tuple(_distinct(kept, operands))
-
-
-def _is_map(slots: Sequence[Slot]) -> bool:
-    """Whether rows and columns stand side by side."""
-    return sum(slot.strength > DORMANT and bool(slot.token_axes) for slot in slots) > 1
-
-
-def _distinct(slots: Sequence[Slot], operands: Sequence[Sequence[Slot]]) -> list[Slot]:
-    """Without repeats that no operand has: rows and columns may be the same where each token meets itself."""
-    found: list[Slot] = []
-    for slot in slots:
-        alike = [n for n, old in enumerate(found) if torch.equal(old.labels, slot.labels)]
-        times = max(1, *(sum(torch.equal(s.labels, slot.labels) for s in theirs) for theirs in operands))
-        if not slot.token_axes or len(alike) < times:
-            found.append(slot)
-        else:
-            found[alike[0]] = replace(found[alike[0]], reads=found[alike[0]].reads | slot.reads)
-    return found
-
-
-def _admit(kept: list[Slot], new: Slot, earlier: list[Slot]) -> tuple[list[Slot], list[Slot]]:
-    """What is kept, and what of it the new slot has added."""
-    axes = new.token_axes
-    rivals = [old for old in earlier if _comparable(old.token_axes, axes)]
-    if not rivals:
-        return [*kept, new], [new]
-    reads = frozenset().union(new.reads, *(old.reads for old in rivals))
-    if _new_wins(rivals, new, axes, _is_map(earlier)):
-        others = [old for old in kept if not any(old is rival for rival in rivals)]
-        added = replace(_fill(new, rivals), reads=reads)
-        return [*others, added], [added]
-    if len(rivals) == 1:
-        winner = replace(_fill(rivals[0], [new]), reads=reads)
-        return [winner if old is rivals[0] else old for old in kept], []
-    first = next((old for old in rivals if torch.equal(old.labels, new.labels)), rivals[0])
-    return [replace(old, reads=old.reads | new.reads) if old is first else old for old in kept], []
-
-
-def _other_single_token(new: Slot, earlier: Sequence[Slot]) -> bool:
-    """Whether all are single tokens of a sample, as firmly named, and the new one is not among them."""
-    return bool(earlier) and all(
-        old.strength == new.strength > DORMANT
-        and not (old.token_axes or new.token_axes)
-        and not torch.equal(compact(codes_of(old.labels)), compact(codes_of(new.labels)))
-        for old in earlier
-    )
-
-
-def _comparable(one: frozenset[int], other: frozenset[int]) -> bool:
-    return one <= other or other <= one
-
-
-def _new_wins(rivals: list[Slot], new: Slot, axes: frozenset[int], of_map: bool) -> bool:
-    strongest = max(old.strength for old in rivals)
-    covered = frozenset().union(*(old.token_axes for old in rivals))
-    if DORMANT in (strongest, new.strength) and strongest != new.strength:
-        return new.strength > strongest
-    if axes == covered and len(rivals) == 1:
-        return new.strength > strongest
-    if new.strength < strongest:
-        # a table of parameters names the tokens only where the input has one token a sample
-        return not covered and bool(axes)
-    if axes <= covered or of_map:
-        # finer labels stay, unless they are a parameter's and the new ones are an input's tokens
-        return new.strength > strongest and bool(axes)
-    return True
-
-
-def _fill(winner: Slot, losers: Sequence[Slot]) -> Slot:
-    """Complete missing labels and samples of the winner from slots that vary along the same axes."""
-    labels = winner.labels
-    for loser in losers:
-        if loser.strength != winner.strength or not (loser.axes <= winner.axes or loser.axes == winner.axes):
-            continue
-        if bool((labels == 0).any()) and loser.token_axes == winner.token_axes:
-            labels = torch.where(labels == 0, loser.labels, labels)
-    return replace(winner, labels=fill_samples(labels, [loser.labels for loser in losers]))
-
-
 def fill_samples(labels: Tensor, sources: Sequence[Tensor]) -> Tensor:
     """Give labels without a sample the sample that broadcasting sources name at the same elements."""
     for source in sources:
@@ -346,75 +245,3 @@ def joined(values: Sequence[Value]) -> dict[str, Any]:
         "piled": any(v.piled for v in values),
         "depth": max((v.depth for v in values), default=0),
     }
-
-
-@dataclass(frozen=True)
-class Root:
-    """An input, a parameter or a constant whose elements have numbers, and how firmly they name tokens."""
-
-    name: str
-    is_input: bool
-    strength: int
-    is_constant: bool = False
-    """Whether the graph makes it out of nothing: the name is that of a node."""
-
-
-@dataclass
-class Elements:
-    """Numbers the elements of all inputs and parameters, for dormant labels."""
-
-    ranges: list[tuple[Root, int, int]] = field(default_factory=list)
-    """(root, first code, one past the last)."""
-    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """First code -> the shape that is numbered."""
-
-    def reserve(self, root: Root, shape: Sequence[int]) -> int:
-        start = self.ranges[-1][2] if self.ranges else 0
-        self.ranges.append((root, start, start + torch.Size(shape).numel()))
-        self.shapes[start] = tuple(shape)
-        return start
-
-    def around(self, code: int) -> tuple[int, tuple[int, ...]]:
-        """The first code, and the shape, of the input or parameter that an element belongs to."""
-        start = next(start for _, start, stop in self.ranges if start <= code < stop)
-        return start, self.shapes[start]
-
-    def without_features(self, codes: Tensor, features: Collection[int]) -> Tensor:
-        """The codes with coordinate 0 along every axis of their root that only features go along.
-
-        So parts of the features of one place, split before they become tokens, are of one token. Left as they
-        are where no axis but features remains.
-        """
-        inside = [start for _, start, stop in self.ranges if bool(((codes >= start) & (codes < stop)).any())]
-        if len(inside) != 1 or bool((codes < 0).any()):
-            return codes
-        places = torch.unravel_index(codes - inside[0], self.shapes[inside[0]])
-        along = [{axis for axis, size in enumerate(compact(p).shape) if size > 1} for p in places]
-        if not any(axes - set(features) for axes in along):
-            return codes
-        kept = [
-            torch.zeros_like(p) if axes and axes <= set(features) else p
-            for p, axes in zip(places, along, strict=True)
-        ]
-        result = torch.zeros_like(codes)
-        for place, size in zip(kept, self.shapes[inside[0]], strict=True):
-            result = result * size + place
-        return result + inside[0]
-
-    def lie(self, codes: Tensor) -> tuple[int, ...]:
-        """How these elements of one root lie in it: the places along its axes, if they are all of a grid."""
-        start = next((start for _, start, stop in self.ranges if start <= int(codes[0]) < stop), None)
-        if start is None or int(codes.max()) - start >= torch.Size(self.shapes[start]).numel():
-            return (len(codes),)
-        places = torch.unravel_index(codes - start, self.shapes[start])
-        sizes = [size for size in (len(torch.unique(place)) for place in places) if size > 1]
-        return tuple(sizes) if sizes and torch.Size(sizes).numel() == len(codes) else (len(codes),)
-
-    def by_root(self, codes: Tensor) -> dict[Root, Tensor]:
-        """Which of these codes belong to which root, as masks."""
-        found: dict[Root, Tensor] = {}
-        for root, start, stop in self.ranges:
-            inside = (codes >= start) & (codes < stop)
-            if bool(inside.any()):
-                found[root] = found.get(root, torch.zeros_like(inside)) | inside
-        return found

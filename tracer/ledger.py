@@ -9,17 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels import (
-    FAINT,
-    STRONG,
-    Elements,
-    Root,
-    Slot,
-    codes_of,
-    compact,
-    encode,
-    samples_of,
-)
+from fxplain.elements import Elements, Root
+from fxplain.labels import FAINT, STRONG, Slot, codes_of, compact, encode, samples_of
 
 if TYPE_CHECKING:
     from fxplain.ops.table import Operand

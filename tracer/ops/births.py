@@ -8,19 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels import (
-    DORMANT,
-    FAINT,
-    STRONG,
-    WEAK,
-    Root,
-    Slot,
-    Value,
-    align,
-    codes_of,
-    encode,
-    samples_of,
-)
+from fxplain.elements import Root
+from fxplain.labels import DORMANT, FAINT, STRONG, WEAK, Slot, Value, align, codes_of, encode, samples_of
 from fxplain.ops.table import Call, Operand, literal, op_name, transfer
 
 

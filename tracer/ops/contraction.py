@@ -21,10 +21,10 @@ from fxplain.labels import (
     compact,
     encode,
     fill_samples,
-    merge,
     same_tokens,
     samples_of,
 )
+from fxplain.merging import merge
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples, new_tokens, pooled, record
 from fxplain.ops.normaliser import is_positive, normaliser_of, row_sums

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fxplain.labels import DORMANT, NOTHING, WEAK, Root, Slot, Value, encode
+from fxplain.elements import Root
+from fxplain.labels import DORMANT, NOTHING, WEAK, Slot, Value, encode
 from fxplain.ops.births import fresh
 from fxplain.ops.table import Call, Operand, aten, transfer
 

@@ -19,9 +19,9 @@ from fxplain.labels import (
     broadcast,
     codes_of,
     compact,
-    merge,
     samples_of,
 )
+from fxplain.merging import merge
 from fxplain.ops.naming import completing, placed, without_tables
 from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten

@@ -9,18 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.labels import (
-    DORMANT,
-    NOTHING,
-    Slot,
-    Value,
-    align,
-    codes_of,
-    compact,
-    fill_samples,
-    merge,
-    reads_of,
-)
+from fxplain.labels import DORMANT, NOTHING, Slot, Value, align, codes_of, compact, fill_samples, reads_of
+from fxplain.merging import merge
 from fxplain.ops.elementwise import asked_among, pointwise
 from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten, transfer

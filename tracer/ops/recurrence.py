@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels import NOTHING, Slot, Value, codes_of, compact, encode, merge, samples_of
+from fxplain.labels import NOTHING, Slot, Value, codes_of, compact, encode, samples_of
+from fxplain.merging import merge
 from fxplain.ops.births import woken
 from fxplain.ops.table import Call, Operand, aten, transfer
 from fxplain.where import module_path
