@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain import find, inputs, labels, ledger, tree
+from fxplain import elements, find, inputs, labels, ledger, tree
 from fxplain.saved.record import Record, as_record
 
 CLASSES: Mapping[str, type] = {
@@ -22,7 +22,8 @@ CLASSES: Mapping[str, type] = {
     for home, names in (
         (find, ("Findings",)),
         (ledger, ("Born", "Ledger", "Site", "Window")),
-        (labels, ("Asked", "Elements", "Root", "Slot", "Spectrum", "Value")),
+        (elements, ("Elements", "Root")),
+        (labels, ("Asked", "Slot", "Spectrum", "Value")),
         (inputs, ("InputTensor", "Layout")),
         (tree, ("Slot",)),
     )
