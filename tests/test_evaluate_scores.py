@@ -242,8 +242,9 @@ def test_coco_scores():
     scores = evaluate.coco_scores(truth, found, ious=(0.4, 0.6), areas=areas, resamples=20)
     # class 0: half of the object was found, which counts at 0.4 alone; class 1: a miss, then a hit
     second = slow_ap([False, True], 2)
-    assert scores["AP all"].value == pytest.approx(((1.0 + 0.0) / 2 + second) / 2)
-    assert scores["AR all"].value == pytest.approx(((1.0 + 0.0) / 2 + 0.5) / 2)
-    assert 0.0 <= scores["AP all"].low <= scores["AP all"].value <= scores["AP all"].high <= 1.0
+    assert float(scores["AP all"][0]) == pytest.approx(((1.0 + 0.0) / 2 + second) / 2)
+    assert float(scores["AR all"][0]) == pytest.approx(((1.0 + 0.0) / 2 + 0.5) / 2)
+    found = evaluate.Estimate.of(scores["AP all"])
+    assert 0.0 <= found.low <= found.value <= found.high <= 1.0
     assert "AP large" in scores
     assert "AP huge" not in scores

@@ -69,7 +69,7 @@ def _slug(table: Table) -> str:
 
 
 def _check(path: Path) -> None:
-    from fxplain.render.save import check_folder
+    from fxplain.files import check_folder
 
     if path.suffix.lower() not in SUFFIXES:
         raise OutputError(

@@ -49,7 +49,9 @@ class Explained:
             methods = [name for name in self.methods if name not in self.refused]
             found = self.traced.compare(inputs, methods, _targets(self.targets, part, count), self.output)
             self.refused |= {name: _first_line(why) for name, why in found.refused.items()}
-            self.notes |= dict.fromkeys(_SAMPLE.sub(" (some samples)", note) for note in found.notes)
+            # what is told sample by sample is about one batch alone
+            told = (_SAMPLE.sub(" (some samples)", note) for note in found.notes if "per sample:" not in note)
+            self.notes |= dict.fromkeys(told)
             yield Batch(part, inputs, dict(found.results))
 
 

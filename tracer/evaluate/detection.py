@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxplain.evaluate.estimate import Estimate
 from fxplain.evaluate.localise import missing, to_pixels
 
 IOUS = tuple(round(0.2 + 0.05 * k, 2) for k in range(16))
@@ -64,8 +63,8 @@ def coco_scores(
     areas: Mapping[str, tuple[float, float]] = AREAS,
     resamples: int = 100,
     seed: int = 0,
-) -> dict[str, Estimate]:
-    """COCO's mean average precision and recall of masks, with bootstrap intervals over pictures.
+) -> dict[str, Tensor]:
+    """COCO's mean average precision and recall of masks, and those of draws of the pictures.
 
     Args:
         truth: per picture what is there.
@@ -76,7 +75,8 @@ def coco_scores(
         seed: of the draws.
 
     Returns:
-        ``AP all``, ``AR all``, ``AP medium``, ...; areas in which there is no object are left out.
+        ``AP all``, ``AR all``, ``AP medium``, ... -> [1 + resamples]: the score, then those of the draws, for
+        ``Estimate.of``; areas in which there is no object are left out.
 
     Raises:
         MethodError: faster-coco-eval is not installed.
@@ -86,13 +86,12 @@ def coco_scores(
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(len(truth), (resamples, len(truth)), generator=generator).tolist()
     value = _scores(there, seen, ious, areas)
-    drawn = [_scores([there[i] for i in draw], [seen[i] for i in draw], ious, areas) for draw in draws]
-    estimates = {}
-    for name, score in value.items():
-        others = [scores[name] for scores in drawn if name in scores]
-        ends = np.quantile(others, [0.025, 0.975]) if others else (float("nan"), float("nan"))
-        estimates[name] = Estimate(score, float(ends[0]), float(ends[1]))
-    return estimates
+    again = [_scores([there[i] for i in draw], [seen[i] for i in draw], ious, areas) for draw in draws]
+    return {
+        # a draw without an object of such an area says nothing: it counts as the score itself
+        name: torch.tensor([score, *(scores.get(name, score) for scores in again)], dtype=torch.float64)
+        for name, score in value.items()
+    }
 
 
 _Picture = tuple[tuple[int, int], list[dict[str, Any]]]

@@ -34,6 +34,14 @@ class Estimate:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, values: Tensor, level: float = LEVEL) -> Estimate:
+        """From [1 + resamples]: the value, then those of the draws."""
+        tail = (1.0 - level) / 2.0
+        ends = torch.tensor([tail, 1.0 - tail], dtype=torch.float64)
+        low, high = torch.quantile(values[1:].double(), ends).tolist()
+        return cls(float(values[0]), low, high)
+
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
@@ -53,6 +61,23 @@ def estimate(
 ) -> Estimate:
     """A statistic of the samples' mean row, with its bootstrap confidence interval.
 
+    See :func:`drawn`, which has the values behind the interval.
+
+    Args:
+        rows, statistic, seed, resamples: see :func:`drawn`.
+        level: the part of the drawn values that lies within the interval.
+
+    Example:
+        >>> found = estimate(torch.tensor([0.0, 0.0, 1.0, 1.0]))
+        >>> found.value, found.low, found.high
+        (0.5, 0.0, 1.0)
+    """
+    return Estimate.of(drawn(rows, statistic, seed=seed, resamples=resamples), level)
+
+
+def drawn(rows: Tensor, statistic: Statistic = first, *, seed: int = 0, resamples: int = RESAMPLES) -> Tensor:
+    """A statistic of the samples' mean row, and of as many draws of the samples: [1 + resamples].
+
     What is pooled over samples (intersection over union) is a statistic of the means of what is pooled. The
     same seed draws the same samples, so rows of two methods on the same samples are resampled alike.
 
@@ -61,25 +86,17 @@ def estimate(
         statistic: from mean rows [resamples, columns] to values [resamples]; the mean itself by default.
         seed: of the draws.
         resamples: how often the samples are drawn again.
-        level: the part of the drawn values that lies within the interval.
 
     Raises:
         InputError: no samples, or a row that is not finite.
-
-    Example:
-        >>> found = estimate(torch.tensor([0.0, 0.0, 1.0, 1.0]))
-        >>> found.value, found.low, found.high
-        (0.5, 0.0, 1.0)
     """
     rows = rows.detach().cpu().double()
     rows = rows[:, None] if rows.ndim == 1 else rows
     if not rows.numel() or not bool(rows.isfinite().all()):
         found = f"shape {list(rows.shape)}" if not rows.numel() else "NaN or infinity"
         raise InputError("there is nothing to estimate", expected="finite rows, one or more", found=found)
-    drawn = statistic(means_of_draws(rows, seed, resamples))
-    tail = (1.0 - level) / 2.0
-    low, high = torch.quantile(drawn, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
-    return Estimate(float(statistic(rows.mean(0, keepdim=True))[0]), low, high)
+    again = statistic(means_of_draws(rows, seed, resamples))
+    return torch.cat([statistic(rows.mean(0, keepdim=True)), again])
 
 
 def means_of_draws(rows: Tensor, seed: int, resamples: int) -> Tensor:

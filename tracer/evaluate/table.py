@@ -10,11 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fxplain.errors import OutputError, UnknownNameError
-from fxplain.evaluate.estimate import RESAMPLES, Estimate, Statistic, estimate, first
+from fxplain.evaluate.estimate import RESAMPLES, Estimate, Statistic, drawn, first
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,30 @@ class Table:
     seed: int = 0
     resamples: int = RESAMPLES
 
+    given: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Method -> measure -> its value, then those on draws of the samples: of scores that are no statistic of
+    rows (COCO's), in place of rows."""
+
     @cached_property
     def cells(self) -> dict[str, dict[str, Estimate]]:
         """Method -> measure -> value and interval."""
         return {
-            method: {m.name: self._estimate(rows[m.name], m.statistic) for m in self.measures}
-            for method, rows in self.rows.items()
+            method: {m.name: Estimate.of(self.draws(method, m.name)) for m in self.measures}
+            for method in self.rows
         }
+
+    def draws(self, method: str, measure: str) -> Tensor:
+        """The value, then those on draws of the samples, alike for all methods: [1 + resamples].
+
+        Raises:
+            UnknownNameError: no such measure or method.
+        """
+        if measure in self.given.get(method, {}):
+            return self.given[method][measure]
+        statistic = next((m.statistic for m in self.measures if m.name == measure), None)
+        if statistic is None or measure not in self.rows.get(method, {}):
+            raise UnknownNameError(f"the table has no {measure!r} of {method!r}")
+        return drawn(self.rows[method][measure], statistic, seed=self.seed, resamples=self.resamples)
 
     @property
     def samples(self) -> int:
@@ -73,15 +89,7 @@ class Table:
         Raises:
             UnknownNameError: no such measure or method.
         """
-        statistic = next((m.statistic for m in self.measures if m.name == measure), None)
-        for name in (one, other):
-            if statistic is None or name not in self.rows:
-                raise UnknownNameError(f"the table has no {name!r} or no {measure!r}")
-        assert statistic is not None
-        a, b = (_wide(self.rows[name][measure]) for name in (one, other))
-        width = a.shape[1]
-        both = torch.cat([a, b], 1)
-        return self._estimate(both, lambda means: statistic(means[:, :width]) - statistic(means[:, width:]))
+        return Estimate.of(self.draws(one, measure) - self.draws(other, measure))
 
     def text(self) -> str:
         """The table as text, best first by the first measure."""
@@ -153,7 +161,7 @@ class Table:
         Raises:
             OutputError: another suffix, no such folder, or the file cannot be written.
         """
-        from fxplain.render.save import write_whole
+        from fxplain.files import write_whole
 
         path = Path(path)
         if path.suffix == ".json":
@@ -168,10 +176,3 @@ class Table:
             raise OutputError(
                 f"a table cannot be saved as {path.name!r}", expected=".json, .md or .png", found=path.suffix
             )
-
-    def _estimate(self, rows: Tensor, statistic: Statistic) -> Estimate:
-        return estimate(rows, statistic, seed=self.seed, resamples=self.resamples)
-
-
-def _wide(rows: Tensor) -> Tensor:
-    return rows[:, None] if rows.ndim == 1 else rows
