@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fxplain.flex import is_flex, masked_softmax
-from fxplain.fused_maps import argument, flex_block, map_of
+from fxplain.fused_maps import argument, flex_block, grouped, map_of
 from fxplain.ledger import Site
 from fxplain.replay import Replay
 
@@ -53,6 +53,21 @@ def blocks(
         yield Block(where, maps[where], [None if whole is None else whole[where] for whole in grown])
 
 
+def rebuilt_outputs(site: Site, replay: Replay) -> Iterator[tuple[Where, Tensor]]:
+    """A fused attention's output from its rebuilt map, block by block, and which of its rows they are."""
+    query, _, value = (replay.kept[node.name].detach() for node in site.operands)
+    shared = _shared(query, value)
+    for block in blocks(site, replay, [None], {}):
+        *lead, rows, columns = block.where
+        if value.ndim == block.maps.ndim == query.ndim:
+            seen = _taken(value, (*_of_keys(tuple(lead), shared), columns)).to(block.maps.dtype)
+            found = _times(block.maps, seen.transpose(-1, -2), shared)
+        else:
+            own = grouped(value, block.maps)
+            found = block.maps @ _taken(own, (*lead, columns, slice(None))).to(block.maps.dtype)
+        yield (*lead, rows), found
+
+
 def cuts(
     shape: Sequence[int],
     whole: Sequence[int],
@@ -87,7 +102,7 @@ def _fused(
 ) -> Iterator[Block]:
     query, key, value = (replay.kept[node.name].detach() for node in site.operands)
     dtype = torch.promote_types(query.dtype, torch.float32)
-    shared = query.shape[-3] // key.shape[-3] if query.ndim > 2 and key.shape[-3] else 1
+    shared = _shared(query, key)
     heads = {query.ndim - 3: shared}
     for where in cuts(site.shape, [query.ndim - 1], most, live, heads):
         lead, rows = where[:-2], where[-2]
@@ -123,6 +138,11 @@ def _taken(tensor: Tensor, where: Where) -> Tensor:
     own = where if missing <= 0 else where[missing:]
     kept = tuple(place if size > 1 else slice(None) for place, size in zip(own, tensor.shape, strict=False))
     return tensor[kept]
+
+
+def _shared(query: Tensor, key: Tensor) -> int:
+    """How many heads of the queries each head of the keys serves."""
+    return query.shape[-3] // key.shape[-3] if query.ndim > 2 and key.shape[-3] else 1
 
 
 def _of_keys(lead: Where, shared: int) -> Where:
