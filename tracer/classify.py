@@ -4,22 +4,21 @@ is."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fxplain.attentions import Attention, Kind, Mixing, Stream, TokenSpace
 from fxplain.find import Findings
-from fxplain.labels import STRONG, Value, broadcast, codes_of, compact, completed, samples_of
-from fxplain.ledger import Born, Site
+from fxplain.labels import Value, codes_of
+from fxplain.ledger import Site
+from fxplain.map_lines import heads_of
 from fxplain.ops.table import op_name
+from fxplain.streams import StreamNames, living_spaces
 from fxplain.unfollowed import makes_scores
 from fxplain.where import module_path, source_line
 from fxplain.windows import windows_of
-
-APART = -2
-"""Between two samples of one packed sequence: nothing passes there."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ def classify(findings: Findings) -> Classified:
     made = torch.zeros(count, dtype=torch.bool)
     for site in sites:
         made[_tokens(site.rows.labels)] |= site.makes_tokens or site.pools
-    spaces, renumber = _spaces(ledger.spaces, used, made)
-    names = _Namer(spaces)
+    spaces, renumber = living_spaces(ledger.spaces, used, made)
+    names = StreamNames(spaces)
     drafts = [_draft(site, renumber, names) for site in sites]
     closure = _Closure(sites, renumber, sum(space.size for space in spaces))
     pairs = [(closure.leaves(q.tokens), closure.leaves(k.tokens)) for _, q, k in drafts]
@@ -173,87 +172,7 @@ def without_stems(sites: Iterable[Site], outputs: Iterable[Value], count: int) -
     return kept[::-1]
 
 
-def _spaces(born: list[Born], used: Tensor, made: Tensor) -> tuple[tuple[TokenSpace, ...], Tensor]:
-    """The living spaces with unique names, and the new numbers of their tokens."""
-    renumber = torch.full((max(len(used), 1),), -1, dtype=torch.int64)
-    spaces: list[TokenSpace] = []
-    names: set[str] = set()
-    start = 0
-    for space in born:
-        if not bool(used[space.start : space.start + space.size].any()):
-            continue
-        if space.origin == "mixing" and not bool(made[space.start : space.start + space.size].any()):
-            space = replace(space, origin="input")  # born of a stem
-        name = _space_name(space, names)
-        names.add(name)
-        spaces.append(TokenSpace(name, space.size, start, space.grid, space.origin, space.source))
-        renumber[space.start : space.start + space.size] = torch.arange(start, start + space.size)
-        start += space.size
-    return tuple(spaces), renumber
-
-
-def _space_name(space: Born, taken: set[str]) -> str:
-    made = module_path(space.node) or op_name(space.node).removeprefix("aten::")
-    base = made if space.origin == "mixing" else space.source
-    candidates = [base, f"{base}@{made}"]
-    candidates += [f"{base}#{number}" for number in range(2, len(taken) + 3)]
-    return next(name for name in candidates if name not in taken)
-
-
-@dataclass
-class _Namer:
-    """Gives streams names, one for each set of tokens."""
-
-    spaces: tuple[TokenSpace, ...]
-    _known: dict[frozenset[int], Stream] = field(default_factory=dict)
-
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        return tuple(self._known.values())
-
-    def stream(self, tokens: Tensor) -> Stream:
-        """The stream of these tokens, named by its spaces in order of appearance."""
-        distinct = torch.unique(tokens)
-        key = frozenset(distinct.tolist())
-        if key not in self._known:
-            self._known[key] = self._make(tokens, distinct)
-        return self._known[key]
-
-    def _make(self, tokens: Tensor, distinct: Tensor) -> Stream:
-        firsts: list[tuple[int, TokenSpace, list[int]]] = []
-        for space in self.spaces:
-            own = distinct[(distinct >= space.start) & (distinct < space.start + space.size)]
-            if len(own):
-                inside = (tokens >= space.start) & (tokens < space.start + space.size)
-                firsts.append((int(inside.nonzero()[0]), space, own.tolist()))
-        firsts.sort(key=lambda entry: entry[0])
-        parts = [
-            space.name if len(own) == space.size else f"{space.name}[{_extent(own, space)}]"
-            for _, space, own in firsts
-        ]
-        name = "+".join(parts)
-        taken = {stream.name for stream in self._known.values()}
-        candidates = [name, *(f"{name}#{number}" for number in range(2, len(taken) + 3))]
-        return Stream(
-            next(candidate for candidate in candidates if candidate not in taken),
-            tuple(in_order(tokens)) if len(firsts) > 1 else tuple(firsts[0][2]),
-            tuple(space.name for _, space, _ in firsts),
-        )
-
-
-def in_order(tokens: Tensor) -> list[int]:
-    """Distinct tokens in the order in which they first appear."""
-    return list(dict.fromkeys(tokens.tolist()))
-
-
-def _extent(own: list[int], space: TokenSpace) -> str:
-    first, last = own[0] - space.start, own[-1] - space.start
-    if last - first + 1 == len(own):
-        return str(first) if first == last else f"{first}:{last + 1}"
-    return f"{len(own)} of {space.size}"
-
-
-def _draft(site: Site, renumber: Tensor, names: _Namer) -> tuple[Site, Stream, Stream]:
+def _draft(site: Site, renumber: Tensor, names: StreamNames) -> tuple[Site, Stream, Stream]:
     rows, cols = (renumber[_tokens(slot.labels)] for slot in (site.rows, site.cols))
     return site, names.stream(rows), names.stream(cols)
 
@@ -295,68 +214,6 @@ def _kind(place: int, pairs: list[tuple[Tensor, Tensor]], is_attention: list[boo
         if other != place and back and bool((q & ~k).any()) and bool((k & ~q).any()):
             return "co"
     return "encoder_decoder"
-
-
-def heads_of(site: Site, batch: int, assume: bool = True) -> int:
-    """How many rows of the map each query has, whether heads have an axis or are folded into another.
-
-    Some queries may have more (a class token that stands in every frame): the fewest count.
-    """
-    ranks, queries = line_ranks(site, batch, assume)
-    per_line = int(torch.Size(_lines_of(site)).numel()) // max(ranks.numel(), 1)
-    known = queries[queries >= 0]
-    return per_line * int(torch.unique(known, return_counts=True)[1].min()) if len(known) else per_line
-
-
-def line_ranks(site: Site, batch: int, assume: bool = True) -> tuple[Tensor, Tensor]:
-    """Which of its query's rows each line of the map is, and whose: a number for each query and sample.
-
-    A line is the map along its column axes; both have the axes of the map, 1 along columns and along axes of
-    heads. Heads may see different keys each (the best of a sorted list): they are told apart by lines, not by
-    elements. -1 where a line is nobody's.
-    """
-    samples = samples_on_map(site, batch, assume)
-    rows, samples = broadcast(*(_over_columns(t, site) for t in (codes_of(site.rows.labels), samples)))
-    queries = torch.where(rows < 0, -1, rows * (batch + 1) + samples.clamp_min(-1) + 1)
-    flat = queries.reshape(-1)
-    order = torch.argsort(flat, stable=True)
-    ordered = flat[order].contiguous()
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(order)) - torch.searchsorted(ordered, ordered)
-    return ranks.view(rows.shape), queries
-
-
-def _lines_of(site: Site) -> list[int]:
-    columns = site.column_axes
-    return [1 if axis in columns else size for axis, size in enumerate(site.shape)]
-
-
-def _over_columns(labels: Tensor, site: Site) -> Tensor:
-    """Labels of lines: the largest along the columns, where padding has none."""
-    columns = [axis for axis in site.column_axes if labels.shape[axis] > 1]
-    return labels.amax(columns, keepdim=True) if columns else labels
-
-
-def samples_on_map(site: Site, batch: int, assume: bool = True) -> Tensor:
-    """The sample that each element of a site's map belongs to, by its rows' or columns' labels.
-
-    -1 stands for unknown, ``APART`` for a place between two samples of one packed sequence.
-
-    Where rows and columns are shared by all samples (learned queries that have met no input yet), the first
-    axis that heads or samples can lie on and that divides by the batch is taken for the batch axis.
-    """
-    rows, cols = broadcast(*(compact(samples_of(slot.labels)) for slot in (site.rows, site.cols)))
-    samples = torch.maximum(rows, cols)
-    if batch == 1:
-        return samples.clamp_min(0)
-    if bool((samples >= 0).any()):
-        return torch.where((rows != cols) & (rows >= 0) & (cols >= 0), APART, completed(samples))
-    learned = max(site.rows.strength, site.cols.strength) < STRONG
-    for axis, size in enumerate(site.shape if assume and learned else ()):
-        if size % batch == 0 and axis not in site.rows.axes | site.cols.axes:
-            line = torch.arange(size) // (size // batch)
-            return line.view([-1 if a == axis else 1 for a in range(len(site.shape))])
-    return samples
 
 
 def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream, batch: int) -> Attention:

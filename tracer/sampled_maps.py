@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from fxplain.classify import samples_on_map
 from fxplain.ledger import Site
+from fxplain.map_lines import samples_on_map
 from fxplain.ops.sampling import NEAREST
 from fxplain.ops.table import literal
 from fxplain.path import through_path

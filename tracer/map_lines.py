@@ -1,0 +1,74 @@
+"""Which query, sample and head each line of a site's map belongs to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxplain.labels import STRONG, broadcast, codes_of, compact, completed, samples_of
+from fxplain.ledger import Site
+
+APART = -2
+"""Between two samples of one packed sequence: nothing passes there."""
+
+
+def heads_of(site: Site, batch: int, assume: bool = True) -> int:
+    """How many rows of the map each query has, whether heads have an axis or are folded into another.
+
+    Some queries may have more (a class token that stands in every frame): the fewest count.
+    """
+    ranks, queries = line_ranks(site, batch, assume)
+    per_line = int(torch.Size(_lines_of(site)).numel()) // max(ranks.numel(), 1)
+    known = queries[queries >= 0]
+    return per_line * int(torch.unique(known, return_counts=True)[1].min()) if len(known) else per_line
+
+
+def line_ranks(site: Site, batch: int, assume: bool = True) -> tuple[Tensor, Tensor]:
+    """Which of its query's rows each line of the map is, and whose: a number for each query and sample.
+
+    A line is the map along its column axes; both have the axes of the map, 1 along columns and along axes of
+    heads. Heads may see different keys each (the best of a sorted list): they are told apart by lines, not by
+    elements. -1 where a line is nobody's.
+    """
+    samples = samples_on_map(site, batch, assume)
+    rows, samples = broadcast(*(_over_columns(t, site) for t in (codes_of(site.rows.labels), samples)))
+    queries = torch.where(rows < 0, -1, rows * (batch + 1) + samples.clamp_min(-1) + 1)
+    flat = queries.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    ordered = flat[order].contiguous()
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order)) - torch.searchsorted(ordered, ordered)
+    return ranks.view(rows.shape), queries
+
+
+def _lines_of(site: Site) -> list[int]:
+    columns = site.column_axes
+    return [1 if axis in columns else size for axis, size in enumerate(site.shape)]
+
+
+def _over_columns(labels: Tensor, site: Site) -> Tensor:
+    """Labels of lines: the largest along the columns, where padding has none."""
+    columns = [axis for axis in site.column_axes if labels.shape[axis] > 1]
+    return labels.amax(columns, keepdim=True) if columns else labels
+
+
+def samples_on_map(site: Site, batch: int, assume: bool = True) -> Tensor:
+    """The sample that each element of a site's map belongs to, by its rows' or columns' labels.
+
+    -1 stands for unknown, ``APART`` for a place between two samples of one packed sequence.
+
+    Where rows and columns are shared by all samples (learned queries that have met no input yet), the first
+    axis that heads or samples can lie on and that divides by the batch is taken for the batch axis.
+    """
+    rows, cols = broadcast(*(compact(samples_of(slot.labels)) for slot in (site.rows, site.cols)))
+    samples = torch.maximum(rows, cols)
+    if batch == 1:
+        return samples.clamp_min(0)
+    if bool((samples >= 0).any()):
+        return torch.where((rows != cols) & (rows >= 0) & (cols >= 0), APART, completed(samples))
+    learned = max(site.rows.strength, site.cols.strength) < STRONG
+    for axis, size in enumerate(site.shape if assume and learned else ()):
+        if size % batch == 0 and axis not in site.rows.axes | site.cols.axes:
+            line = torch.arange(size) // (size // batch)
+            return line.view([-1 if a == axis else 1 for a in range(len(site.shape))])
+    return samples
