@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +29,15 @@ STRATEGIES: tuple[tuple[str, Strategy], ...] = (("export", export), ("record", r
 """Tried in this order; the first whose graph reproduces the model's output wins."""
 
 
-def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
+def capture(
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    before: Sequence[tuple[str, Strategy]] = (),
+) -> Captured:
     """Capture ``model(*args, **kwargs)`` in eval mode as a graph that reproduces the model's output.
+
+    ``before``: what to try before :data:`STRATEGIES`.
 
     Raises:
         InputError: the model raised on these arguments, or the model is no ``torch.nn.Module`` or
@@ -65,7 +72,7 @@ def capture(model: nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: M
     check_finite_outputs(expected)
     reasons: dict[str, str] = {}
     mismatch: VerificationError | None = None
-    for name, strategy in STRATEGIES:
+    for name, strategy in (*before, *STRATEGIES):
         try:
             with untouched(model), values_kept(model, tensors, watch=False), same_random_numbers():
                 draft = pruned(strategy(model, tensors, layout))

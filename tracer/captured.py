@@ -63,7 +63,7 @@ class Captured:
     outputs: tuple[str, ...]
     """Names of the output tensors: ``"logits"``, ``"hidden_states.0"``; ``"output"`` for a bare tensor."""
     strategy: str
-    """``"export"``, ``"record"`` or ``"program"``."""
+    """``"export"``, ``"record"``, ``"program"``, or ``"sizes"`` (one export for inputs of several sizes)."""
     reasons: Mapping[str, str]
     """For each strategy that was tried before: why it failed."""
     specialised: bool

@@ -130,11 +130,12 @@ def _inline(module: GraphModule, region: Node) -> None:
         module.graph.erase_node(body_node)
 
 
-def tidy(program: ExportedProgram, rename: Callable[[str], str]) -> GraphModule:
-    """The program's graph with its user outputs alone, tidy, and module paths through ``rename``."""
+def tidy(program: ExportedProgram, rename: Callable[[str], str], own: Graph | None = None) -> GraphModule:
+    """The program's graph (or its ``own`` for some sizes) with its user outputs alone, tidy, and module paths
+    through ``rename``."""
     graph = Graph()
     copied: dict[Node, Node] = {}
-    results = graph.graph_copy(program.graph, copied)
+    results = graph.graph_copy(own or program.graph, copied)
     specs = program.graph_signature.output_specs
     wanted = [
         value

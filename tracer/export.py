@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.fx import Graph
 
 from fxplain.captured import Draft, Placeholder, PlaceholderKind
 from fxplain.clean import functional, restore_origins, tidy
@@ -39,15 +40,23 @@ class Flat(nn.Module):
 
 def export(model: nn.Module, tensors: list[Tensor], layout: Layout) -> Draft:
     """The model's graph by ``torch.export.export(..., strict=False)``; raises whatever that raises."""
+    return drafted(program_of(model, tensors, layout), layout, prefix="model")
+
+
+def program_of(
+    model: nn.Module, tensors: list[Tensor], layout: Layout, sizes: tuple[Any, ...] | None = None
+) -> ExportedProgram:
+    """The model exported without in-place operations; ``sizes``: for each tensor, its axes of any size."""
     with quiet():
-        program = torch.export.export(Flat(model, layout), tuple(tensors), strict=False)
+        flat, shapes = Flat(model, layout), None if sizes is None else (sizes,)
+        program = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
         restore_origins(program.graph_module, origins_of(model, "model"))
-        program = functional(program)
-    return drafted(program, layout, prefix="model")
+        return functional(program)
 
 
-def drafted(program: ExportedProgram, layout: Layout, prefix: str) -> Draft:
-    """The program's graph as a draft; ``prefix`` is the path of the user's model inside the program."""
+def drafted(program: ExportedProgram, layout: Layout, prefix: str, graph: Graph | None = None) -> Draft:
+    """The program's graph (or another for the same program) as a draft; ``prefix`` is the path of the user's
+    model inside the program."""
 
     def rename(path: str) -> str:
         return "" if path == prefix else path.removeprefix(f"{prefix}.")
@@ -61,7 +70,7 @@ def drafted(program: ExportedProgram, layout: Layout, prefix: str) -> Draft:
         placeholders.append(Placeholder(spec.arg.name, kind, path))
         if kind == "constant":
             constants[spec.arg.name] = _constant(program, str(spec.target))
-    return Draft(tidy(program, rename), tuple(placeholders), constants)
+    return Draft(tidy(program, rename, graph), tuple(placeholders), constants)
 
 
 def _constant(program: ExportedProgram, name: str) -> Tensor:

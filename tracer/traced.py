@@ -31,10 +31,14 @@ from fxplain.result import Result
 from fxplain.sampled_maps import point_weights
 from fxplain.saved.model import SavedModel
 from fxplain.several_targets import MEMORY, explain_each
+from fxplain.sizes import Sizes
 from fxplain.verify import verify as verify_graph
 
 if TYPE_CHECKING:
     import networkx as nx
+
+MOST_LAYOUTS = 64
+"""Of how many layouts of inputs a traced model keeps the labelled graph."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Traced:
     model: Any
     _first: Labelled = field(repr=False)
     _layouts: dict[str, Labelled] = field(default_factory=dict, repr=False)
+    _sizes: Sizes = field(default_factory=Sizes, repr=False)
 
     @property
     def captured(self) -> Captured:
@@ -273,14 +278,19 @@ class Traced:
     ) -> tuple[Labelled, dict[str, Tensor], float]:
         """The labelled graph for these inputs: a known one of their layout, or a new capture."""
         _, layout = flatten_inputs(self.captured.model, args, kwargs)
-        known = self._layouts.get(_key(layout))
+        known = self._layouts.pop(_key(layout), None)
+        if known is not None:
+            self._layouts[_key(layout)] = known  # the one used last is forgotten last
         bound = {} if known is None else known.captured.bind(args, kwargs)
         if known is None and isinstance(self.model, SavedModel):
             check_layout(self.captured.layout, layout)  # raises: there is no model to capture again
         if known is None or not known.holds_for(bound):
-            captured = capture(self.model, args, kwargs)
+            before = self._sizes.strategies((one.captured for one in self._layouts.values()), layout)
+            captured = capture(self.model, args, kwargs, before)
             bound = captured.bind(args, kwargs)
             known = self._layouts[_key(layout)] = label(captured, bound)
+            if len(self._layouts) > MOST_LAYOUTS:
+                del self._layouts[next(iter(self._layouts))]
             return known, bound, captured.verified
         # a recorded graph holds constants of the weights too: it is compared again even on its own input
         again = check or known.captured.specialised
