@@ -246,3 +246,28 @@ def test_other_counts_of_tokens(middle: Middle, sizes: Any) -> None:
     for sample in range(BATCH if middle is not fused_rest else 0):  # its keys are other tokens in each sample
         alone = fxplain.explain(built(middle), tokens()[sample : sample + 1], target=1)
         torch.testing.assert_close(alone.relevance["x"][0], values[sample], rtol=1e-4, atol=1e-7)
+
+
+class Chosen(nn.Module):
+    """Tokens by what they are, each kind with a layer of its own, side by side, and a blank
+    between them; there may be none of a kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.one, self.other = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.attend, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        large = x[:, 0] > 100.0
+        tokens = self.embed(x)
+        tokens = torch.cat([self.one(tokens[large]), x.new_zeros(1, 8), self.other(tokens[~large])])[None]
+        out: Tensor = self.head((tokens + self.attend(tokens, tokens, tokens)[0])[:, 0])
+        return out
+
+
+def test_a_part_without_tokens_adds_none() -> None:
+    torch.manual_seed(0)
+    traced = fxplain.trace(Chosen().eval(), torch.randn(4, 5))
+    (attention,) = traced.attentions
+    assert (attention.kind, attention.queries.size, attention.keys.size) == ("self", 4, 4)
+    assert not [entry for entry in traced.census if entry.role == "unknown"]

@@ -60,6 +60,8 @@ class Presence(nn.Module):
 class OnePlace(nn.Module):
     """A stem whose last block has two branches, and whose last grid has one place."""
 
+    attends_before = False
+
     def __init__(self, fused: bool) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, WIDTH, 3, 2, 1)
@@ -69,11 +71,20 @@ class OnePlace(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.stem(pixels).relu()
+        if self.attends_before:
+            tokens = x.flatten(2).mT
+            x = x + self.alone(tokens, tokens).mT.view_as(x)
         x = (self.long(x) + self.short(x)).flatten(2).mT
         x = x + self.alone(x, x)
         queries = self.queries[None].expand(len(x), -1, -1)
         logits: Tensor = self.head(queries + self.cross(queries, x))
         return logits
+
+
+class OnePlaceLater(OnePlace):
+    """The same behind an attention, in a hierarchy."""
+
+    attends_before = True
 
 
 def both(kind: Any, x: Tensor) -> tuple[Any, Any]:
@@ -101,6 +112,16 @@ def test_a_query_without_a_position_is_one_too() -> None:
 def test_branches_of_a_stem_are_one_place() -> None:
     found, result = both(OnePlace, torch.randn(BATCH, 3, 4, 4))
     assert [(a.kind, a.queries.size, a.keys.size) for a in found.attentions] == [
+        ("self", 1, 1),
+        ("encoder_decoder", 3, 1),
+    ]
+    assert bool((result.relevance["pixels"] > 0).all())
+
+
+def test_branches_that_end_in_one_place_are_one_token() -> None:
+    found, result = both(OnePlaceLater, torch.randn(BATCH, 3, 4, 4))
+    assert [(a.kind, a.queries.size, a.keys.size) for a in found.attentions] == [
+        ("self", 4, 4),
         ("self", 1, 1),
         ("encoder_decoder", 3, 1),
     ]

@@ -210,6 +210,13 @@ class Ledger:
             (s.start for s in self.spaces if s.start <= newest < s.start + s.size and s.origin == "mixing"), 0
         )
 
+    def window_over(self, slot: Slot) -> fx.Node | None:
+        """What a convolution (or a pooling) read that made a slot's tokens; None if none did."""
+        codes = _tokens(slot.labels)
+        made = (site for site in self.sites if site.makes_tokens and site.form == "taps")
+        found = (s for s in made if bool(torch.isin(codes, _tokens(s.rows.labels)).any()))
+        return next((site.operands[0] for site in found), None)
+
     def mixed_from(self, slot: Slot, others: Sequence[Slot]) -> bool:
         """Whether a slot's tokens were made by mixings, in the end, of tokens of the others."""
         if not others or not self.mixed_at(slot):

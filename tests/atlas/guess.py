@@ -52,6 +52,16 @@ WITH = {
 }
 """Argument -> what is given along with it."""
 
+INSTEAD = (
+    "inputs_embeds",
+    "hidden_states",
+    "encoder_hidden_states",
+    "attention_mask",
+    "pixel_values_videos",
+    "query_embeds",
+)
+"""Takes the place of something else: not given because something, it is not said what, is missing."""
+
 PLACEHOLDERS = {
     "pixel_values": ("image_token_id", "image_token_index", "img_token_id", "image_patch_id", "im_patch_id"),
     "input_features": ("audio_token_id", "audio_token_index", "sound_token_id"),
@@ -91,6 +101,8 @@ def guess(
                 for n in facts.names
                 if n in GUESSES and n not in given and any(_names(m, n) for m in messages)
             ]
+            if not named and any("NoneType" in message for message in messages):
+                named = [n for n in facts.names if n in GUESSES and n not in given and n not in INSTEAD]
             if not named:
                 break
             given += named  # the model asks for them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import gcd
 from typing import Any
 
@@ -15,6 +16,7 @@ def fill(config: Any) -> None:
     heads = heads_of(config)
     wanted = {
         "prediction_length": 4,
+        "context_length": 16,
         "vocab_size": VOCABULARY,
         "num_key_value_heads": heads,
         "head_dim": width_of(config) // max(heads, 1),
@@ -51,6 +53,28 @@ def keep_relations(config: Any, before: dict[str, Any]) -> None:
     sizes = [source.get(name) for source in (before, facts) for name in ("image_size", "patch_size")]
     if all(type(size) is int for size in sizes):
         _count_patches(config, before, sizes[0] // sizes[1], sizes[2] // sizes[3])
+
+
+def keep_products(config: Any, before: dict[str, Any]) -> None:
+    """In state spaces heads times their width are a multiple of the model's width; groups are of heads."""
+    facts = vars(config)
+    numbers = {name: value for name, value in before.items() if type(value) is int and value > 0}
+    expand = next((name for name in numbers if re.search(r"(^|_)expand$", name)), None)
+    if expand is None or "hidden_size" not in numbers:
+        return
+    old, new = (int(source[expand] * source["hidden_size"]) for source in (before, facts))
+    for many in (name for name in numbers if re.search(r"heads$", name)):
+        for wide in (name for name in before if re.search(r"head_?dim$|d_head$", name)):
+            width = before[wide]
+            whole = next((n for n in numbers if n.endswith("d_ssm")), None)
+            if whole and numbers[whole] == numbers[many] * width:
+                assign(config, whole, facts[many] * facts[wide])
+            elif width == "auto" or numbers[many] * width == old:
+                assign(config, wide, new // facts[many])
+            else:
+                continue
+            for groups in (name for name in numbers if re.search(r"n_?groups$", name)):
+                assign(config, groups, gcd(facts[groups], facts[many]))
 
 
 def _count_patches(config: Any, before: dict[str, Any], old: int, new: int) -> None:

@@ -36,7 +36,7 @@ from atlas.names import (
     VOCAB,
     WINDOW,
 )
-from atlas.relations import fill, keep_relations, make_heads_divide, shrink_rotary
+from atlas.relations import fill, keep_products, keep_relations, make_heads_divide, shrink_rotary
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def shrink(config: Any, plan: Plan) -> None:
         fill(each)
         keep_relations(each, before)
         make_heads_divide(each)
+        keep_products(each, before)
         shrink_rotary(each, before)
 
 

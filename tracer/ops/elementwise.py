@@ -46,7 +46,7 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
         aligned = placed(call, operands, aligned)
     additive = call.op.removesuffix("_") in JOINING
     ordered = _newest_first(call, operands, aligned) if additive else _older_first(call, aligned)
-    slots = merge(ordered, additive=additive and not _of_a_stem(call, aligned))
+    slots = merge(ordered, additive=additive and not _one_place(call, aligned))
     if isinstance(call.result, Tensor) and call.result.is_floating_point() and len(slots) == 1:
         slots = (_joined(call, operands, aligned, slots[0]),)
     value = call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
@@ -64,16 +64,22 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     return replace(value, asked=(*value.asked, *asked_among(aligned, slots, products)))
 
 
-def _of_a_stem(call: Call, operands: Sequence[Sequence[Slot]]) -> bool:
-    """Whether all tokens come of nothing but windows: branches of a stem that ends in one place.
+def _one_place(call: Call, operands: Sequence[Sequence[Slot]]) -> bool:
+    """Whether all tokens come of windows alone, or of windows over the same: branches that end in one place.
 
     They are the same place then, as they are on larger grids, and no tokens whose sum is both of them. Places
     of one grid are different tokens all the same: a state that goes along them.
     """
     slots = [slot for own in operands for slot in own if slot.strength > DORMANT]
     grids = [call.ledger.mixed_at(slot) for slot in slots]
-    apart = len(set(grids)) == len(grids)
-    return apart and all(slot.reads and not call.ledger.beyond_stem(slot.reads) for slot in slots)
+    if len(set(grids)) < len(grids):
+        return False
+    if all(slot.reads and not call.ledger.beyond_stem(slot.reads) for slot in slots):
+        return True
+    if any(slot.token_axes for slot in slots):
+        return False
+    read = {call.ledger.window_over(slot) for slot in slots}
+    return len(read) == 1 and None not in read
 
 
 def _told(call: Call) -> None:

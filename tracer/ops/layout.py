@@ -160,7 +160,8 @@ def cat(call: Call) -> Value:
 def side_by_side(call: Call, parts: Sequence[Operand], axis: int) -> Value:
     """The value of parts laid one after the other along an axis."""
     operands = call.operands()
-    parts = [part for part in parts if part.tensor.numel() or part.ndim == call.result.ndim]
+    full = [part for part in parts if part.tensor.numel()]  # what is empty adds nothing
+    parts = full or [part for part in parts if part.ndim == call.result.ndim]
     lead = _lead(parts, axis)
     if lead is None:
         return call.carry(*operands)
