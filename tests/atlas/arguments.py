@@ -165,7 +165,7 @@ def _series(facts: Facts) -> Iterator[Tensor]:
 
 def _time_features(length: Callable[[Facts], int]) -> Callable[[Facts], Iterator[Tensor]]:
     def guesses(facts: Facts) -> Iterator[Tensor]:
-        yield numbers(BATCH, length(facts), facts.find("num_time_features", default=1) or 1)
+        yield numbers(BATCH, length(facts), facts.find("num_time_features", default=1))
 
     return guesses
 
@@ -282,6 +282,15 @@ GUESSES: dict[str, Callable[[Facts], Iterator[Tensor]]] = {
     "spectrogram": _one(lambda f: numbers(BATCH, 32, f.find("model_in_dim", "num_mel_bins", default=80))),
     "input_features_mask": _one(lambda f: torch.ones(BATCH, 64, dtype=torch.long)),
     "feature_attention_mask": _one(lambda f: torch.ones(BATCH, 64, dtype=torch.long)),
+    "merge_sizes": _one(lambda f: torch.ones(BATCH, dtype=torch.long)),
+    "image_merge_sizes": _one(lambda f: torch.ones(BATCH, dtype=torch.long)),
+    "target_sizes": _one(lambda f: torch.tensor([[4, 4]] * BATCH)),
+    "latents": lambda f: iter([numbers(BATCH, _hidden(f), 12), numbers(BATCH, 12, _hidden(f))]),
+    "state": _one(lambda f: numbers(BATCH, f.find("max_state_dim", "state_dim", default=32))),
+    "noise_embeds": _one(lambda f: numbers(BATCH, WORDS, _hidden(f), seed=12)),
+    "context_hidden_states": _one(lambda f: numbers(BATCH, 7, _hidden(f), seed=13)),
+    "audio_mel": _features,
+    "audio_mel_mask": _one(lambda f: torch.zeros(BATCH, 64, dtype=torch.bool)),
     "audio_feature_lengths": _one(lambda f: torch.tensor([64] * BATCH)),
 }
 """Argument -> guesses, the likelier first."""

@@ -21,6 +21,8 @@ def fill(config: Any) -> None:
         "num_key_value_heads": heads,
         "head_dim": width_of(config) // max(heads, 1),
         "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "layer_types": ["full_attention"] * 2,
         "num_experts_per_tok": 2,
     }
     for name, value in wanted.items():

@@ -54,6 +54,8 @@ class Plan:
     """The side of a window of attention in a picture."""
     stage: int = 1
     """Layers in each stage of a hierarchy."""
+    patch: int = 8
+    """The side of a patch at most, unless it is 4 or less."""
     cache: bool = True
     """Whether a decoder gives its keys and values out, as it does by default."""
 
@@ -64,6 +66,7 @@ PLANS = (
     Plan("widths in proportion", 128, equal=False, unit=16, image=64),
     Plan("widths in proportion, multiples of 32", 256, equal=False, unit=32, image=64),
     Plan("equal widths, no cache", 64, equal=True, cache=False),
+    Plan("equal widths, own patches", 64, equal=True, image=64, patch=32),
     Plan("own widths", None, equal=False, image=64, stage=3),
 )
 
@@ -139,6 +142,8 @@ def _smaller(name: str, value: Any, plan: Plan, narrow: Callable[[int], int]) ->
     for pattern, change in _CAPS:
         if pattern.match(name):
             return each_int(value, change)
+    if PATCH.match(name):
+        return each_int(value, lambda v: v if v <= 4 else min(plan.patch, max(v, 8)))
     if SQUARE_WINDOW.match(name):
         # some count patches, some pixels
         return each_int(value, lambda v: min(v, plan.window) if v < 64 else 32)
@@ -186,7 +191,6 @@ _CAPS: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = (
     (EXPERTS, _cap(4)),
     (QUERIES, _cap(8)),
     (WINDOW, _cap(8)),
-    (PATCH, lambda v: v if v <= 4 else 8),
     (re.compile(r"^(n_group|topk_group|num_expert_groups?)$"), _cap(1)),
     (re.compile(r"^(.*num_frames)$"), _cap(4)),
     (re.compile(r"^(num_experts_per_tok|.*top_?k|num_selected_experts|moe_k)$"), _cap(2)),
