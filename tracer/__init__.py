@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from fxplain.attentions import Attention, CensusEntry, Mixing, Stream, TokenSpace
     from fxplain.comparison import Comparison
     from fxplain.errors import FxplainError
+    from fxplain.many.records import Explained, Sample
+    from fxplain.many.run import explain_all, explain_dataset
+    from fxplain.many.store import Explanations
     from fxplain.method_table import methods
     from fxplain.result import Relevance, Result
     from fxplain.saved.files import load
@@ -33,7 +36,12 @@ _HOMES = {
     "Verdict": "verdict",
     "check": "verdict",
     "compare": "traced",
+    "Explained": "many.records",
+    "Explanations": "many.store",
+    "Sample": "many.records",
     "explain": "traced",
+    "explain_all": "many.run",
+    "explain_dataset": "many.run",
     "load": "saved.files",
     "methods": "method_table",
     "trace": "traced",
@@ -43,11 +51,14 @@ __all__ = [
     "Attention",
     "CensusEntry",
     "Comparison",
+    "Explained",
+    "Explanations",
     "Finding",
     "FxplainError",
     "Mixing",
     "Relevance",
     "Result",
+    "Sample",
     "Stream",
     "TokenSpace",
     "Traced",
@@ -56,6 +67,8 @@ __all__ = [
     "compare",
     "evaluate",
     "explain",
+    "explain_all",
+    "explain_dataset",
     "load",
     "methods",
     "trace",

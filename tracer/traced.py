@@ -81,6 +81,11 @@ class Traced:
         """What attentions range over."""
         return self._first.classified.streams
 
+    @property
+    def batch_axis(self) -> int | None:
+        """Where the inputs have their samples; None if they are all one sample."""
+        return self._first.findings.batch_axis
+
     def maps(self, inputs: Any) -> tuple[Tensor, ...]:
         """The attention maps on these inputs, also where the model's attention is fused.
 

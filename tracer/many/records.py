@@ -1,0 +1,74 @@
+"""What is kept of the explanation of one sample of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from fxplain.result import Result
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One entry of a dataset, as it is to be explained.
+
+    Args:
+        inputs: just as the model is called: a tensor, tuple, dict or BatchEncoding, with a batch axis.
+        target: what to explain, as for :meth:`fxplain.Traced.explain`; of several samples one for all, or a
+            list. Left out: the target of the whole run.
+        key: a name of your own (a file's, say) that comes back with the result.
+    """
+
+    inputs: Any
+    target: Any = ...
+    key: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """The explanation of one sample: the place it has in the dataset, and what was found.
+
+    Where the sample could not be explained and errors are kept, ``error`` says why and the rest is empty.
+    """
+
+    index: int
+    """Place of the entry in the dataset."""
+    sample: int = 0
+    """Place of the sample in the entry: 0 unless entries are batches."""
+    key: str = ""
+    relevance: Mapping[str, Tensor] = field(default_factory=dict)
+    """By token space, in the shape of its grid: [T], [H, W] or [T, H, W]; on the CPU."""
+    score: float = float("nan")
+    target: Any = None
+    output: str = ""
+    verified: float = 0.0
+    notes: tuple[str, ...] = ()
+    error: str = ""
+    digest: str = ""
+    """Of the input tensors of the entry: says later whether the dataset is still the same."""
+
+
+def of_result(result: Result, places: list[tuple[int, int, str, str]]) -> list[Explained]:
+    """A result's samples one by one; ``places``: index, sample, key and digest of each."""
+    grids = {space.name: result.relevance.grid(space.name).detach().cpu() for space in result.spaces}
+    target = result.target
+    return [
+        Explained(
+            index=index,
+            sample=sample,
+            key=key,
+            relevance={name: grid[row].clone() for name, grid in grids.items()},
+            score=float(result.score[row]),
+            target=target[row]
+            if isinstance(target, (tuple, list))
+            else getattr(target, "__name__", "function"),
+            output=result.output,
+            verified=result.verified,
+            notes=result.notes,
+            digest=digest,
+        )
+        for row, (index, sample, key, digest) in enumerate(places)
+    ]
