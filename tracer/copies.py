@@ -107,7 +107,13 @@ def _apart(node: fx.Node, slot: Slot, shape: tuple[int, ...], ledger: Ledger) ->
     ranks, counts = _ranks(slot)
     if slot.strength == DORMANT or not bool((counts > 1).any()):
         return slot
-    copies = counts > 1
+    return renamed(node, slot, ranks, counts > 1, shape, ledger)
+
+
+def renamed(
+    node: fx.Node, slot: Slot, ranks: Tensor, copies: Tensor, shape: tuple[int, ...], ledger: Ledger
+) -> Slot:
+    """The slot with a token for each copy, by its rank; a node that has a past is where they are made."""
     new = torch.where(copies, _numbered(node, codes_of(slot.labels), ranks, copies, ledger), -1)
     renewed = encode(samples_of(slot.labels), new)
     whole = replace(slot, labels=compact(torch.where(copies, renewed, slot.labels)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from fxplain.ops.elementwise import pointwise
 from fxplain.ops.partial import follow
 from fxplain.ops.probe import by_experiment
 from fxplain.ops.table import op_name
+from fxplain.spread import Spread, laid_apart, where_spread
 
 WEIGHT_ARGUMENTS = frozenset(
     {"weight", "bias", "running_mean", "running_var", "mat2", "scale", "other_weight"}
@@ -70,13 +72,13 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
 
 def _with_copies(findings: Findings, captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
     """The labels after those tokens were told apart that turn out to be copies, which may show others."""
-    copied: frozenset[str] = frozenset()
+    copied, spread = frozenset[str](), dict[str, Spread]()
     for _ in range(MOST_COPIES):
         more = where_copied(findings) - copied
-        copied |= more
-        again = (
-            Labelling(captured, bound, findings.batch_axis, findings.batch, copied).run() if more else None
-        )
+        laid = {name: each for name, each in where_spread(findings).items() if name not in spread}
+        copied, spread = copied | more, {**spread, **laid}
+        run = Labelling(captured, bound, findings.batch_axis, findings.batch, copied, spread)
+        again = run.run() if more or laid else None
         if again is None:
             break
         findings = again
@@ -116,11 +118,12 @@ class Labelling:
         axis: int | None,
         batch: int,
         copied: frozenset[str] = frozenset(),
+        spread: Mapping[str, Spread] = MappingProxyType({}),
     ) -> None:
         self.graph = captured.graph
         self.placeholders = {p.node: p for p in captured.placeholders}
         self.bound = bound
-        self.axis, self.batch, self.copied = axis, batch, copied
+        self.axis, self.batch, self.copied, self.spread = axis, batch, copied, spread
         self.ledger = Ledger(batch=batch, batch_axis=axis)
         self.values: dict[fx.Node, Value] = {}
         self.real: dict[fx.Node, Any] = {}
@@ -184,6 +187,8 @@ class Labelling:
         if isinstance(result, Tensor) and not all(_fits(slot, result) for slot in value.slots):
             self.ledger.failures[node.name] = "labels of another shape than the result"
             value = self._lose(call)
+        if node.name in self.spread:
+            value = laid_apart(node, value, self.spread[node.name], tuple(result.shape), self.ledger)
         if node.name in self.copied and isinstance(result, Tensor):
             value = apart(node, value, tuple(result.shape), self.ledger)
         if isinstance(result, Tensor) and result.dtype == torch.bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -180,8 +180,14 @@ class Ledger:
     """Labels depend on values of the inputs, not only on their shapes."""
     copies: dict[tuple[int, int], int] = field(default_factory=dict)
     """(token, which copy of it in a sequence) -> the token that the copy is."""
+    twins: set[int] = field(default_factory=set)
+    """Tokens that stand at several places of one sequence with another content at each."""
     _tokens: dict[tuple[str, int], int] = field(default_factory=dict)
     _mixed: dict[tuple[object, ...], Slot] = field(default_factory=dict)
+
+    def elements_of(self, tokens: Collection[int]) -> list[int]:
+        """The element codes that became these tokens."""
+        return [code for (_, code), token in self._tokens.items() if token in tokens]
 
     def new_tokens(self, count: int, **facts: object) -> int:
         start = self.spaces[-1].start + self.spaces[-1].size if self.spaces else 0

@@ -72,6 +72,22 @@ class OnlineInPlace(Online):
         return out.div_(total.unsqueeze(-1))
 
 
+class OnlineNormalised(Online):
+    """What was summed up so far is kept divided by its sum after every block."""
+
+    def spell(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, total = torch.zeros_like(q), torch.zeros(*q.shape[:-1], 1)
+        top = torch.full((*q.shape[:-1], 1), -1e30)
+        for some_k, some_v in zip(k.split(2, 2), v.split(2, 2), strict=True):
+            scores = self.scores(q, some_k)
+            higher = torch.maximum(top, scores.amax(-1, keepdim=True))
+            weights, shrink = (scores - higher).exp(), (top - higher).exp()
+            larger = total * shrink + weights.sum(-1, keepdim=True)
+            out = out * (total / larger) * shrink + weights @ some_v / larger
+            top, total = higher, larger
+        return out
+
+
 class Ring(Variant):
     """Two halves attended to apart, each normalised, then weighed by their log sums, as in ring attention."""
 
@@ -217,6 +233,7 @@ BLOCKS: dict[str, Expected] = {
         [("self", 2, n, HEADS) for n in (2, 4, 6)],
     ),
     "online-in_place": Expected(OnlineInPlace, whole()),
+    "online-normalised": Expected(OnlineNormalised, whole()),
     "ring": Expected(Ring, whole()),
     "merged": Expected(Merged, whole()),
     "log_space": Expected(LogSpace, whole()),

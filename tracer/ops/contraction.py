@@ -33,6 +33,7 @@ from fxplain.ops.sampling import sum_up
 from fxplain.ops.sides import Side, letters_for, moved
 from fxplain.ops.summaries import read_summaries, still_summed
 from fxplain.ops.table import Call, Operand, aten, op_name
+from fxplain.ops.twins import note_twins
 
 PRODUCTS = aten("matmul mm bmm einsum baddbmm mv dot tensordot")
 LINEARS = aten("linear addmm conv1d conv2d conv3d convolution")
@@ -220,6 +221,8 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     for side, rest in ((left, right), (right, left)):
         if not (side.killed or rest.killed) and _weighs_one(side, rest):
             return attend(call, side, rest, output)
+        if not (side.killed or rest.killed) and side.operand.value.softmaxes and _free(side, rest):
+            _note_twins(call, rest)
     lefts = [left.moved(slot, output) for slot in left.alive]
     rights = [right.moved(slot, output) for slot in right.alive]
     if not left.summed:
@@ -237,6 +240,12 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     if alike and not _has_both_sides(left, right):
         return list(merge([lefts, rights]))
     return [*lefts, *rights]
+
+
+def _note_twins(call: Call, values: Side) -> None:
+    for axis in values.axes_of(values.summed):
+        for slot in values.slots[:1]:
+            note_twins(call, values.operand, slot, axis)
 
 
 def _leaves_features(left: Side, right: Side, output: str) -> bool:
@@ -347,6 +356,7 @@ def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
     rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
     check_samples(call, rows, cols, lambda: weights.operand.tensor)
     nodes = (weights.operand.node, values.operand.node)
+    _note_twins(call, values)
     summed = weights.axes_of(weights.summed)
     sums = row_sums(weights.operand.tensor, summed)
     site = call.ledger.add_site(

@@ -22,7 +22,7 @@ from fxplain.labels import (
     samples_of,
 )
 from fxplain.merging import merge
-from fxplain.ops.naming import completing, placed, without_tables
+from fxplain.ops.naming import completing, placed, spread, without_tables
 from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten
 from fxplain.where import module_path
@@ -37,7 +37,7 @@ STATE = "recurrence", "adds a token to a state that holds several before it: the
 
 def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     """Merge the labels of all operands, broadcast against each other."""
-    operands = completing(call, call.operands() if operands is None else operands)
+    operands = spread(call, completing(call, call.operands() if operands is None else operands))
     ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
     aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
     if not any(operand.value.labelled for operand in operands):
@@ -160,9 +160,11 @@ def _others(call: Call, slots: Sequence[Slot], kept: Slot) -> list[Slot]:
     several of its kind."""
     found = []
     for slot in slots:
-        if not (slot.strength == kept.strength == STRONG and kept.token_axes):
+        if not (slot.strength == STRONG >= kept.strength > DORMANT and kept.token_axes):
             continue
-        if slot.token_axes and slot.token_axes < kept.token_axes:
+        if kept.strength < STRONG:
+            told = not slot.token_axes  # learned tokens, and one of an input that is added to all of them
+        elif slot.token_axes and slot.token_axes < kept.token_axes:
             told = True  # a token for many, one of several: a node beside each of its edges
         elif not slot.reads:
             continue

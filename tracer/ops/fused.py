@@ -13,6 +13,7 @@ from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_samples
 from fxplain.ops.partial import begin
 from fxplain.ops.table import Call, Operand, aten, transfer
+from fxplain.ops.twins import note_twins
 
 KERNELS = """scaled_dot_product_attention _scaled_dot_product_flash_attention
 _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
@@ -44,6 +45,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     on_rows = replace(rows, labels=compact(rows.labels.narrow(-1, 0, 1)))
     on_cols = replace(cols, labels=_as_columns(cols, query, key))
     check_samples(call, on_rows, on_cols, lambda: _on_samples(call, cols, on_cols))
+    note_twins(call, value, ours, value.ndim - 2)
     nodes = tuple(operand.node for operand in (query, key, value))
     site = call.ledger.add_site(
         node=call.node,

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from fxplain.labels import DORMANT, WEAK, Slot, align
 from fxplain.ops.births import woken
-from fxplain.ops.table import Call, Operand
+from fxplain.ops.table import Call, Operand, aten
+
+ADDING = frozenset(aten("add sub"))
 
 
 def without_tables(call: Call, slots: Sequence[list[Slot]]) -> list[list[Slot]]:
@@ -59,6 +63,37 @@ def completing(call: Call, operands: Sequence[Operand]) -> Sequence[Operand]:
     if not fitting or -1 in places:
         return operands
     return [woken(call, o, [o.ndim - 1]) if any(o is t for t in tables) else o for o in operands]
+
+
+def spread(call: Call, operands: Sequence[Operand]) -> Sequence[Operand]:
+    """The operands, where one token a sample is added to every row of a parameter (a task, or a pooled
+    picture, to learned queries): the rows are tokens then, and not copies of the one."""
+    if len(operands) != 2 or call.op.removesuffix("_") not in ADDING:
+        return operands
+    for token, table in (operands, operands[::-1]):
+        axes = _rows_beside(token, table)
+        if axes:
+            features = [axis for axis in range(table.ndim) if axis - table.ndim not in axes]
+            rows = woken(call, table, features)
+            return [rows if operand is table else operand for operand in operands]
+    return operands
+
+
+def _rows_beside(token: Operand, table: Operand) -> set[int]:
+    """Axes, from the last, of the table's rows; none where it is not one that a single token is added to."""
+    labelled = token.value.active
+    single = labelled and not any(slot.token_axes for slot in labelled) and token.value.from_input
+    dormant = table.value.dormant
+    if not single or table.value.labelled or table.value.from_input or dormant is None:
+        return set()
+    varies = {axis for axis in range(-table.ndim, 0) if dormant.labels.shape[axis] > 1}
+    rows = {axis for axis in varies if -axis > token.ndim or _same_along(token.tensor, axis)}
+    return rows if rows and varies - rows and max(rows) < max(varies - rows) else set()
+
+
+def _same_along(tensor: Tensor, axis: int) -> bool:
+    """Whether it is a copy of one place at all places of an axis."""
+    return bool((tensor == tensor.narrow(axis, 0, min(1, tensor.shape[axis]))).all())
 
 
 def _is_partly_learned(slot: Slot) -> bool:

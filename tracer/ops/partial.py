@@ -161,7 +161,7 @@ def _scale_stack(call: Call, stack: Stack, other: object, divides: bool) -> None
 
 
 def _join_if_whole(call: Call, new: Partial) -> None:
-    sites = [call.ledger.sites[index] for index in sorted(new.factors)]
+    sites = [_alone(call.ledger, index) for index in sorted(new.factors)]
     added = all(bool((factor >= 0).all()) for factor in new.factors.values())
     whole = new.positive and added and all_ones(new.sums, call.result.dtype)
     over = _same_map(sites)
@@ -171,6 +171,13 @@ def _join_if_whole(call: Call, new: Partial) -> None:
     if any(part is None for part in laid):
         return
     _join(call, sites, [part for part in laid if part is not None], whole, over)
+
+
+def _alone(ledger: Ledger, index: int) -> Site:
+    """An attention as it was before blocks that came earlier were divided, or joined, on their own."""
+    site = ledger.sites[index]
+    site = site.parts[-1] if site.parts else site
+    return site if site.ones else replace(site, divided=False, absorbed=False)
 
 
 def _same_map(sites: list[Site]) -> bool:
@@ -188,7 +195,10 @@ def _same_map(sites: list[Site]) -> bool:
 def _can_join(call: Call, sites: list[Site]) -> bool:
     """Whether nothing has read some parts before the last came."""
     group = {site.index for site in sites}
-    if any(site.absorbed or site.form not in ("weights", "fused") or site.divided for site in sites):
+    if any(site.form not in ("weights", "fused") or site.divided for site in sites):
+        return False
+    joined = [{part.index for part in site.parts} for site in call.ledger.sites]
+    if any(parts & group and not parts <= group for parts in joined):
         return False
     later = call.ledger.sites[sites[0].index + 1 :]
     return not any((site.rows.reads | site.cols.reads) & group for site in later)

@@ -95,6 +95,9 @@ def layer(call: Call) -> tuple[Value, ...]:
     call.ledger.unfollowed[call.node] = RECURRENCE
     operand = call.operands()[0]
     operand = woken(call, operand, [operand.ndim - 1])
+    step = _step(call, operand)
+    if step is not None:
+        return step
     slots = [slot for slot in operand.value.active if not slot.varies(operand.ndim - 1)]
     if operand.value.labelled and not slots:
         raise ValueError("a recurrence over places whose features belong to several tokens")
@@ -102,6 +105,24 @@ def layer(call: Call) -> tuple[Value, ...]:
     value = call.carry(operand, slots=slots[:1], softmaxes=frozenset(), sampled=frozenset(), asked=())
     states = [_last(call, operand.with_slots(slots), place) for place in range(1, len(call.result))]
     return (value, *states)
+
+
+def _step(call: Call, operand: Operand) -> tuple[Value, ...] | None:
+    """A layer that is called for one place of time, as a decoder does: a cell. None where it is none."""
+    given = call.operands()[1 : 3 if call.op == "aten::lstm" else 2]
+    known = [o for o in (operand, *(_awake(call, o) for o in given)) if o.value.labelled]
+    packed = "data" in [argument.name for argument in call.schema.arguments]
+    time = 1 if bool(call.argument("batch_first", False)) and operand.ndim == 3 else 0
+    alone = len(known) < 2 and len(_calls_alike(call.node)) < 2
+    if packed or operand.shape[time] != 1 or alone or not operand.value.labelled:
+        return None
+    samples = _samples(operand, [time, operand.ndim - 1])
+    born = _state(call, call.node, known, samples, (call.node,))
+    final = born.labels.reshape((1, -1, 1)[: operand.ndim])  # of the states: [layer, batch, feature]
+    value = call.carry(
+        operand, *given, slots=[born], softmaxes=frozenset(), sampled=frozenset(), asked=()
+    )
+    return (value, *[replace(value, slots=(replace(born, labels=final),))] * (len(call.result) - 1))
 
 
 def _last(call: Call, operand: Operand, place: int) -> Value:

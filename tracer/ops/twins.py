@@ -1,0 +1,40 @@
+"""Places of one sequence that are taken for one token, though they hold different things."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fxplain.labels import Slot, codes_of
+from fxplain.ops.table import Call, Operand
+
+CLOSE = 1e-5
+"""Copies differ by no more than this part of the largest value."""
+
+
+def note_twins(call: Call, values: Operand, slot: Slot, axis: int) -> None:
+    """Write down tokens that stand at several places along an axis with another content at each.
+
+    A key that a query has twice (a neighbour in two blocks) holds the same both times; queries of a parameter
+    that have read a frame each do not.
+    """
+    size = values.shape[axis]
+    if size < 2 or not _repeated(slot.labels, axis):
+        return
+    labels, numbers = (
+        t.movedim(axis, -1).reshape(-1, size)
+        for t in (slot.labels.expand(values.shape), values.tensor.detach().cpu())
+    )
+    labels, order = labels.sort(dim=-1, stable=True)
+    numbers = numbers.gather(-1, order)
+    gap = (numbers[:, 1:] - numbers[:, :-1]).abs()
+    apart = _alike(labels) & (gap > CLOSE * numbers.abs().max())
+    call.ledger.twins |= set(codes_of(labels[:, 1:][apart]).tolist())
+
+
+def _repeated(labels: Tensor, axis: int) -> bool:
+    """Whether a token stands at several places along an axis."""
+    return labels.shape[axis] == 1 or bool(_alike(labels.movedim(axis, -1).sort(-1).values).any())
+
+
+def _alike(ordered: Tensor) -> Tensor:
+    return (ordered[..., 1:] == ordered[..., :-1]) & (codes_of(ordered[..., 1:]) >= 0)

@@ -1,0 +1,116 @@
+"""Copies of one token in windows of their own, which stand side by side later.
+
+A learned query may be laid out once for each picture or frame of a sample, and read each alone. As long as
+the copies stay in windows, they are one token, and what they are given adds up (a class token in every frame).
+Where the windows are joined to one sequence, each copy holds what its own window gave it: they are several
+tokens. That is seen only at the attention which reads them, so the graph is labelled once more then, with a
+token for each copy where they were laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.copies import renamed
+from fxplain.labels import DORMANT, Slot, Value, codes_of, compact, completed, encode, samples_of
+from fxplain.ledger import Ledger
+from fxplain.ops.table import aten, op_name
+
+if TYPE_CHECKING:
+    from fxplain.find import Findings
+
+LAYING = frozenset(aten("expand expand_as broadcast_to repeat tile repeat_interleave"))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How copies are laid out on a tensor: of which sample each is, and which copy of it; size 1 along axes
+    where that does not vary."""
+
+    samples: Tensor
+    ranks: Tensor
+
+
+def where_spread(findings: Findings) -> dict[str, Spread]:
+    """The nodes at which copies are laid out that stand side by side later on, with other contents."""
+    ledger, found = findings.ledger, dict[str, Spread]()
+    tokens = torch.tensor(sorted(ledger.twins), dtype=torch.int64)
+    elements = torch.tensor(ledger.elements_of(ledger.twins), dtype=torch.int64)
+    for node, value in findings.values.items() if len(tokens) else ():
+        if op_name(node) not in LAYING or not isinstance(value, Value):
+            continue
+        for slot in value.slots:
+            axes = _laid_along(node, slot, ledger)
+            wanted = elements if slot.strength == DORMANT else tokens
+            if axes and bool(torch.isin(codes_of(slot.labels), wanted).any()):
+                spread = _spread(node, axes, tokens, findings)
+                if spread is not None and int(spread.ranks.max()) > 0:
+                    found[node.name] = spread
+    return found
+
+
+def _laid_along(node: fx.Node, slot: Slot, ledger: Ledger) -> list[int]:
+    """The axes along which one place became several."""
+    after = ledger.shapes.get(node.name, ())
+    before = ledger.shapes.get(node.all_input_nodes[0].name, ())
+    before = (1,) * (len(after) - len(before)) + before
+    axes = [axis for axis, size in enumerate(after) if size > 1 and slot.labels.shape[axis] == 1]
+    return [axis for axis in axes if len(before) == len(after) and before[axis] == 1]
+
+
+def _spread(node: fx.Node, axes: list[int], tokens: Tensor, findings: Findings) -> Spread | None:
+    """Which copy each place is: they are counted within a sample, which is known only after they have read
+    something."""
+    shape = findings.ledger.shapes[node.name]
+    for samples in _samples_later(node, shape, axes, tokens, findings):
+        laid = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
+        samples = samples.expand(laid)
+        flat = samples.reshape(-1)
+        earlier = torch.ones(len(flat), len(flat)).tril(-1) * (flat[:, None] == flat[None])
+        return Spread(samples, earlier.sum(-1).long().view(laid))
+    return None
+
+
+def _samples_later(
+    node: fx.Node, shape: tuple[int, ...], axes: list[int], tokens: Tensor, findings: Findings
+) -> Iterator[Tensor]:
+    """The sample at each place of some axes, from what comes of a node and is laid out like it."""
+    stack, seen = [node], {node}
+    while stack:
+        for user in stack.pop(0).users:
+            laid = findings.ledger.shapes.get(user.name, ())
+            if user in seen or len(laid) != len(shape) or any(laid[axis] != shape[axis] for axis in axes):
+                continue
+            seen.add(user)
+            stack.append(user)
+            for slot in findings.value(user).active:
+                inside = torch.isin(codes_of(slot.labels), tokens)
+                samples = torch.where(inside, completed(samples_of(slot.labels)), -1)
+                others = [axis for axis in range(len(shape)) if axis not in axes]
+                line = samples.amax(others, keepdim=True) if others else samples
+                if bool((line >= 0).all()):
+                    yield line
+
+
+def laid_apart(node: fx.Node, value: Value, spread: Spread, shape: tuple[int, ...], ledger: Ledger) -> Value:
+    """The value with a token for each copy."""
+    return replace(value, slots=tuple(_apart(node, slot, spread, shape, ledger) for slot in value.slots))
+
+
+def _apart(node: fx.Node, slot: Slot, spread: Spread, shape: tuple[int, ...], ledger: Ledger) -> Slot:
+    labels, ranks = torch.broadcast_tensors(slot.labels, spread.ranks)  # type: ignore[no-untyped-call]
+    if slot.strength > DORMANT:
+        own = replace(slot, labels=labels.contiguous())
+        return renamed(node, own, ranks, torch.ones_like(ranks, dtype=torch.bool), shape, ledger)
+    codes = codes_of(labels)
+    (root,) = ledger.elements.by_root(codes)
+    start, sizes = ledger.elements.around(int(codes.max()))
+    count = torch.Size(sizes).numel()
+    first = ledger.elements.reserve(root, (int(ranks.max()) + 1, *sizes))
+    copies = torch.where(codes >= 0, first + ranks * count + codes - start, -1)
+    return replace(slot, labels=compact(encode(spread.samples, copies)))
