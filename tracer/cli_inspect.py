@@ -77,7 +77,7 @@ def _form_of(out: Path | None) -> Form:
 
 def overview(loaded: Loaded, traced: Traced) -> str:
     """All that inspect prints, as text."""
-    from fxplain.explanation import mixing_note
+    from fxplain.notes import mixing_note
 
     captured = traced.captured
     lines = [

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.attentions import Mixing
 from fxplain.census import census
 from fxplain.errors import (
     FxplainError,
@@ -24,10 +23,10 @@ from fxplain.guard import untouched
 from fxplain.labelled import Labelled
 from fxplain.layers import Layers, chosen_sites
 from fxplain.method_table import Method
+from fxplain.notes import notes_of
 from fxplain.prediction import Mode, Prediction, aim, run_graph
 from fxplain.result import Relevance, Result
 from fxplain.scheduled import Explained
-from fxplain.unfollowed import carried, followed
 from fxplain.where import module_path, source_line
 
 
@@ -228,28 +227,3 @@ def _passed_over(prediction: Prediction) -> tuple[str, ...]:
         return ()
     before = ", ".join(floating[: floating.index(name)])
     return (f"the output {name} is explained: no attention lies behind {before}",)
-
-
-def notes_of(labelled: Labelled) -> tuple[str, ...]:
-    """What a reader of an explanation must know: steps taken by approximation, and those not followed."""
-    notes = list(labelled.captured.notes)
-    if labelled.captured.strategy == "record":
-        notes.append("captured by recording one run: the graph holds for this input only")
-    if labelled.findings.batch_axis is None:
-        notes.append("no axis of the inputs holds separate samples: all of them are explained as one sample")
-    notes += map(mixing_note, labelled.classified.mixings)
-    beyond = followed(labelled.findings)
-    for node in (node for node in labelled.findings.ledger.summaries if node not in beyond):
-        where = module_path(node) or node.name
-        notes.append(f"{where} sums tokens without a token-to-token map: relevancy does not pass it")
-    for node, role in carried(labelled.findings):
-        where = module_path(node) or node.name
-        notes.append(f"approximate: the {role} in {where} mixes tokens, which is not followed")
-    return tuple(dict.fromkeys(notes))
-
-
-def mixing_note(mixing: Mixing) -> str:
-    """What a reader must know of a mixing: the paper has no rule for it."""
-    streams = f"{mixing.keys.name} -> {mixing.queries.name}"
-    what = "mixes tokens" if mixing.kind is None else f"adds to tokens ({mixing.kind}, approximate)"
-    return f"{mixing.op} in {mixing.module or 'the model'} {what}: {streams}"

@@ -1,10 +1,10 @@
 """Copies of one token in windows of their own, which stand side by side later.
 
 A learned query may be laid out once for each picture or frame of a sample, and read each alone. As long as
-the copies stay in windows, they are one token, and what they are given adds up (a class token in every frame).
-Where the windows are joined to one sequence, each copy holds what its own window gave it: they are several
-tokens. That is seen only at the attention which reads them, so the graph is labelled once more then, with a
-token for each copy where they were laid out.
+the copies stay in windows, they are one token, and what they are given adds up (a class token in every
+frame). Where the windows are joined to one sequence, each copy holds what its own window gave it: they are
+several tokens. That is seen only at the attention which reads them, so the graph is labelled once more then,
+with a token for each copy where they were laid out.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from fxplain.captured import Captured
 from fxplain.census import census
 from fxplain.comparison import Comparison
 from fxplain.errors import FxplainError
-from fxplain.explanation import explain_labelled, notes_of
+from fxplain.explanation import explain_labelled
 from fxplain.guard import untouched
 from fxplain.inputs import Layout, check_layout, normalise
 from fxplain.inputs import flatten as flatten_inputs
@@ -25,6 +25,7 @@ from fxplain.labelled import Labelled, label
 from fxplain.layers import Layers
 from fxplain.maps import per_head
 from fxplain.method_table import Method, method_named
+from fxplain.notes import notes_of
 from fxplain.prediction import Mode
 from fxplain.replay import replay
 from fxplain.result import Result

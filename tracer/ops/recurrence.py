@@ -119,9 +119,7 @@ def _step(call: Call, operand: Operand) -> tuple[Value, ...] | None:
     samples = _samples(operand, [time, operand.ndim - 1])
     born = _state(call, call.node, known, samples, (call.node,))
     final = born.labels.reshape((1, -1, 1)[: operand.ndim])  # of the states: [layer, batch, feature]
-    value = call.carry(
-        operand, *given, slots=[born], softmaxes=frozenset(), sampled=frozenset(), asked=()
-    )
+    value = call.carry(operand, *given, slots=[born], softmaxes=frozenset(), sampled=frozenset(), asked=())
     return (value, *[replace(value, slots=(replace(born, labels=final),))] * (len(call.result) - 1))
 
 

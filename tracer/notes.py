@@ -1,0 +1,57 @@
+"""What a reader of an explanation must know of the graph: approximations, and what is not followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fxplain.attentions import Mixing
+from fxplain.labelled import Labelled
+from fxplain.labels import STRONG
+from fxplain.unfollowed import carried, followed
+from fxplain.where import module_path
+
+
+def notes_of(labelled: Labelled) -> tuple[str, ...]:
+    """What a reader of an explanation must know: steps taken by approximation, and those not followed."""
+    notes = list(labelled.captured.notes)
+    if labelled.captured.strategy == "record":
+        notes.append("captured by recording one run: the graph holds for this input only")
+    if labelled.findings.batch_axis is None:
+        notes.append("no axis of the inputs holds separate samples: all of them are explained as one sample")
+    notes += map(mixing_note, labelled.classified.mixings)
+    beyond = followed(labelled.findings)
+    for node in (node for node in labelled.findings.ledger.summaries if node not in beyond):
+        where = module_path(node) or node.name
+        notes.append(f"{where} sums tokens without a token-to-token map: relevancy does not pass it")
+    for node, role in carried(labelled.findings):
+        where = module_path(node) or node.name
+        notes.append(f"approximate: the {role} in {where} mixes tokens, which is not followed")
+    notes += [*_taken_for_one(labelled), *_unnamed(labelled)]
+    return tuple(dict.fromkeys(notes))
+
+
+def mixing_note(mixing: Mixing) -> str:
+    """What a reader must know of a mixing: the paper has no rule for it."""
+    streams = f"{mixing.keys.name} -> {mixing.queries.name}"
+    what = "mixes tokens" if mixing.kind is None else f"adds to tokens ({mixing.kind}, approximate)"
+    return f"{mixing.op} in {mixing.module or 'the model'} {what}: {streams}"
+
+
+def _taken_for_one(labelled: Labelled) -> Iterator[str]:
+    """Places of one sequence that hold different things, and that no label tells apart."""
+    classified = labelled.classified
+    new = {int(classified.renumber[code]) for code in labelled.findings.ledger.twins}
+    for space in classified.spaces:
+        if new & set(range(space.start, space.start + space.size)):
+            what = f"tokens of {space.name} stand at several places of one sequence"
+            yield f"approximate: {what}, and are taken for one"
+
+
+def _unnamed(labelled: Labelled) -> Iterator[str]:
+    """Inputs whose tokens are named after another one, to which they were added place by place."""
+    ledger = labelled.findings.ledger
+    named = {space.source for space in labelled.classified.spaces}
+    born = {space.source for space in ledger.spaces if space.origin == "input"}
+    data = {root.name for root, *_ in ledger.elements.ranges if root.is_input and root.strength == STRONG}
+    for path in sorted((born & data) - named) if named else ():
+        yield f"{path} has no tokens of its own: what it holds goes into those of others, place by place"
