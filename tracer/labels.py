@@ -119,6 +119,16 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Tokens that were added to finer ones, each to several: queries to the keys picked for each."""
+
+    slot: Slot
+    """Laid out as the tensor."""
+    products: int = 0
+    """How many sums of products their sum went through since."""
+
+
+@dataclass(frozen=True)
 class Spectrum:
     """Whose spectrum a tensor is: the labels before the transform, the shape they were of, and its node."""
 
@@ -145,6 +155,8 @@ class Value:
     """Nodes whose samples at points this tensor still holds one by one."""
     asked: tuple[Asked, ...] = ()
     """Single tokens that gave way to finer labels: the rows of scores that are made of this tensor."""
+    beside: Beside | None = None
+    """Tokens of fewer axes that gave way: the rows of scores that are made of this tensor."""
     spectrum: Spectrum | None = None
     """Set where tokens were transformed to frequencies, until they are transformed back."""
     summed: frozenset[fx.Node] = frozenset()

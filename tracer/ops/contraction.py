@@ -15,25 +15,21 @@ from torch import Tensor
 
 from fxplain.labels import (
     Asked,
+    Beside,
     Slot,
     Value,
     codes_of,
     compact,
-    encode,
-    fill_samples,
     same_tokens,
-    samples_of,
 )
 from fxplain.merging import merge
+from fxplain.ops.attending import attend, free, note_content
 from fxplain.ops.births import woken
-from fxplain.ops.mixing import check_samples, new_tokens, pooled, record
-from fxplain.ops.normaliser import is_positive, normaliser_of, row_sums
-from fxplain.ops.partial import begin
+from fxplain.ops.mixing import new_tokens, pooled, record
 from fxplain.ops.sampling import sum_up
-from fxplain.ops.sides import Side, letters_for, moved
+from fxplain.ops.sides import Side, letters_for, moved, sizes_of
 from fxplain.ops.summaries import read_summaries, still_summed
 from fxplain.ops.table import Call, Operand, aten, op_name
-from fxplain.ops.twins import note_twins
 
 PRODUCTS = aten("matmul mm bmm einsum baddbmm mv dot tensordot")
 LINEARS = aten("linear addmm conv1d conv2d conv3d convolution")
@@ -64,6 +60,8 @@ def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
     attends = len(call.ledger.sites) > 0 and call.ledger.sites[-1].node is call.node
     value = call.carry(one, other, slots=slots)
     value = replace(value, asked=() if attends else _still_asked(value), depth=value.depth + 1)
+    if by_parameter and slots:
+        value = replace(value, beside=_still_beside(left, output) or _still_beside(right, output))
     if attends or not by_parameter:
         made = frozenset({call.node} & set(call.ledger.summaries))
         value = replace(value, sampled=frozenset(), summed=made or still_summed(call, value))
@@ -170,7 +168,7 @@ def _token_mixing(call: Call, data: Side, weight: Side, old: Slot, row: str, out
     rows_on_map = replace(rows, labels=moved(rows.labels, output + col, cols_letters))
     cols = Slot(moved(old.labels, data.letters, cols_letters), old.strength, old.reads)
     spec = f"{weight.letters},{data.letters}->{output}|{cols_letters}"
-    sizes = _sizes(weight, data)
+    sizes = sizes_of(weight, data)
     new = record(
         call,
         "weights",
@@ -189,14 +187,6 @@ def _largest(weight: Side, letters: str) -> Tensor:
     others = [axis for axis, letter in enumerate(weight.letters) if letter not in letters]
     sizes = weight.operand.tensor.abs()
     return moved(sizes.amax(others, keepdim=True) if others else sizes, weight.letters, letters)
-
-
-def _sizes(*sides: Side) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for side in sides:
-        for letter, size in zip(side.letters, side.operand.shape, strict=True):
-            sizes[letter] = max(size, sizes.get(letter, 1))
-    return sizes
 
 
 def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
@@ -221,8 +211,8 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     for side, rest in ((left, right), (right, left)):
         if not (side.killed or rest.killed) and _weighs_one(side, rest):
             return attend(call, side, rest, output)
-        if not (side.killed or rest.killed) and side.operand.value.softmaxes and _free(side, rest):
-            _note_twins(call, rest)
+        if not (side.killed or rest.killed) and side.operand.value.softmaxes and free(side, rest):
+            note_content(call, rest)
     lefts = [left.moved(slot, output) for slot in left.alive]
     rights = [right.moved(slot, output) for slot in right.alive]
     if not left.summed:
@@ -242,17 +232,11 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     return [*lefts, *rights]
 
 
-def _note_twins(call: Call, values: Side) -> None:
-    for axis in values.axes_of(values.summed):
-        for slot in values.slots[:1]:
-            note_twins(call, values.operand, slot, axis)
-
-
 def _leaves_features(left: Side, right: Side, output: str) -> bool:
     """Whether the result has an axis of features, of one side alone, along which no token lies."""
     for letter in output:
         sides = [side for side in (left, right) if letter in side.letters]
-        wide = [side for side in sides if _sizes(side)[letter] > 1]
+        wide = [side for side in sides if sizes_of(side)[letter] > 1]
         alone = len(wide) == 1 and (len(sides) == 1 or letter == output[-1])
         if alone and not any(slot.varies(wide[0].letters.index(letter)) for slot in wide[0].slots):
             return True
@@ -285,14 +269,14 @@ def _is_map(side: Side, other: Side) -> bool:
 def _has_columns(values: Side, weights: Side) -> bool:
     """True for values that are a map themselves: tokens of their own lie along an axis that the weights
     lack."""
-    sizes = _sizes(weights)
+    sizes = sizes_of(weights)
     own = {axis for axis, letter in enumerate(values.letters) if sizes.get(letter, 1) == 1}
     return any(slot.token_axes & own for slot in values.alive)
 
 
 def _weighs_one(weights: Side, values: Side) -> bool:
     """True for a softmax over a single key: a row slot, a column slot, and nothing that varies to tell."""
-    sizes = _sizes(weights)
+    sizes = sizes_of(weights)
     single = bool(weights.summed) and all(sizes[letter] == 1 for letter in weights.summed)
     return single and len(weights.slots) > 1 and bool(weights.operand.value.softmaxes) and bool(values.slots)
 
@@ -307,20 +291,10 @@ def _weights_and_values(call: Call, left: Side, right: Side) -> tuple[Side | Non
     if rowed:
         return rowed[0]
     for weights, values in sides:
-        asked = _free(weights, values) and _read_by_data(call)
+        asked = free(weights, values) and _read_by_data(call)
         if weights.operand.value.softmaxes and not asked:
             return weights, values
     return None, None
-
-
-def _free(weights: Side, values: Side) -> list[int]:
-    """Axes of the weights that hold several maps over the same values: learned scores, no heads."""
-    sizes = _sizes(values)
-    return [
-        axis
-        for axis, letter in enumerate(weights.letters)
-        if letter not in weights.summed and weights.operand.shape[axis] > 1 and sizes.get(letter, 1) == 1
-    ]
 
 
 def _read_by_data(call: Call) -> bool:
@@ -340,68 +314,17 @@ def _read_by_data(call: Call) -> bool:
     return False
 
 
-def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
-    """The site: its map is the weights' value, its rows the weights' living slot, its columns the summed
-    one."""
-    shape = tuple(weights.operand.shape)
-    cols = weights.killed[0] if weights.killed else weights.slots[-1]
-    ours = values.killed[0] if values.killed else values.slots[0]
-    told = bool(values.killed) and not weights.killed  # a query weighs places: the values tell whose they are
-    if (told or cols.strength < ours.strength) and set(values.letters) & set(weights.letters):
-        cols = Slot(
-            moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
-        )
-    cols = replace(cols, reads=ours.reads if same_tokens(cols, ours) else ours.reads | cols.reads)
-    query = None if weights.alive else _query_told(weights, cols)
-    rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
-    check_samples(call, rows, cols, lambda: weights.operand.tensor)
-    nodes = (weights.operand.node, values.operand.node)
-    _note_twins(call, values)
-    summed = weights.axes_of(weights.summed)
-    sums = row_sums(weights.operand.tensor, summed)
-    site = call.ledger.add_site(
-        node=call.node,
-        role="attention",
-        form="weights",
-        operands=nodes,
-        shape=shape,
-        rows=rows,
-        cols=cols,
-        pools=not weights.alive and query is None,
-        softmaxes=weights.operand.value.softmaxes,
-        normaliser=normaliser_of(call, weights.operand, sums),
-        axes=f"{weights.letters},{values.letters}->{output}",
-    )
-    if call.result.ndim == len(output):
-        begin(call, site, moved(sums, weights.letters, output), is_positive(weights.operand))
-    known = cols.labels.amax(tuple(summed), keepdim=True)  # keys that have met no sample yet know of none
-    lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
-    others = values.alive if values.killed else values.slots[1:]
-    return [weights.moved(lived, output), *[values.moved(slot, output) for slot in others]]
-
-
-def _query_told(weights: Side, cols: Slot) -> Slot | None:
-    """The row of a map whose own labels are of columns alone: the query that was added to the keys."""
-    summed = weights.axes_of(weights.summed)
-    if not weights.operand.value.asked or cols.token_axes - set(summed):
-        return None
-    query = min(weights.operand.value.asked, key=lambda query: query.products)
-    samples = samples_of(cols.labels).amax(summed, keepdim=True)
-    return Slot(encode(samples, torch.full_like(samples, query.code)), query.strength, query.reads)
-
-
-def _pooled_rows(call: Call, weights: Side, values: Side, cols: Slot) -> Slot:
-    """The rows of a map that no query asks for: new tokens, made of those of its columns."""
-    summed = weights.axes_of(weights.summed)
-    kept = sorted({axis for axis in cols.axes if axis not in summed} | {*_free(weights, values)})
-    sizes = [1 if axis in summed else size for axis, size in enumerate(weights.operand.shape)]
-    return replace(new_tokens(call, cols, kept, sizes, ["scores"]), reads=frozenset())
-
-
 def _still_asked(value: Value) -> tuple[Asked, ...]:
     """Queries that were added to keys a short while ago: beyond, what comes of the sum is no score."""
     later = (replace(query, products=query.products + 1) for query in value.asked)
     return tuple(query for query in later if query.products <= LONGEST_SCORE)
+
+
+def _still_beside(data: Side, output: str) -> Beside | None:
+    beside = data.operand.value.beside
+    if beside is None or beside.products >= LONGEST_SCORE or data.over(beside.slot):
+        return None
+    return Beside(data.moved(beside.slot, output), beside.products + 1)
 
 
 def _data_mixing(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:

@@ -13,6 +13,7 @@ from fxplain.labels import (
     DORMANT,
     STRONG,
     Asked,
+    Beside,
     Slot,
     Value,
     align,
@@ -22,7 +23,7 @@ from fxplain.labels import (
     samples_of,
 )
 from fxplain.merging import merge
-from fxplain.ops.naming import completing, placed, spread, without_tables
+from fxplain.ops.naming import ADDING, completing, placed, spread, without_tables
 from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten
 from fxplain.where import module_path
@@ -58,6 +59,7 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     if additive and len(slots) > 2 and single:
         _told(call)
         value = replace(value, slots=value.slots[:MOST_IN_A_STATE])
+    value = replace(value, beside=_beside(call, operands, slots))
     if call.op.removesuffix("_") not in QUERYING:
         return value
     products = 2 if "mul" in call.op else 0  # a product with keys only has its features to be summed up
@@ -98,6 +100,31 @@ def asked_among(
     firm = [slot for slots in given for slot in slots if slot.strength > DORMANT and slot.labels.numel()]
     single = [slot for slot in firm if not slot.token_axes and not any(slot is k for k in kept)]
     return [Asked(int(codes_of(slot.labels).amax()), slot.strength, slot.reads, products) for slot in single]
+
+
+def _beside(call: Call, operands: Sequence[Operand], slots: Sequence[Slot]) -> Beside | None:
+    """Tokens that the operands had beside theirs, or that give way here."""
+    ndim = call.result.ndim if isinstance(call.result, Tensor) else 0
+    known = [operand.value.beside for operand in operands if operand.value.beside is not None]
+    if known:
+        return replace(known[0], slot=align(known[0].slot, ndim)) if ndim else None
+    if call.op.removesuffix("_") not in ADDING:
+        return None
+    return beside_among([[align(s, ndim) for s in o.value.active] for o in operands], slots)
+
+
+def beside_among(given: Sequence[Sequence[Slot]], kept: Sequence[Slot]) -> Beside | None:
+    """Tokens of an input that lie along some axes of the one slot that is kept, and not along all."""
+    if len(kept) != 1:
+        return None
+    axes = kept[0].token_axes
+    coarser = [
+        slot
+        for slots in given
+        for slot in slots
+        if slot.strength == STRONG and slot.token_axes and slot.token_axes < axes
+    ]
+    return Beside(coarser[0]) if coarser else None
 
 
 def _newest_first(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxplain.labels import DORMANT, NOTHING, Slot, Value, align, codes_of, compact, fill_samples, reads_of
 from fxplain.merging import merge
-from fxplain.ops.elementwise import asked_among, pointwise
+from fxplain.ops.elementwise import asked_among, beside_among, pointwise
 from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten, transfer
 
@@ -62,6 +62,9 @@ def unary(call: Call) -> Value | tuple[Value, ...]:
         slots = [[part[place] for part in moved] for place in range(len(call.result))]
         return tuple(call.carry(operand, slots=part) for part in slots)
     value = call.carry(operand, slots=[part[0] for part in moved])
+    beside = operand.value.beside
+    if beside is not None:
+        value = replace(value, beside=replace(beside, slot=_move(call, beside.slot, operand.shape)[0]))
     same = isinstance(call.result, Tensor) and call.result.shape == operand.shape
     reshaping = call.op in WHOLE
     return replace(value, origin=_origin(operand)) if same and reshaping else value
@@ -178,9 +181,10 @@ def side_by_side(call: Call, parts: Sequence[Operand], axis: int) -> Value:
             call.ledger.lay_beside(pieces)
         slots.append(Slot(labels, strength, reads_of(pieces)))
     value = call.carry(*operands, slots=slots)
-    return replace(
-        value, asked=(*value.asked, *asked_among([p.value.active for p in parts], slots, features=axis))
-    )
+    given = [part.value.active for part in parts]
+    beside = None if any(slot.varies(axis) for own in given for slot in own) else beside_among(given, slots)
+    asked = (*value.asked, *asked_among(given, slots, features=axis))
+    return replace(value, asked=asked, beside=beside)
 
 
 def _lead(parts: Sequence[Operand], axis: int) -> Operand | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fxplain.labels import Slot, Value, same_tokens
-from fxplain.ops.contraction import attend
+from fxplain.ops.attending import attend
 from fxplain.ops.sides import Side, letters_for
 from fxplain.ops.table import Call, Operand
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fxplain.labels import DORMANT, NOTHING, Slot, Value
+from fxplain.labels import DORMANT, NOTHING, Beside, Slot, Value
 from fxplain.ops.contraction import summed_product
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.mixing import pooled
@@ -43,7 +43,7 @@ OTHER_NORMALISERS = "log_softmax _log_softmax"
 def normalise(call: Call) -> Value | tuple[Value, ...]:
     """Statistics are no tokens: the labels of the data stay, also where the statistic spans tokens."""
     operand = call.operands()[0]
-    value = call.carry(operand, slots=operand.value.slots)
+    value = call.carry(operand, slots=operand.value.slots, beside=operand.value.beside)
     if isinstance(call.result, tuple | list):
         return (value, *([NOTHING] * (len(call.result) - 1)))
     return value
@@ -75,7 +75,7 @@ def softmax(call: Call) -> Value:
     single = operand.shape[axis] == 1 if operand.ndim else True
     what = "tokens" if over_tokens or (single and len(operand.value.active) > 1) else "features"
     call.ledger.softmaxes[call.node.name] = (call.node, what)
-    value = call.carry(operand, slots=operand.value.slots)
+    value = call.carry(operand, slots=operand.value.slots, beside=operand.value.beside)
     return replace(value, softmaxes=value.softmaxes | {call.node.name}, summed=frozenset())
 
 
@@ -119,7 +119,17 @@ def reduce(call: Call) -> Value | tuple[Value, ...]:
         slots = [replace(slot, labels=_squeezed(slot.labels, axes)) for slot in slots]
     whole = len(slots) == len(operand.value.active)
     value = call.carry(operand, slots=slots, sampled=operand.value.sampled if whole else frozenset())
+    value = replace(value, beside=_beside_after(operand, axes, keep) if whole else None)
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
+
+
+def _beside_after(operand: Operand, axes: Sequence[int], keep: bool) -> Beside | None:
+    """The tokens beside those of the operand, if they do not lie along the features that are reduced."""
+    beside = operand.value.beside
+    if beside is None or any(beside.slot.varies(axis) for axis in axes):
+        return None
+    slot = beside.slot
+    return replace(beside, slot=slot if keep else replace(slot, labels=_squeezed(slot.labels, axes)))
 
 
 def _axes(call: Call, operand: Operand) -> list[int]:

@@ -50,6 +50,15 @@ class Side:
         return replace(slot, labels=moved(slot.labels, self.letters, target))
 
 
+def sizes_of(*sides: Side) -> dict[str, int]:
+    """The size of the axis of each letter, the larger where one is broadcast."""
+    sizes: dict[str, int] = {}
+    for side in sides:
+        for letter, size in zip(side.letters, side.operand.shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return sizes
+
+
 def moved(labels: Tensor, letters: str, target: str) -> Tensor:
     drop = [axis for axis, letter in enumerate(letters) if letter not in target]
     for axis in drop:

@@ -1,0 +1,96 @@
+"""An attention is written down: the site, whose rows and columns are labels on its map."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from fxplain.labels import Slot, encode, fill_samples, same_tokens, samples_of
+from fxplain.ops.mixing import check_samples, new_tokens
+from fxplain.ops.normaliser import is_positive, normaliser_of, row_sums
+from fxplain.ops.partial import begin
+from fxplain.ops.sides import Side, moved, sizes_of
+from fxplain.ops.table import Call
+from fxplain.ops.twins import note_twins
+
+
+def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
+    """The site: its map is the weights' value, its rows the weights' living slot, its columns the summed
+    one."""
+    shape = tuple(weights.operand.shape)
+    cols = weights.killed[0] if weights.killed else weights.slots[-1]
+    ours = values.killed[0] if values.killed else values.slots[0]
+    told = bool(values.killed) and not weights.killed  # a query weighs places: the values tell whose they are
+    if (told or cols.strength < ours.strength) and set(values.letters) & set(weights.letters):
+        cols = Slot(
+            moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
+        )
+    cols = replace(cols, reads=ours.reads if same_tokens(cols, ours) else ours.reads | cols.reads)
+    query = None if weights.alive else _query_told(weights, cols) or _query_beside(weights)
+    rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
+    check_samples(call, rows, cols, lambda: weights.operand.tensor)
+    nodes = (weights.operand.node, values.operand.node)
+    note_content(call, values)
+    summed = weights.axes_of(weights.summed)
+    sums = row_sums(weights.operand.tensor, summed)
+    site = call.ledger.add_site(
+        node=call.node,
+        role="attention",
+        form="weights",
+        operands=nodes,
+        shape=shape,
+        rows=rows,
+        cols=cols,
+        pools=not weights.alive and query is None,
+        softmaxes=weights.operand.value.softmaxes,
+        normaliser=normaliser_of(call, weights.operand, sums),
+        axes=f"{weights.letters},{values.letters}->{output}",
+    )
+    if call.result.ndim == len(output):
+        begin(call, site, moved(sums, weights.letters, output), is_positive(weights.operand))
+    known = cols.labels.amax(tuple(summed), keepdim=True)  # keys that have met no sample yet know of none
+    lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
+    others = values.alive if values.killed else values.slots[1:]
+    return [weights.moved(lived, output), *[values.moved(slot, output) for slot in others]]
+
+
+def _query_told(weights: Side, cols: Slot) -> Slot | None:
+    """The row of a map whose own labels are of columns alone: the query that was added to the keys."""
+    summed = weights.axes_of(weights.summed)
+    if not weights.operand.value.asked or cols.token_axes - set(summed):
+        return None
+    query = min(weights.operand.value.asked, key=lambda query: query.products)
+    samples = samples_of(cols.labels).amax(summed, keepdim=True)
+    return Slot(encode(samples, torch.full_like(samples, query.code)), query.strength, query.reads)
+
+
+def _query_beside(weights: Side) -> Slot | None:
+    """The rows of a map whose own labels are of columns alone: the queries that were added to their keys."""
+    beside = weights.operand.value.beside
+    return None if beside is None or weights.over(beside.slot) else beside.slot
+
+
+def _pooled_rows(call: Call, weights: Side, values: Side, cols: Slot) -> Slot:
+    """The rows of a map that no query asks for: new tokens, made of those of its columns."""
+    summed = weights.axes_of(weights.summed)
+    kept = sorted({axis for axis in cols.axes if axis not in summed} | {*free(weights, values)})
+    sizes = [1 if axis in summed else size for axis, size in enumerate(weights.operand.shape)]
+    return replace(new_tokens(call, cols, kept, sizes, ["scores"]), reads=frozenset())
+
+
+def note_content(call: Call, values: Side) -> None:
+    """Look whether places of the values that have one label hold one thing."""
+    for axis in values.axes_of(values.summed):
+        for slot in values.slots[:1]:
+            note_twins(call, values.operand, slot, axis)
+
+
+def free(weights: Side, values: Side) -> list[int]:
+    """Axes of the weights that hold several maps over the same values: learned scores, no heads."""
+    sizes = sizes_of(values)
+    return [
+        axis
+        for axis, letter in enumerate(weights.letters)
+        if letter not in weights.summed and weights.operand.shape[axis] > 1 and sizes.get(letter, 1) == 1
+    ]
