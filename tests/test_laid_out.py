@@ -200,3 +200,99 @@ def test_an_empty_part_lies_nowhere() -> None:
 
     (attention,) = fxplain.trace(Turned().eval(), torch.randn(BATCH, 5, WIDTH)).attentions
     assert (attention.kind, attention.keys.size) == ("self", 5)
+
+
+class TwoStreams(nn.Module):
+    """One learned token at every place predicts the word there: each copy may see other words."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(20, WIDTH), nn.Linear(WIDTH, 3)
+        self.guess = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.ask, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.fused = fused
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids)
+        guess, hidden = self.guess.expand_as(x), torch.eye(ids.shape[1], dtype=torch.bool)
+        query, key, value = self.ask(guess), self.key(x), self.value(x)
+        if self.fused:
+            read = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=~hidden)
+        else:
+            read = (query @ key.mT).masked_fill(hidden, -torch.inf).softmax(-1) @ value
+        logits: Tensor = self.head(guess + read)
+        return logits
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_copies_that_see_other_words_each_are_several_queries(fused: bool) -> None:
+    ids = torch.randint(1, 20, (BATCH, 5))
+    traced = fxplain.trace(TwoStreams(fused).eval(), ids)
+    (attention,) = traced.attentions
+    assert (attention.kind, attention.queries.size, attention.keys.size, attention.heads) == (
+        "encoder_decoder",
+        5,
+        5,
+        1,
+    )
+    for place in range(5):  # a copy does not see the word at its own place
+        relevance = traced.explain(ids, target=(place, 1)).relevance["ids"]
+        assert bool((relevance[:, place] == 0).all())
+
+
+def test_one_token_for_all_heads_is_one() -> None:
+    class Shared(Attend):
+        """One query asks with several heads, which share keys and values."""
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            query = self.q(x[:, :1]).unflatten(-1, (HEADS, DIM)).transpose(1, 2)
+            key, value = self.k(x)[:, None, :, :DIM], self.v(x)[:, None, :, :DIM]
+            return self.out(((query @ key.mT).softmax(-1) @ value).transpose(1, 2).flatten(1))
+
+    (attention,) = fxplain.trace(Shared().eval(), torch.randn(BATCH, 5, WIDTH)).attentions
+    assert (attention.queries.size, attention.heads) == (1, HEADS)
+
+
+def test_heads_in_the_batch_axis_are_pooled_onto_the_same_places() -> None:
+    class PooledHeads(Attend):
+        """Keys and values are convolved head by head, folded into the batch."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.pool = nn.Conv2d(3, WIDTH, 2, 2), nn.Conv2d(DIM, DIM, 2, 2)
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            x = self.patch(x).flatten(2).mT
+            q, k, v = (
+                layer(x).unflatten(-1, (HEADS, DIM)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+            )
+            k, v = (
+                self.pool(t.flatten(0, 1).mT.unflatten(-1, (4, 4))).flatten(2).mT.unflatten(0, (-1, HEADS))
+                for t in (k, v)
+            )
+            x = x + self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+            return x[:, 0]
+
+    (attention,) = fxplain.trace(PooledHeads().eval(), torch.randn(BATCH, 3, 8, 8)).attentions
+    assert (attention.queries.size, attention.keys.size, attention.heads) == (16, 4, HEADS)
+
+
+def test_a_sequence_moved_along_itself_is_mixed_and_not_routed() -> None:
+    class Lags(Attend):
+        """What came some steps before, weighed by how well it fits."""
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            x, lags = self.v(x), torch.tensor([1, 3])
+            weights = self.q(x).mean(1)[:, :2].softmax(-1)
+            place = torch.arange(x.shape[1])
+            for lag in range(2):
+                index = ((place - lags[lag]) % x.shape[1])[None, :, None].expand_as(x)
+                x = x + x.gather(1, index) * weights[:, lag, None, None]
+            return self.out(x)[:, -1]
+
+    traced = fxplain.trace(Lags().eval(), torch.randn(BATCH, 5, WIDTH))
+    (entry,) = (entry for entry in traced.census if entry.op == "softmax")
+    assert (entry.role, entry.reason) == (
+        "token mixing",
+        "weighs copies of the sequence that are moved along it",
+    )

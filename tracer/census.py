@@ -16,9 +16,12 @@ from fxplain.unfollowed import followed
 from fxplain.where import module_path, source_line
 
 CONTRACTIONS = aten("matmul mm bmm einsum baddbmm addmm linear tensordot mv dot")
+LAYOUTS = frozenset(aten("view reshape permute transpose unsqueeze squeeze expand clone contiguous"))
 SELECTIONS = aten("topk sort argmax multinomial max argsort kthvalue")
 LINEAR = "token mixing", "a linear map over tokens: its weights are the map between them"
 CHANNELS = "channel attention", "a map between features, from which the tokens were summed out"
+MOVING = frozenset(aten("gather take_along_dim index index_select roll"))
+MOVED = "token mixing", "weighs copies of the sequence that are moved along it"
 POINTS = "sampling over points", "weighs values sampled at a few places per query"
 
 
@@ -89,7 +92,7 @@ def _role(node: fx.Node, over: str, findings: Findings, sites: Sequence[Site]) -
         return "learned mixture", "weights of parameters only: the same for every input"
     for use, path in uses:
         if use.op != "output" and op_name(use) == "aten::mul":
-            return _multiplied(use, path)
+            return _multiplied(use, path, findings)
     if any(use.op == "output" for use, _ in uses):
         return "output distribution", f"a distribution over {over} that the model returns"
     return "unused", f"a distribution over {over} that weighs no values"
@@ -129,16 +132,27 @@ def _reaches(node: fx.Node, targets: set[fx.Node], depth: int = 8) -> bool:
     return depth > 0 and any(_reaches(n, targets, depth - 1) for n in node.all_input_nodes[:2])
 
 
-def _multiplied(use: fx.Node, path: fx.Node) -> tuple[str, str]:
+def _multiplied(use: fx.Node, path: fx.Node, findings: Findings) -> tuple[str, str]:
     others = [n for n in use.all_input_nodes if n is not path]
     if any(_sampled(n) for n in others):
         return POINTS
+    if any(_moved(n, findings) for n in others):
+        return MOVED
     narrowed = any(
         op_name(n) in ("aten::slice", "aten::select", "aten::unsqueeze", "aten::unbind") for n in _back(path)
     )
     if narrowed:
         return "expert router", "weighs several versions of the same token"
     return "feature gate", "scales features, token by token"
+
+
+def _moved(node: fx.Node, findings: Findings) -> bool:
+    """Whether it is tokens laid out elsewhere along their axis, by an index or a shift."""
+    while op_name(node) not in MOVING and op_name(node).removesuffix("_") in LAYOUTS:
+        node = node.all_input_nodes[0]
+    given = node.all_input_nodes[0] if node.all_input_nodes else node
+    both = (findings.value(given).active, findings.value(node).active)
+    return op_name(node) in MOVING and all(any(slot.token_axes for slot in slots) for slots in both)
 
 
 def _back(node: fx.Node) -> list[fx.Node]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain import ops
+from fxplain.batch_axis import batch_axis_of, batch_guesses
 from fxplain.captured import Captured, Placeholder
 from fxplain.copies import apart, where_copied
 from fxplain.elements import Root
@@ -83,29 +84,6 @@ def _with_copies(findings: Findings, captured: Captured, bound: Mapping[str, Ten
             break
         findings = again
     return findings
-
-
-def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[tuple[int | None, int]]:
-    """Where the batch may lie, and its size, in the order tried; one is refuted when attention crosses
-    samples.
-
-    The first axis, then the second; but one that has the same size in all floating inputs (masks may be
-    laid out otherwise), or in all inputs, goes first. Then that of the integers alone, beside patches of
-    all samples' pictures in one row. At last: there is no batch.
-    """
-    tensors = [bound[p.node] for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim]
-    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
-    guesses: list[tuple[bool, bool, int, int]] = []
-    for axis in (0, 1):
-        all_sizes, sizes = ([t.shape[axis] for t in group if t.ndim > axis] for group in (tensors, floating))
-        if all_sizes:
-            common = max(sizes or all_sizes, key=(sizes or all_sizes).count)
-            guesses.append((len(set(sizes)) > 1, len(set(all_sizes)) > 1, axis, common))
-    found: list[tuple[int | None, int]] = [(axis, size) for _, _, axis, size in sorted(guesses)]
-    firsts = [t.shape[0] for t in tensors if not t.is_floating_point()]
-    if floating and firsts and (apart := max(firsts, key=firsts.count)) > 1 and (0, apart) not in found:
-        found.append((0, apart))
-    return [*found, (None, 1)]
 
 
 class Labelling:
@@ -248,9 +226,7 @@ class Labelling:
         """Dormant labels: the number of each element, within its sample where the tensor has the batch
         axis."""
         is_input = placeholder.kind == "input"
-        axis = self.axis if is_input and self.axis is not None and tensor.ndim > self.axis else None
-        if axis is not None and tensor.shape[axis] != self.batch:
-            axis = None
+        axis = batch_axis_of(tensor, self.axis, self.batch) if is_input else None
         shape = [1 if place == axis else size for place, size in enumerate(tensor.shape)]
         # numbers worked out from integers (masks) are positions, not data; ids count once they are embedded
         data = is_input and tensor.is_floating_point()

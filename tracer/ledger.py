@@ -182,6 +182,8 @@ class Ledger:
     """(token, which copy of it in a sequence) -> the token that the copy is."""
     twins: set[int] = field(default_factory=set)
     """Tokens that stand at several places of one sequence with another content at each."""
+    rows_alike: set[int] = field(default_factory=set)
+    """Tokens that several rows of a map are of, along an axis that the values lack: copies, or heads."""
     _tokens: dict[tuple[str, int], int] = field(default_factory=dict)
     _mixed: dict[tuple[object, ...], Slot] = field(default_factory=dict)
 

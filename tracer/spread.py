@@ -3,8 +3,8 @@
 A learned query may be laid out once for each picture or frame of a sample, and read each alone. As long as
 the copies stay in windows, they are one token, and what they are given adds up (a class token in every
 frame). Where the windows are joined to one sequence, each copy holds what its own window gave it: they are
-several tokens. That is seen only at the attention which reads them, so the graph is labelled once more then,
-with a token for each copy where they were laid out.
+several tokens; and so are copies that stand side by side and read other things each. That is seen only at the
+attention, so the graph is labelled once more then, with a token for each copy where they were laid out.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ class Spread:
 
 
 def where_spread(findings: Findings) -> dict[str, Spread]:
-    """The nodes at which copies are laid out that stand side by side later on, with other contents."""
+    """The nodes at which copies are laid out that stand side by side later on, and are not alike."""
     ledger, found = findings.ledger, dict[str, Spread]()
-    tokens = torch.tensor(sorted(ledger.twins), dtype=torch.int64)
-    elements = torch.tensor(ledger.elements_of(ledger.twins), dtype=torch.int64)
+    several = ledger.twins | ledger.rows_alike
+    tokens = torch.tensor(sorted(several), dtype=torch.int64)
+    elements = torch.tensor(ledger.elements_of(several), dtype=torch.int64)
     for node, value in findings.values.items() if len(tokens) else ():
         if op_name(node) not in LAYING or not isinstance(value, Value):
             continue
@@ -79,22 +80,31 @@ def _spread(node: fx.Node, axes: list[int], tokens: Tensor, findings: Findings) 
 def _samples_later(
     node: fx.Node, shape: tuple[int, ...], axes: list[int], tokens: Tensor, findings: Findings
 ) -> Iterator[Tensor]:
-    """The sample at each place of some axes, from what comes of a node and is laid out like it."""
-    stack, seen = [node], {node}
-    while stack:
-        for user in stack.pop(0).users:
-            laid = findings.ledger.shapes.get(user.name, ())
-            if user in seen or len(laid) != len(shape) or any(laid[axis] != shape[axis] for axis in axes):
-                continue
-            seen.add(user)
-            stack.append(user)
-            for slot in findings.value(user).active:
-                inside = torch.isin(codes_of(slot.labels), tokens)
-                samples = torch.where(inside, completed(samples_of(slot.labels)), -1)
-                others = [axis for axis in range(len(shape)) if axis not in axes]
-                line = samples.amax(others, keepdim=True) if others else samples
-                if bool((line >= 0).all()):
-                    yield line
+    """The sample at each place of some axes, from what comes of a node and is laid out like it; at last, like
+    it along these axes."""
+    shapes = findings.ledger.shapes
+    later = [user for user in _behind(node) if len(shapes.get(user.name, ())) == len(shape)]
+    alike = [user for user in later if shapes[user.name] == shape]
+    partly = [user for user in later if all(shapes[user.name][axis] == shape[axis] for axis in axes)]
+    for user in (*alike, *partly):
+        for slot in findings.value(user).active:
+            inside = torch.isin(codes_of(slot.labels), tokens)
+            samples = torch.where(inside, completed(samples_of(slot.labels)), -1)
+            others = [axis for axis in range(len(shape)) if axis not in axes]
+            line = samples.amax(others, keepdim=True) if others else samples
+            if bool((line >= 0).all()):
+                yield line
+
+
+def _behind(node: fx.Node) -> Iterator[fx.Node]:
+    """All that comes of a node, the nearest first."""
+    queue, seen = [node], {node}
+    while queue:
+        for user in queue.pop(0).users:
+            if user not in seen:
+                seen.add(user)
+                queue.append(user)
+                yield user
 
 
 def laid_apart(node: fx.Node, value: Value, spread: Spread, shape: tuple[int, ...], ledger: Ledger) -> Value:

@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 
 from fxplain.labels import Slot, encode, fill_samples, same_tokens, samples_of
-from fxplain.ops.mixing import check_samples, new_tokens
+from fxplain.ops.mixing import check_lines, check_samples, new_tokens
 from fxplain.ops.normaliser import is_positive, normaliser_of, row_sums
 from fxplain.ops.partial import begin
 from fxplain.ops.sides import Side, moved, sizes_of
 from fxplain.ops.table import Call
-from fxplain.ops.twins import note_twins
+from fxplain.ops.twins import note_rows, note_twins
 
 
 def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
@@ -32,7 +32,9 @@ def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
     check_samples(call, rows, cols, lambda: weights.operand.tensor)
     nodes = (weights.operand.node, values.operand.node)
     note_content(call, values)
+    note_rows(call, rows, shape, free(weights, values))
     summed = weights.axes_of(weights.summed)
+    check_lines(call, rows, cols, summed, lambda: weights.operand.tensor)
     sums = row_sums(weights.operand.tensor, summed)
     site = call.ledger.add_site(
         node=call.node,

@@ -181,7 +181,7 @@ def places(old: Slot, axes: Iterable[int], shape: tuple[int, ...]) -> Slot:
     """Codes that number the places along some axes within a sample; the samples are those of ``old``.
 
     An axis along which the sample changes (the batch, or windows folded into it) counts the places that each
-    sample has along it.
+    sample has along it; those of the same tokens (heads) are the same.
     """
     samples = samples_of(old.labels)
     ndim = len(shape)
@@ -190,7 +190,7 @@ def places(old: Slot, axes: Iterable[int], shape: tuple[int, ...]) -> Slot:
     for axis in axes:
         line = _line(samples, axis) if axis < samples.ndim else None
         own = line is not None and len(line) == shape[axis] and len(torch.unique(line[line >= 0])) > 1
-        number = _rank(line) if own and line is not None else torch.arange(shape[axis])
+        number = _rank(line, old, axis) if own and line is not None else torch.arange(shape[axis])
         view = [1] * ndim
         view[axis] = shape[axis]
         codes = codes * (int(number.max()) + 1) + number.view(view)
@@ -207,12 +207,15 @@ def _line(samples: Tensor, axis: int) -> Tensor:
     return (samples.amax(others) if others else samples).reshape(-1)
 
 
-def _rank(line: Tensor) -> Tensor:
-    seen: dict[int, int] = {}
+def _rank(line: Tensor, old: Slot, axis: int) -> Tensor:
+    """Which of its sample's places each one along an axis is."""
+    slices = old.labels.movedim(axis, 0).reshape(len(line), -1)
+    known = torch.unique(slices, dim=0, return_inverse=True)[1]
+    seen: dict[int, dict[int, int]] = {}
     ranks = []
-    for sample in line.tolist():
-        ranks.append(seen.get(sample, 0))
-        seen[sample] = ranks[-1] + 1
+    for sample, content in zip(line.tolist(), known.tolist(), strict=True):
+        own = seen.setdefault(sample, {})
+        ranks.append(own.setdefault(content, len(own)))
     return torch.tensor(ranks)
 
 

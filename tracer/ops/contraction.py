@@ -91,6 +91,8 @@ def _wake(call: Call, left: Side, right: Side) -> tuple[Side, Side]:
         # weights without labels times labelled values are a pooling, not scores: leave them without
         for_left = call.ledger.is_raw(left.operand.value.dormant) and not right.killed
         for_right = call.ledger.is_raw(right.operand.value.dormant) and not left.killed
+    if both_data:
+        left, right = _raw_values(call, left, right), _raw_values(call, right, left)
     if for_left:
         left = replace(
             left, operand=woken(call, left.operand, left.axes_of(left.summed), left.axes_of(shared))
@@ -100,6 +102,15 @@ def _wake(call: Call, left: Side, right: Side) -> tuple[Side, Side]:
             right, operand=woken(call, right.operand, right.axes_of(right.summed), right.axes_of(shared))
         )
     return left, right
+
+
+def _raw_values(call: Call, values: Side, weights: Side) -> Side:
+    """Raw data that softmaxed weights of rows and columns multiply are tokens along the summed axis."""
+    weighs = weights.alive and weights.killed and weights.operand.value.softmaxes
+    if not weighs or not call.ledger.is_raw(values.operand.value.dormant):
+        return values
+    features = "".join(letter for letter in values.letters if letter not in weights.letters)
+    return replace(values, operand=woken(call, values.operand, values.axes_of(features)))
 
 
 def _without_padding(side: Side) -> Side:

@@ -10,10 +10,10 @@ from torch import Tensor
 from fxplain.flex import compute
 from fxplain.labels import NOTHING, Slot, Value, compact, fill_samples, reads_of, same_tokens, samples_of
 from fxplain.ops.births import woken
-from fxplain.ops.mixing import check_samples
+from fxplain.ops.mixing import check_lines, check_samples
 from fxplain.ops.partial import begin
 from fxplain.ops.table import Call, Operand, aten, transfer
-from fxplain.ops.twins import note_twins
+from fxplain.ops.twins import note_rows, note_twins
 
 KERNELS = """scaled_dot_product_attention _scaled_dot_product_flash_attention
 _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
@@ -45,7 +45,9 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     on_rows = replace(rows, labels=compact(rows.labels.narrow(-1, 0, 1)))
     on_cols = replace(cols, labels=_as_columns(cols, query, key))
     check_samples(call, on_rows, on_cols, lambda: _on_samples(call, cols, on_cols))
+    check_lines(call, on_rows, on_cols, [on_cols.labels.ndim - 1], lambda: _on_samples(call, cols, on_cols))
     note_twins(call, value, ours, value.ndim - 2)
+    note_rows(call, on_rows, shape, [len(shape) - 2])
     nodes = tuple(operand.node for operand in (query, key, value))
     site = call.ledger.add_site(
         node=call.node,

@@ -305,7 +305,8 @@ Writer = Callable[[Call, Tensor, Tensor], Tensor]
 
 
 def _write_index_put(call: Call, base: Tensor, source: Tensor) -> Tensor:
-    return base.index_put(_on_cpu(call.args[1]), source)
+    result: Tensor = torch.ops.aten.index_put.default(base, _on_cpu(call.args[1]), source)
+    return result
 
 
 def _write_scatter(call: Call, base: Tensor, source: Tensor) -> Tensor:

@@ -96,3 +96,25 @@ def check_samples(call: Call, rows: Slot, cols: Slot, weights: Callable[[], Tens
     call.ledger.data_dependent = True  # a mask that keeps samples apart does so for these inputs
     map = weights() if weights is not None else None
     call.ledger.crossing |= map is None or map.is_meta or bool((between & (map.cpu() != 0)).any())
+
+
+def check_lines(
+    call: Call, rows: Slot, cols: Slot, columns: Iterable[int], weights: Callable[[], Tensor]
+) -> None:
+    """A row that is of no known sample may weigh keys of one sample, and not of several."""
+    columns, samples = tuple(columns), samples_of(cols.labels)
+    unknown = (samples_of(rows.labels) < 0).any(columns, keepdim=True) if columns else samples < 0
+    if not columns or not bool(unknown.any()) or not _several(samples, columns, unknown):
+        return
+    call.ledger.data_dependent = True
+    map = weights()
+    call.ledger.crossing |= map.is_meta or _several(
+        torch.where(map.cpu() != 0, samples, -1), columns, unknown
+    )
+
+
+def _several(samples: Tensor, columns: tuple[int, ...], lines: Tensor) -> bool:
+    """Whether several samples are known in one of these lines."""
+    top = samples.amax(columns, keepdim=True)
+    low = torch.where(samples < 0, top, samples).amin(columns, keepdim=True)
+    return bool(((low != top) & lines).any())

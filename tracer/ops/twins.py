@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from torch import Tensor
 
 from fxplain.labels import Slot, codes_of
@@ -29,6 +31,13 @@ def note_twins(call: Call, values: Operand, slot: Slot, axis: int) -> None:
     gap = (numbers[:, 1:] - numbers[:, :-1]).abs()
     apart = _alike(labels) & (gap > CLOSE * numbers.abs().max())
     call.ledger.twins |= set(codes_of(labels[:, 1:][apart]).tolist())
+
+
+def note_rows(call: Call, rows: Slot, shape: Sequence[int], axes: Iterable[int]) -> None:
+    """Write down tokens that all rows of a map along an axis are of; the rows lie on the map."""
+    if any(shape[axis] > 1 and not rows.varies(axis) for axis in axes):
+        codes = codes_of(rows.labels)
+        call.ledger.rows_alike |= set(codes[codes >= 0].tolist())
 
 
 def _repeated(labels: Tensor, axis: int) -> bool:

@@ -1,0 +1,49 @@
+"""Where the inputs may have their batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fxplain.captured import Captured
+
+
+def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[tuple[int | None, int]]:
+    """Where the batch may lie, and its size, in the order tried; one is refuted when attention crosses
+    samples.
+
+    The first axis, then the second; but one that has the same size in all floating inputs (masks may be
+    laid out otherwise), or in all inputs, goes first. Then that of the integers alone, beside patches of
+    all samples' pictures in one row. A guess that fits all inputs goes before all others. At last: there is
+    no batch.
+    """
+    tensors = [bound[p.node] for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim]
+    floating = [tensor for tensor in tensors if tensor.is_floating_point()]
+    guesses: list[tuple[bool, bool, int, int]] = []
+    for axis in (0, 1):
+        all_sizes, sizes = ([t.shape[axis] for t in group if t.ndim > axis] for group in (tensors, floating))
+        if all_sizes:
+            common = max(sizes or all_sizes, key=(sizes or all_sizes).count)
+            differ = len(set(all_sizes)) > 1 or len(all_sizes) < len(tensors)
+            guesses.append((len(set(sizes)) > 1, differ, axis, common))
+    found: list[tuple[int | None, int]] = [(axis, size) for _, _, axis, size in sorted(guesses)]
+    firsts = [t.shape[0] for t in tensors if not t.is_floating_point()]
+    if floating and firsts and (apart := max(firsts, key=firsts.count)) > 1 and (0, apart) not in found:
+        found.append((0, apart))
+    found.sort(key=lambda guess: any(batch_axis_of(tensor, *guess) is None for tensor in tensors))
+    return [*found, (None, 1)]
+
+
+def batch_axis_of(tensor: Tensor, axis: int | None, batch: int) -> int | None:
+    """The axis of an input that holds the samples, if ``batch`` of them lie on ``axis`` of the inputs.
+
+    States of layers and memories have it behind their first axis, [layer or time, sample, feature], also
+    where that of the other inputs is the first.
+    """
+    if axis is None or tensor.ndim <= axis:
+        return None
+    if tensor.shape[axis] == batch:
+        return axis
+    behind = axis == 0 and tensor.ndim == 3 and tensor.is_floating_point() and tensor.shape[1] == batch > 1
+    return 1 if behind else None
