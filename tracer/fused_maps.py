@@ -39,6 +39,7 @@ def unnormalised_map(site: Site, replay: Replay, gradient: Tensor | None) -> tup
     inputs, output = site.axes.split("->")
     letters, of_value = inputs.split(",")
     weights, value = (replay.kept[node.name].detach() for node in site.operands)
+    weights = weights.expand(site.shape) if site.tied else weights
     dtype = torch.promote_types(weights.dtype, torch.float32)
     columns = [axis for axis, letter in enumerate(letters) if letter not in output]
     sums = weights.to(dtype).sum(columns, keepdim=True) if site.divided else weights.new_ones(())

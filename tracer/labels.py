@@ -155,6 +155,8 @@ class Value:
     """Nodes whose samples at points this tensor still holds one by one."""
     asked: tuple[Asked, ...] = ()
     """Single tokens that gave way to finer labels: the rows of scores that are made of this tensor."""
+    tied: bool = False
+    """Whether scores were summed over rows of a grid, whose first the labels name."""
     beside: Beside | None = None
     """Tokens of fewer axes that gave way: the rows of scores that are made of this tensor."""
     spectrum: Spectrum | None = None
@@ -255,5 +257,6 @@ def joined(values: Sequence[Value]) -> dict[str, Any]:
         "asked": tuple({query.code: query for v in values for query in v.asked}.values()),
         "spectrum": next((v.spectrum for v in values if v.spectrum is not None), None),
         "piled": any(v.piled for v in values),
+        "tied": any(v.tied for v in values),
         "depth": max((v.depth for v in values), default=0),
     }

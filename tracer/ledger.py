@@ -75,6 +75,8 @@ class Site:
     """The sums of the map's rows divide the output later on, which makes weights of the map in the end."""
     ones: bool = False
     """Those sums come out of the product itself: a feature of the values is 1 for every key."""
+    tied: bool = False
+    """One map is for several rows of a grid: its first letter is theirs, which the map's node lacks."""
     axes: str = ""
     """Letters of the contraction, ``map,values->output``, where the form is ``weights``."""
     window: Window | None = None
@@ -108,7 +110,7 @@ class Site:
     def by_output(self) -> bool:
         """Whether ∇A comes of the output's gradient: other paths than the product may lead from the map."""
         weighs = self.role == "attention" and self.form == "weights"
-        return weighs and (self.divided or self.normaliser != "softmax")
+        return weighs and (self.divided or self.tied or self.normaliser != "softmax")
 
     @property
     def column_axes(self) -> tuple[int, ...]:
@@ -182,6 +184,8 @@ class Ledger:
     """(token, which copy of it in a sequence) -> the token that the copy is."""
     twins: set[int] = field(default_factory=set)
     """Tokens that stand at several places of one sequence with another content at each."""
+    tied: set[fx.Node] = field(default_factory=set)
+    """Products that are scores of columns, summed over the rows of a grid."""
     rows_alike: set[int] = field(default_factory=set)
     """Tokens that several rows of a map are of, along an axis that the values lack: copies, or heads."""
     _tokens: dict[tuple[str, int], int] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from fxplain.ops.normaliser import is_positive, normaliser_of, row_sums
 from fxplain.ops.partial import begin
 from fxplain.ops.sides import Side, moved, sizes_of
 from fxplain.ops.table import Call
+from fxplain.ops.tied import spread_over_rows
 from fxplain.ops.twins import note_rows, note_twins
 
 
@@ -29,12 +30,17 @@ def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
     cols = replace(cols, reads=ours.reads if same_tokens(cols, ours) else ours.reads | cols.reads)
     query = None if weights.alive else _query_told(weights, cols) or _query_beside(weights)
     rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
+    tied = spread_over_rows(weights, values, rows, output)
+    letters = weights.letters if tied is None else tied.letters
+    if tied is not None:
+        shape, rows, cols = tied.shape, tied.rows, replace(tied.cols, reads=cols.reads)
     check_samples(call, rows, cols, lambda: weights.operand.tensor)
     nodes = (weights.operand.node, values.operand.node)
     note_content(call, values)
     note_rows(call, rows, shape, free(weights, values))
     summed = weights.axes_of(weights.summed)
-    check_lines(call, rows, cols, summed, lambda: weights.operand.tensor)
+    if tied is None:
+        check_lines(call, rows, cols, summed, lambda: weights.operand.tensor)
     sums = row_sums(weights.operand.tensor, summed)
     site = call.ledger.add_site(
         node=call.node,
@@ -47,14 +53,18 @@ def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
         pools=not weights.alive and query is None,
         softmaxes=weights.operand.value.softmaxes,
         normaliser=normaliser_of(call, weights.operand, sums),
-        axes=f"{weights.letters},{values.letters}->{output}",
+        axes=f"{letters},{values.letters}->{output}",
+        tied=letters != weights.letters,
     )
     if call.result.ndim == len(output):
         begin(call, site, moved(sums, weights.letters, output), is_positive(weights.operand))
-    known = cols.labels.amax(tuple(summed), keepdim=True)  # keys that have met no sample yet know of none
+    known = cols.labels.amax(site.column_axes, keepdim=True)  # keys that have met no sample yet know of none
     lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
     others = values.alive if values.killed else values.slots[1:]
-    return [weights.moved(lived, output), *[values.moved(slot, output) for slot in others]]
+    return [
+        replace(lived, labels=moved(lived.labels, letters, output)),
+        *[values.moved(slot, output) for slot in others],
+    ]
 
 
 def _query_told(weights: Side, cols: Slot) -> Slot | None:

@@ -30,6 +30,7 @@ from fxplain.ops.sampling import sum_up
 from fxplain.ops.sides import Side, letters_for, moved, sizes_of
 from fxplain.ops.summaries import read_summaries, still_summed
 from fxplain.ops.table import Call, Operand, aten, op_name
+from fxplain.ops.tied import tied_scores
 
 PRODUCTS = aten("matmul mm bmm einsum baddbmm mv dot tensordot")
 LINEARS = aten("linear addmm conv1d conv2d conv3d convolution")
@@ -59,6 +60,7 @@ def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
             slots = read_summaries(call, left, right, slots)
     attends = len(call.ledger.sites) > 0 and call.ledger.sites[-1].node is call.node
     value = call.carry(one, other, slots=slots)
+    value = replace(value, tied=(value.tied or call.node in call.ledger.tied) and not attends)
     value = replace(value, asked=() if attends else _still_asked(value), depth=value.depth + 1)
     if by_parameter and slots:
         value = replace(value, beside=_still_beside(left, output) or _still_beside(right, output))
@@ -211,6 +213,10 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
             if not weights.operand.value.softmaxes and _has_columns(values, weights):
                 return [side.moved(slot, output) for side in (weights, values) for slot in side.alive]
             return attend(call, weights, values, output)
+        scores = tied_scores(left, right, output)
+        if scores is not None:
+            call.ledger.tied.add(call.node)
+            return scores
         assert right.operand.node is not None
         call.ledger.summaries[call.node] = right.operand.node, right.killed[0]
         return [side.moved(slot, output) for side in (left, right) for slot in side.alive]

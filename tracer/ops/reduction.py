@@ -15,6 +15,7 @@ from fxplain.ops.one_key import weighed_key
 from fxplain.ops.operator import follow_operator
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.table import Call, Operand, aten, transfer
+from fxplain.ops.tied import tied_sum
 
 NORMALISATIONS = """layer_norm native_layer_norm group_norm native_group_norm batch_norm native_batch_norm
 _native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional
@@ -114,11 +115,15 @@ def reduce(call: Call) -> Value | tuple[Value, ...]:
     slots = sum_up(call, operand, axes)
     if slots is None and call.op == "aten::sum":
         slots = summed_product(call, operand, axes)
+    summing = call.op.removeprefix("aten::") in SUMS
+    tied = tied_sum(operand.value.active, axes) if slots is None and summing else None
+    slots = tied if tied is not None else slots
     slots = slots if slots is not None else _survivors(call, operand, axes)
     if not keep:
         slots = [replace(slot, labels=_squeezed(slot.labels, axes)) for slot in slots]
     whole = len(slots) == len(operand.value.active)
     value = call.carry(operand, slots=slots, sampled=operand.value.sampled if whole else frozenset())
+    value = replace(value, tied=value.tied or tied is not None)
     value = replace(value, beside=_beside_after(operand, axes, keep) if whole else None)
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
 
