@@ -67,6 +67,11 @@ def dispatched(model: Attends, x: Tensor) -> Tensor:
     return result.unflatten(0, x.shape[:2]) + x
 
 
+def lower(x: Tensor) -> Tensor:
+    """A system of the tokens: each takes in part of those before it."""
+    return torch.eye(x.shape[1], dtype=x.dtype) + (x @ x.mT / WIDE).tril(-1)
+
+
 BODIES: dict[str, Callable[[Attends, Tensor], Tensor]] = {
     "nothing": lambda m, x: x,
     "residual": lambda m, x: x + m.one(x).relu(),
@@ -76,6 +81,7 @@ BODIES: dict[str, Callable[[Attends, Tensor], Tensor]] = {
     "glu": lambda m, x: F.glu(torch.cat([m.one(x), m.two(x)], -1)),
     "dispatched": dispatched,
     "conv": lambda m, x: m.conv(x.mT).mT,
+    "solved": lambda m, x: torch.linalg.solve_triangular(lower(m.one(x)), m.two(x), upper=False),
     "pooled": lambda m, x: F.avg_pool1d(x.mT, 2).mT,
     "max pooled": lambda m, x: F.max_pool1d(x.mT, 2).mT,
     "windows": windows,

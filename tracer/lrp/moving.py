@@ -68,6 +68,19 @@ def linear_map(call: Call) -> Shares:
     ]
 
 
+@relevance_rule(
+    *aten("linalg_solve_triangular linalg_solve _linalg_solve_ex triangular_solve cholesky_solve")
+)
+def solved_system(call: Call) -> Shares:
+    """A sum of what stands on the right-hand side; the system is held constant, as a denominator is.
+
+    Where the system alone carries relevance, its inverse is homogeneous.
+    """
+    right = call.source("B" if "linalg" in call.op else "self")
+    shares = linear_map(call) if right in call.sides.carriers else homogeneous(call)
+    return [(node, part) for node, part in shares if right not in call.sides.carriers or node is right]
+
+
 @relevance_rule(*aten("index_put"))
 def placed(call: Call) -> Shares:
     """As layout; where values are added up at one place, as a sum."""
