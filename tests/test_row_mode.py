@@ -156,3 +156,15 @@ def test_mixings_of_few_neighbours_are_held_as_entries(batch: int, monkeypatch: 
         rows, matrix = (traced.explain(x, 1, method, mode=mode) for mode in ("rows", "matrix"))
         assert_close(rows.relevance["x"], matrix.relevance["x"], 1e-12, method)
     assert sorted(made) == 2 * ["Dense"] + 4 * ["Sparse"]
+
+
+@pytest.mark.parametrize("count", [3, 4, 5], ids=["fewer keys", "as many", "more"])
+def test_no_key_is_a_sample_of_its_own(count: int) -> None:
+    """Without a batch, and with one key that is no token."""
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(8, 2, add_zero_attn=True, batch_first=True).double().eval()
+    query, key = (torch.randn(n, 8, dtype=torch.float64) for n in (4, count))
+    traced = fxplain.trace(model, (query, key, key))
+    (attention,) = traced.attentions
+    assert attention.keys.size == count
+    assert traced.explain((query, key, key), target=0).relevance["key"].shape[-1] == count

@@ -50,7 +50,9 @@ class MapProducts:
         batch = vectors.shape[0] // scores
         taken, given = taken.to(vectors.device), given.to(vectors.device)
         lines = vectors.reshape(scores, batch, count, -1).transpose(1, 2).reshape(scores, count, -1)
-        spread = torch.nn.functional.pad(lines, (0, 1))[..., taken]  # place -1 is the last: a zero
+        # place -1 is the last: a zero, as is what lies in a row of no known sample and in no column
+        taken = torch.where(taken < lines.shape[-1], taken, -1)
+        spread = torch.nn.functional.pad(lines, (0, 1))[..., taken]
         live = {} if right else _live(spread.flatten(0, 1), self.plan)
         total = vectors.new_zeros(scores, count, *given.shape)
         if live is not None:
@@ -59,7 +61,8 @@ class MapProducts:
                     part = _contracted(_part(own, where), weights.to(vectors.dtype), given.shape, right)
                     _part(sums, where).add_(part)
         out = vectors.new_zeros(scores * count, batch * size + 1)
-        out.index_add_(1, given.reshape(-1) % (batch * size + 1), total.reshape(scores * count, -1))
+        given = torch.where((given >= 0) & (given < batch * size), given, batch * size)
+        out.index_add_(1, given.reshape(-1), total.reshape(scores * count, -1))
         found = out[:, :-1].view(scores, count, batch, size).transpose(1, 2)
         return found.reshape(scores * batch, count, size) / self.plan.folded
 

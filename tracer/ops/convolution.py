@@ -197,7 +197,7 @@ def pooling(call: Call) -> Value | tuple[Value, ...]:
     slots = operand.value.active
     kernel = _per_axis(call.argument("kernel_size"), dims)
     if not slots:
-        value = call.carry(operand)
+        value = _resized(call, operand, operand.ndim - dims)
     else:
         value = call.carry(operand, slots=[taps(call, operand, slots[0], kernel)])
     return (value, value) if isinstance(call.result, tuple) else value
@@ -212,8 +212,10 @@ def adaptive_pooling(call: Call) -> Value | tuple[Value, ...]:
     channel = operand.ndim - dims - 1
     slots = operand.value.active
     space = list(range(channel + 1, operand.ndim))
-    if not slots or operand.shape == first.shape:
-        value = call.carry(operand, slots=slots)
+    if operand.shape == first.shape:
+        value = call.carry(operand, slots=operand.value.slots)
+    elif not slots:
+        value = _resized(call, operand, channel + 1)
     elif all(first.shape[axis] == 1 for axis in space):
         new = pooled(call, operand, slots[0], space)
         value = call.carry(operand, slots=[new] if new is not None else [])
@@ -243,14 +245,31 @@ def upsampling(call: Call) -> Value:
     return _spread(call, operand, channel)
 
 
+def _resized(call: Call, operand: Operand, first: int) -> Value:
+    """Data that bears no tokens yet, pooled by windows: every new place belongs to one that it covers."""
+    result = call.result[0] if isinstance(call.result, tuple) else call.result
+    if all(size == 1 for size in result.shape[first:]):
+        return call.carry(operand)
+    slots = []
+    for slot in operand.value.slots:
+        labels = slot.expanded(operand.shape)
+        for axis in range(first, operand.ndim):
+            labels = _nearest(labels, axis, result.shape[axis])
+        slots.append(replace(slot, labels=compact(labels)))
+    return call.carry(operand, slots=slots)
+
+
+def _nearest(labels: Tensor, axis: int, size: int) -> Tensor:
+    return labels.index_select(axis, torch.arange(size) * labels.shape[axis] // size)
+
+
 def _spread(call: Call, operand: Operand, channel: int) -> Value:
     slots = []
     for slot in operand.value.active:
         labels = slot.expanded(operand.shape).narrow(channel, 0, 1)
         for axis in range(channel + 1, operand.ndim):
-            size = call.result.shape[axis]
-            labels = labels.index_select(axis, torch.arange(size) * operand.shape[axis] // size)
+            labels = _nearest(labels, axis, call.result.shape[axis])
         slots.append(replace(slot, labels=compact(labels)))
     if slots or operand.value.labelled:
         return call.carry(operand, slots=slots)
-    return grid_birth(call, operand, channel) if "conv" in call.op else call.carry(operand)
+    return grid_birth(call, operand, channel) if "conv" in call.op else _resized(call, operand, channel + 1)
