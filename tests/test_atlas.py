@@ -79,6 +79,7 @@ def test_report_has_every_failure(odd: tuple[Path, dict[str, dict[str, Any]]]) -
     for name in ("computes", "dies", "lies", "raises", "refused", "waits"):
         assert f"| atlas.odd_models | {name} |" in page
     assert "needs a package" in page
+    assert "records are of one commit" in page
 
 
 def test_only_takes_a_pattern() -> None:

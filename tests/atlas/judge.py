@@ -166,13 +166,14 @@ def _last_token(case: Case, checked: fxplain.Verdict, verdict: Verdict) -> fxpla
         checked = fxplain.check(case.model, case.inputs, target)
         if checked.finding("relevancy").outcome == "ok":
             return checked
-    verdict.notes["target"] = "the sum of the output"  # one number of a wave may stand on one token alone
+    verdict.notes["target"] = "the sum of all outputs"  # one number of a wave may stand on one token alone
     return fxplain.check(case.model, case.inputs, _sum_of_output)
 
 
 def _sum_of_output(output: Any) -> Tensor:
-    """The first floating tensor, added up for each sample."""
-    return next(t for t in tensors(output) if t.is_floating_point() and t.requires_grad).flatten(1).sum(1)
+    """All floating tensors, added up for each sample."""
+    found = [t for t in tensors(output) if t.is_floating_point() and t.requires_grad]
+    return torch.stack([t.flatten(1).sum(1) for t in found if len(t) == len(found[0])]).sum(0)
 
 
 def _describe(traced: Traced, verdict: Verdict) -> None:

@@ -61,9 +61,6 @@ For each model all of this must hold (`tests/atlas/judge.py`):
 * a model without attention is said to have none, and reports no map either.
 
 Otherwise it counts as *refused*, where an error of fxplain says why, or as *something does not hold*.
-
-The records were not all made by one commit: after a change those models were judged again that had not been
-good (`--again`), and of the others a part.
 """
 
 
@@ -82,6 +79,7 @@ def report(records: Iterable[Record], listed: Mapping[str, int]) -> str:
     parts = [
         HEAD,
         versions(),
+        revisions(found),
         "## By registry",
         _registries(by_registry, listed),
         "## By kind",
@@ -107,6 +105,19 @@ def versions() -> str:
         except PackageNotFoundError:
             continue
     return f"Measured with Python {platform.python_version()}, {', '.join(known)}, on the CPU in float32."
+
+
+def revisions(records: Sequence[Record]) -> str:
+    """Of which commits the records are, the most first."""
+    counts = Counter(record.get("revision") or "one before records said so" for record in records)
+    total = counts.total()
+    if len(counts) == 1:
+        return f"All {total} records are of one commit: {next(iter(counts))}."
+    parts = ", ".join(f"{count} of {name}" for name, count in counts.most_common())
+    return (
+        f"The {total} records are not all of one commit: {parts}. After a change those models were judged "
+        "again that had not been good, and then of the others as many as there was time for."
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
