@@ -260,3 +260,24 @@ def test_every_error_has_a_next_step_where_one_can_be_given() -> None:
         with pytest.raises(FxplainError) as caught:
             call()
         assert "next step:" in str(caught.value), str(caught.value)
+
+
+class Overflowing(nn.Module):
+    """Scores whose exponential is infinite where a mask drops it: finite values, and no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attend = nn.Linear(5, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        large = self.attend(x, x, x)[0].mean(1) + 1000
+        return torch.where(large < 0, large.exp(), 0.0)
+
+
+def test_a_gradient_that_is_not_finite_is_named() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(
+        fxplain.errors.NonFiniteError, match=r"(?s)gradient.*node .*aten.*module attend.*\.py:\d+"
+    ):
+        fxplain.explain(Overflowing().eval(), torch.randn(2, 4, 5), target=1)

@@ -83,7 +83,15 @@ class Prediction:
             found.append(gradients_of(score, self.run.tapped, retain))
         for name, gradient in (pair for gradients in found for pair in gradients.items()):
             if gradient is not None and not bool(torch.isfinite(gradient).all()):
-                raise NonFiniteError("a gradient is NaN or infinite", where=f"node {name}")
+                node = next(n for n in self.labelled.captured.graph.graph.nodes if n.name == name)
+                raise NonFiniteError(
+                    "the gradient of the score is NaN or infinite",
+                    where=f"node {name} ({node.target}), module {module_path(node)}, {source_line(node)}",
+                    expected="finite gradients",
+                    found=f"{int((~gradient.isfinite()).sum())} of {gradient.numel()} entries are not",
+                    hint="the model itself has none here (an overflow beside a mask, a root of 0): explain "
+                    "another target or output, or a wider dtype",
+                )
         return tuple(found)
 
     def behind(self, steps: Sequence[tuple[Step, int]]) -> frozenset[int]:
