@@ -277,7 +277,5 @@ class Overflowing(nn.Module):
 
 def test_a_gradient_that_is_not_finite_is_named() -> None:
     torch.manual_seed(0)
-    with pytest.raises(
-        fxplain.errors.NonFiniteError, match=r"(?s)gradient.*node .*aten.*module attend.*\.py:\d+"
-    ):
+    with pytest.raises(NonFiniteError, match=r"(?s)gradient.*node .*aten.*module attend.*\.py:\d+"):
         fxplain.explain(Overflowing().eval(), torch.randn(2, 4, 5), target=1)

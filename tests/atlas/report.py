@@ -24,6 +24,7 @@ PACKAGES = ("torch", "transformers", "timm", "torchvision", "diffusers")
 
 AGREEMENT = {
     "equal": "the same numbers in the same places",
+    "for all samples": "the model takes one picture after the other out of a packed row, and says no sample",
     "laid out differently": "the same numbers; reported window by window, or folded in another way",
     "before the softmax": "the model reports the scores; their softmax is the map",
     "transposed": "the model reports keys by queries",
