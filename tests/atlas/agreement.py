@@ -26,7 +26,7 @@ def _equal(theirs: Tensor, ours: Tensor) -> bool:
 
 
 def _for_all(theirs: Tensor, ours: Tensor) -> bool:
-    """Of a picture that the model takes out of a packed row: it is known of no sample, and so is each one's."""
+    """Of a picture that the model takes out of a packed row: known of no sample, and so it is each one's."""
     return theirs.ndim == 4 and len(theirs) == 1 and _equal(theirs.expand(len(ours), -1, -1, -1), ours)
 
 
