@@ -168,3 +168,20 @@ def test_no_key_is_a_sample_of_its_own(count: int) -> None:
     (attention,) = traced.attentions
     assert attention.keys.size == count
     assert traced.explain((query, key, key), target=0).relevance["key"].shape[-1] == count
+
+
+def test_many_rows_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
+    x = torch.randn(2, 7, 8, dtype=torch.float64)
+    traced = fxplain.trace(model, x)
+    at_once = traced.explain(x, total, mode="rows")
+    monkeypatch.setattr("fxplain.row_mode.MOST", 3 * 2 * 7)
+    in_blocks = traced.explain(x, total, mode="rows")
+    for other in (at_once, traced.explain(x, total, mode="matrix")):
+        assert_close(in_blocks.relevance["src"], other.relevance["src"], 1e-12, other.mode)
+
+
+def total(output: Tensor) -> Tensor:
+    return output[..., 3].sum(1)

@@ -34,6 +34,11 @@ class ByHeads:
         return attention_weights(plan, prediction.run, gradient, self.head_mean)
 
 
+MOST = 1 << 26
+"""Numbers in the vectors that are carried over the steps at once; where more rows are read, one block of them
+after the other."""
+
+
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One backward pass: its gradients, and the rows that are read for it, of one sample or of all."""
@@ -65,41 +70,54 @@ def read_rows(
     tokens, behind = prediction.labelled.classified.tokens, prediction.behind(steps)
     plain = [step for step, _ in steps]
     maps = _maps(prediction, steps, [own.gradients for own in passes], weigh, uses(plain, rules))
-    start, places = _start(prediction, passes, tokens)
-    rows = rows_of(plain, maps, tokens, rules, start, behind)
-    found = []
-    for of_pass in places:
-        for place in (place for own in of_pass for place in own):
-            rows[place] = 0
-        sums = [torch.stack([rows[owner, vector] for owner, vector, _ in own]).sum(0) for own in of_pass]
-        found.append(torch.stack(sums))
-    return found
+    places, owners, vectors = _places(prediction, passes)
+    sums = [[torch.zeros(())] * len(of_pass) for of_pass in places]
+    most = max(MOST // max(owners * tokens, 1), 1)
+    for first in range(0, vectors, most):
+        block = [[_within(own, first, most) for own in of_pass] for of_pass in places]
+        start = _start(prediction, block, (owners, min(most, vectors - first), tokens))
+        rows = rows_of(plain, maps, tokens, rules, start, behind)
+        for of_pass, kept in zip(block, sums, strict=True):
+            for sample, own in enumerate(of_pass):
+                owner, vector, token = own.to(rows.device).unbind(-1)
+                rows[owner, vector, token] = 0
+                kept[sample] = kept[sample].to(rows) + rows[owner, vector].sum(0)
+    return [torch.stack(kept) for kept in sums]
 
 
-def _start(
-    prediction: Prediction, passes: Sequence[Pass], tokens: int
-) -> tuple[Tensor, list[list[list[tuple[int, int, int]]]]]:
-    """Unit vectors for all rows that are read, and for each pass, for each sample, where its own lie:
-    (sample of the map, those of one pass after those of another; vector; token)."""
+def _places(prediction: Prediction, passes: Sequence[Pass]) -> tuple[list[list[Tensor]], int, int]:
+    """For each pass, for each sample, where the rows that are read lie: [row, 3] of (sample of the map, those
+    of one pass after those of another; vector; token). And how many samples and vectors there are."""
     batch = prediction.labelled.findings.batch
     filled = [0] * (batch * len(passes))
-    places: list[list[list[tuple[int, int, int]]]] = []
+    places: list[list[Tensor]] = []
     for number, of_pass in enumerate(passes):
         places.append([])
         for pairs in of_pass.readouts:
-            places[-1].append([])
+            own = []
             for sample, token in pairs:
                 owner = number * batch + min(sample, batch - 1)
-                places[-1][-1].append((owner, filled[owner], token))
+                own.append((owner, filled[owner], token))
                 filled[owner] += 1
-    scores = prediction.resolved.scores
+            places[-1].append(torch.tensor(own, dtype=torch.int64).reshape(-1, 3))
+    return places, len(filled), max(filled)
+
+
+def _within(places: Tensor, first: int, count: int) -> Tensor:
+    """Those of some vectors, which are counted from the first of them on."""
+    inside = (places[:, 1] >= first) & (places[:, 1] < first + count)
+    return places[inside] - torch.tensor([0, first, 0])
+
+
+def _start(prediction: Prediction, places: Sequence[Sequence[Tensor]], shape: tuple[int, int, int]) -> Tensor:
+    """Unit vectors for the rows that are read: [sample, vector, token]."""
     dtype = torch.float32
     for tapped in prediction.run.tapped.values():
         dtype = torch.promote_types(dtype, tapped.dtype)
-    start = torch.zeros(len(filled), max(filled), tokens, dtype=dtype, device=scores.device)
-    for place in (place for of_pass in places for own in of_pass for place in own):
-        start[place] = 1
-    return start, places
+    start = torch.zeros(shape, dtype=dtype, device=prediction.resolved.scores.device)
+    for own in (own for of_pass in places for own in of_pass):
+        start[own.to(start.device).unbind(-1)] = 1
+    return start
 
 
 def _maps(
