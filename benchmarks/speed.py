@@ -1,231 +1,175 @@
 """How long an explanation takes, and what it holds, beside one forward and one backward pass: the floor.
 
-    python benchmarks/speed.py [--large] [CASE ...]
+    python benchmarks/speed.py --large                    # everything: hours on one CPU core
+    python benchmarks/speed.py --large "vit-b 224"        # one case
+    python benchmarks/speed.py --large --ways rows,hooks  # some ways
+    python benchmarks/speed.py                            # small models, minutes
+    python benchmarks/speed.py --large --device cuda --dtype bfloat16
 
-Prints, for each case, ratios of one run (medians, the ways taken in turn): fxplain in row mode and in matrix
-mode, and a plain implementation of Chefer et al., ICCV 2021, by hooks on eager attention, all over the floor.
-Times are processor times of one thread on the CPU; peaks are those of live tensors, seen by the dispatcher.
+Prints for each case, from one run, time and peak memory of each way over the floor's (medians, the ways taken
+in turn; integrated gradients and several targets are timed once):
+
+    rows     fxplain, the rows that are read          hooks    the paper's method by hooks on eager attention
+    matrix   fxplain, all of R                        ig       integrated gradients, 50 steps (captum)
+    targets  fxplain, several targets at once         lxt, autolrp   LRP by these packages, where they run
+
+On the CPU times are processor times of one thread, and peaks those of live tensors as the dispatcher sees
+them; on CUDA the clock's, and the allocator's. The model and its inputs are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import BartConfig, GPT2Config, ViTConfig
+from speed_cases import GROWTH, LARGE, SMALL, Case, moved
+from speed_meters import peak_bytes, seconds
+from speed_ways import ways_of
+from torch import nn
 
 import fxplain
 
-
-@dataclass(frozen=True)
-class Case:
-    """A model, its input, and what is explained."""
-
-    build: Callable[[str], nn.Module]
-    """From the name of the attention, ``sdpa`` or ``eager``."""
-    inputs: dict[str, Tensor]
-    target: Any
-    score: Callable[[Any], Tensor]
-    embeddings: str
-    """The module whose output the floor's backward pass ends at."""
+WAYS = ("rows", "matrix", "targets", "hooks", "ig", "lxt", "autolrp")
+Measured = dict[str, tuple[float, int] | str]
+"""Way -> seconds and bytes, or why it was not measured."""
 
 
-def vit(size: int, layers: int, width: int, batch: int = 1) -> Case:
-    def build(attention: str) -> nn.Module:
-        config = ViTConfig(
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=width // 64,
-            intermediate_size=4 * width,
-            image_size=size,
-            num_labels=1000,
-            attn_implementation=attention,
-        )
-        return transformers.ViTForImageClassification(config)
+def measure(case: Case, options: argparse.Namespace) -> Measured:
+    """All ways of one case, in turn; the first turn is for the peaks, the others for the times."""
 
-    pixels = torch.randn(batch, 3, size, size)
-    return Case(build, {"pixel_values": pixels}, 5, lambda out: out.logits[:, 5].sum(), "vit.embeddings")
+    @cache
+    def model(attention: str) -> nn.Module:
+        made = case.build(attention).eval().requires_grad_(False).to(options.device, options.dtype)
+        for name in case.learned:
+            made.get_parameter(name).requires_grad_()
+        return made
+
+    size = torch.empty((), dtype=options.dtype).element_size()
+    needs = {"hooks": 2 * case.maps * size / 1e9, "matrix": 12 * case.largest / 1e9}
+    found: Measured = {
+        way: f"needs {needed:.0f} GB"
+        for way, needed in needs.items()
+        if way in options.ways and needed > options.memory
+    }
+    ways = ways_of(case, model, [way for way in options.ways if way not in found])
+    models = ("sdpa", "eager")[: 1 + ("hooks" in ways)]
+    owned = [*(t for name in models for t in model(name).state_dict().values()), *case.inputs.values()]
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    peaks: dict[str, int] = {}
+    for turn in range(options.rounds + 1):
+        for way, run in ways.items():
+            if way in found or (turn > 1 and way in ("ig", "targets")):
+                continue
+            try:
+                if turn:
+                    times[way].append(seconds(run, options.device))
+                else:  # warms up, too
+                    peaks[way] = peak_bytes(run, options.device, owned)
+            except Exception as error:  # other packages do not run everything
+                if way in ("floor", "rows", "matrix", "targets"):
+                    raise
+                found[way] = type(error).__name__
+    return found | {way: (statistics.median(times[way]), peak) for way, peak in peaks.items() if times[way]}
 
 
-def gpt(tokens: int, layers: int, width: int) -> Case:
-    def build(attention: str) -> nn.Module:
-        config = GPT2Config(
-            n_embd=width,
-            n_layer=layers,
-            n_head=width // 64,
-            n_positions=tokens,
-            vocab_size=2000,
-            use_cache=False,
-            attn_implementation=attention,
-        )
-        return transformers.GPT2LMHeadModel(config)
+def line(name: str, case: Case, found: Measured, ways: Sequence[str]) -> str:
+    """A row of the table: the floor as it is, the other ways as multiples of it."""
+    floor = found["floor"]
+    assert not isinstance(floor, str)
+    cells = [name, f"{1e3 * floor[0]:.0f} ms, {floor[1] / 1e6:.0f} MB"]
+    for way in ways:
+        one = found.get(way, "")
+        cell = one if isinstance(one, str) else f"{one[0] / floor[0]:.2f}, {one[1] / floor[1]:.2f}"
+        bar = f" (<= {case.bar[0]}, {case.bar[1]})" if way == "rows" and case.bar else ""
+        cells.append(cell + bar)
+    return f"| {' | '.join(cells)} |"
 
-    ids = torch.randint(0, 2000, (1, tokens))
-    return Case(
-        build, {"input_ids": ids}, (tokens - 1, 5), lambda out: out.logits[0, -1, 5], "transformer.drop"
+
+def several(name: str, case: Case, found: Measured) -> str:
+    """What many targets in one run cost, beside as many explanations of one."""
+    together, alone = found.get("targets", ""), found.get("rows", "")
+    if isinstance(together, str) or isinstance(alone, str):
+        return ""
+    count = len(case.targets)
+    return (
+        f"{name}: {count} targets together take {together[0] / (count * alone[0]):.2f} of the time of "
+        f"{count} explanations of one, and {together[1] / alone[1]:.2f} of the peak of one."
     )
 
 
-def bart(source: int, said: int, layers: int, width: int) -> Case:
-    def build(attention: str) -> nn.Module:
-        config = BartConfig(
-            d_model=width,
-            encoder_layers=layers,
-            decoder_layers=layers,
-            encoder_attention_heads=width // 64,
-            decoder_attention_heads=width // 64,
-            encoder_ffn_dim=4 * width,
-            decoder_ffn_dim=4 * width,
-            vocab_size=2000,
-            max_position_embeddings=source,
-            use_cache=False,
-            attn_implementation=attention,
-        )
-        return transformers.BartForConditionalGeneration(config)
-
-    inputs = {
-        "input_ids": torch.randint(3, 2000, (1, source)),
-        "decoder_input_ids": torch.randint(3, 2000, (1, said)),
-    }
-    embeddings = "model.encoder.layernorm_embedding"
-    return Case(build, inputs, (said - 1, 5), lambda out: out.logits[0, -1, 5], embeddings)
+def growth(found: dict[str, Measured]) -> str:
+    """How much the ratios grow from the shorter input to the longer."""
+    short, long, bar = GROWTH
+    if short not in found or long not in found:
+        return ""
+    ratios = []
+    for part in (0, 1):
+        over = []
+        for case in (long, short):
+            rows, floor = found[case]["rows"], found[case]["floor"]
+            assert not isinstance(rows, str)
+            assert not isinstance(floor, str)
+            over.append(rows[part] / floor[part])
+        ratios.append(over[0] / over[1])
+    return (
+        f"The ratio of {long} over that of {short}: time {ratios[0]:.2f} (<= {bar[0]}), "
+        f"peak {ratios[1]:.2f} (<= {bar[1]})."
+    )
 
 
-SMALL: dict[str, Callable[[], Case]] = {
-    "vit 224": lambda: vit(224, 6, 384),
-    "vit 224, batch 4": lambda: vit(224, 6, 384, 4),
-    "vit 512": lambda: vit(512, 4, 384),
-    "gpt 1024": lambda: gpt(1024, 2, 384),
-    "gpt 2048": lambda: gpt(2048, 2, 384),
-    "bart 512 -> 64": lambda: bart(512, 64, 3, 384),
-}
-LARGE: dict[str, Callable[[], Case]] = {
-    "vit-b 224": lambda: vit(224, 12, 768),
-    "vit-b 224, batch 16": lambda: vit(224, 12, 768, 16),
-    "vit-b 512": lambda: vit(512, 12, 768),
-    "gpt2 4096": lambda: gpt(4096, 12, 768),
-    "bart-base 1024 -> 128": lambda: bart(1024, 128, 6, 768),
-    "decoder 1024": lambda: gpt(1024, 2, 768),
-    "decoder 8192": lambda: gpt(8192, 2, 768),
-}
+def again(options: argparse.Namespace) -> str:
+    """A toy model: the first explanation, with capture and labels, over the second."""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval().to(options.device)
+    x = torch.randn(1, 8, 16, device=options.device)
+    made: list[Any] = []
+    first = seconds(
+        lambda: made.append(fxplain.trace(model, x)) or made[0].explain(x, (0, 3)), options.device
+    )
+    second = statistics.median(
+        seconds(lambda: made[0].explain(x, (0, 3)), options.device) for _ in range(options.rounds)
+    )
+    return f"A toy model: the second explanation is {first / second:.0f} times faster than the first (>= 5)."
 
 
-class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The most bytes that tensors made inside hold at one time."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.live = {key: held for key, held in self.live.items() if not held[0].expired()}
-        self.bytes = max(self.bytes, sum(size for _, size in self.live.values()))
-        return result
-
-
-def floor(model: nn.Module, case: Case) -> None:
-    """One forward pass, and one backward to the embeddings; no gradient of parameters."""
-    held: list[Tensor] = []
-
-    def begin(module: nn.Module, given: Any, made: Tensor) -> Tensor:
-        held.append(made.detach().requires_grad_())
-        return held[-1]
-
-    hook = model.get_submodule(case.embeddings).register_forward_hook(begin)
-    try:
-        torch.autograd.grad(case.score(model(**case.inputs)), held[0])
-    finally:
-        hook.remove()
-
-
-def by_hooks(model: nn.Module, case: Case) -> Tensor:
-    """Eqs. 5 and 6 for one stream, as the paper's code does: every map kept, with its gradient."""
-    embedded: list[Tensor] = []
-
-    def begin(module: nn.Module, given: Any, made: Tensor) -> Tensor:
-        embedded.append(made.detach().requires_grad_())
-        return embedded[-1]
-
-    hook = model.get_submodule(case.embeddings).register_forward_hook(begin)
-    try:
-        out = model(**case.inputs, output_attentions=True)
-        gradients = torch.autograd.grad(case.score(out), out.attentions)
-    finally:
-        hook.remove()
-    size = out.attentions[0].shape[-1]
-    relevancy = torch.eye(size).expand(len(out.attentions[0]), size, size)
-    for weights, gradient in zip(out.attentions, gradients, strict=True):
-        relevancy = relevancy + (weights.detach() * gradient).clamp(min=0).mean(1) @ relevancy
-    return relevancy
-
-
-def frozen(model: nn.Module) -> nn.Module:
-    return model.eval().requires_grad_(False)
-
-
-def measure(name: str, case: Case, rounds: int) -> None:
-    """Print one line: the floor in milliseconds and megabytes, the other ways as ratios to it."""
-    model, eager = frozen(case.build("sdpa")), frozen(case.build("eager"))
-    traced = fxplain.trace(model, case.inputs)
-    ways: dict[str, Callable[[], Any]] = {
-        "floor": lambda: floor(model, case),
-        "rows": lambda: traced.explain(case.inputs, case.target),
-        "matrix": lambda: traced.explain(case.inputs, case.target, mode="matrix"),
-    }
-    if "decoder_input_ids" not in case.inputs:
-        ways["hooks, eager"] = lambda: by_hooks(eager, case)
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for place in range(rounds + 1):
-        for way, run in ways.items():
-            start = time.process_time()
-            run()
-            if place:  # the first round warms up
-                times[way].append(time.process_time() - start)
-    median = {way: statistics.median(of_way) for way, of_way in times.items()}
-    peaks = {}
-    for way, run in ways.items():
-        gc.collect()
-        with Peak() as peak:
-            run()
-        peaks[way] = peak.bytes
-    columns = [
-        f"{median[w] / median['floor']:.2f} {peaks[w] / peaks['floor']:.2f}" for w in ways if w != "floor"
-    ]
-    line = f"{1e3 * median['floor']:.0f} ms, {peaks['floor'] / 1e6:.0f} MB"
-    print(f"| {name} | {line} | {' | '.join(columns)} |", flush=True)
-
-
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("cases", nargs="*", help=", ".join([*SMALL, *LARGE]))
     parser.add_argument("--large", action="store_true", help="the sizes of real models")
+    parser.add_argument("--ways", default=",".join(WAYS), help=f"of {', '.join(WAYS)}; the floor always")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--memory", type=float, default=8, help="gigabytes that maps may take")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    options.ways = [way for way in WAYS if way in options.ways.split(",")]
+    options.dtype = getattr(torch, options.dtype)
+    return options
+
+
+def main() -> None:
+    options = arguments()
+    if options.device == "cpu":
+        torch.set_num_threads(1)
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    known = SMALL | LARGE
-    print("| case | floor | rows: time, peak | matrix: time, peak | hooks on eager maps: time, peak |")
-    print("|---|---|---|---|---|")
+    device = "CPU" if options.device == "cpu" else torch.cuda.get_device_name()
+    print(f"{device}, {options.dtype}, torch {torch.__version__}, median of {options.rounds}\n")
+    print(f"| case | floor: time, peak | {' | '.join(options.ways)} |")
+    print("|---" * (2 + len(options.ways)) + "|")
+    found, notes = {}, []
     for name in options.cases or (LARGE if options.large else SMALL):
-        measure(name, known[name](), options.rounds)
+        case = moved((SMALL | LARGE)[name](), options.device, options.dtype)
+        found[name] = measure(case, options)
+        print(line(name, case, found[name], options.ways), flush=True)
+        notes.append(several(name, case, found[name]))
+    for note in filter(None, [*notes, growth(found), again(options)]):
+        print(f"\n{note}")
 
 
 if __name__ == "__main__":

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fxplain
-from fxplain import map_blocks
+from fxplain import map_blocks, map_products
 
 TOKENS, WIDTH, HEADS = 192, 16, 2
 
@@ -108,3 +111,86 @@ def test_nothing_of_an_explanation_stays_with_the_result() -> None:
     kept = [t for ref in alive if (t := ref()) is not None and t.data_ptr() not in own]
     assert result.mode == "rows"
     assert sum(tensor.untyped_storage().nbytes() for tensor in kept) < 32 * TOKENS
+
+
+class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The most bytes that tensors made inside hold at one time."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.owned = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.owned:
+                storage = tensor.untyped_storage()
+                self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.live = {key: held for key, held in self.live.items() if not held[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return result
+
+
+def layers(count: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 128, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, count, enable_nested_tensor=False).eval()
+    return model.requires_grad_(False)
+
+
+def peak_of(model: nn.Module, run: Callable[[], object]) -> int:
+    gc.collect()
+    with Live(model) as live:
+        run()
+    return live.peak
+
+
+def test_an_explanation_holds_little_more_than_a_pass_forward_and_backward() -> None:
+    model, x = layers(), torch.randn(1, TOKENS, 32)
+    traced = fxplain.trace(model, x)
+    traced.explain(x, (0, 2))
+
+    def floor() -> None:
+        begun = x.detach().requires_grad_()
+        torch.autograd.grad(model(begun)[0, 0, 2], begun)
+
+    assert peak_of(model, lambda: traced.explain(x, (0, 2))) <= 1.2 * peak_of(model, floor)
+
+
+def test_gradients_of_several_targets_take_no_more_than_they_may() -> None:
+    model, x = layers(), torch.randn(1, TOKENS, 32)
+    traced, targets = fxplain.trace(model, x), [(place, 0) for place in range(8)]
+    traced.explain(x, (0, 2))
+    alone = peak_of(model, lambda: traced.explain(x, (0, 2)))
+    peaks = []
+    for memory in (1, 1 << 20, 1 << 21, 1 << 30):
+        peaks.append(peak_of(model, lambda memory=memory: traced.explain_targets(x, targets, memory=memory)))
+        assert peaks[-1] <= alone * 1.2 + memory, f"{memory} bytes"
+    assert peaks[0] < peaks[1] < peaks[2] < peaks[3]
+
+
+def test_maps_that_are_kept_in_between_are_kept_without_heads() -> None:
+    """Eq. 10 asks for the encoder's maps more than once; their blocks here hold one head each."""
+    torch.manual_seed(0)
+    model = nn.Transformer(32, 4, 3, 1, 64, dropout=0.0, batch_first=True).eval().requires_grad_(False)
+    x, y = torch.randn(1, 64, 32), torch.randn(1, 8, 32)
+    traced = fxplain.trace(model, (x, y))
+    result = traced.explain((x, y), (7, 2))
+    assert result.mode == "rows"
+    matrix = traced.explain((x, y), (7, 2), mode="matrix")
+    torch.testing.assert_close(result.relevance["src"], matrix.relevance["src"], rtol=1e-4, atol=1e-7)
+    held: list[int] = []
+    summed = map_products.MapProducts._summed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            map_products.MapProducts,
+            "_summed",
+            lambda self: [
+                (held.append(sum(part.numel() for part in every)), (where, every))[1]
+                for where, every in summed(self)
+            ],
+        )
+        traced.explain((x, y), (7, 2))
+    assert sum(held) <= 3 * 64 * 64 + 8 * 8 + 8 * 64

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from fxplain.captured import Captured, Draft, Placeholder, owned, pruned
 from fxplain.clean import draws_random_numbers
+from fxplain.constant_masks import as_flags
 from fxplain.errors import CaptureError, DeviceError, InputError, VerificationError
 from fxplain.export import export
 from fxplain.guard import same_random_numbers, untouched, values_kept
@@ -75,7 +76,7 @@ def capture(
     for name, strategy in (*before, *STRATEGIES):
         try:
             with untouched(model), values_kept(model, tensors, watch=False), same_random_numbers():
-                draft = pruned(strategy(model, tensors, layout))
+                draft = pruned(as_flags(strategy(model, tensors, layout)))
             return _finish(model, draft, tensors, layout, output, name, reasons)
         except VerificationError as error:
             mismatch, reasons[name] = error, _reason(error)

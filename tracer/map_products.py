@@ -72,8 +72,20 @@ class MapProducts:
             yield from self._formed(live)
             return
         if self._kept is None:
-            self._kept = [(where, list(every)) for where, every in self._formed({})]
+            self._kept = self._summed()
         yield from self._kept
+
+    def _summed(self) -> list[tuple[Where, list[Tensor]]]:
+        """All blocks, each with those of other heads added: no larger together than the map of one head."""
+        found: dict[tuple[tuple[int, int], ...], tuple[Where, list[Tensor]]] = {}
+        for where, every in self._formed({}):
+            lies = tuple((s.start, s.stop) for axis, s in enumerate(where) if axis not in self.plan.heads)
+            if lies in found:
+                for total, part in zip(found[lies][1], every, strict=True):
+                    total += part
+            else:
+                found[lies] = where, list(every)
+        return list(found.values())
 
     @property
     def _keeps(self) -> bool:

@@ -60,15 +60,24 @@ def explain_each(
     together = method.gradients and method.attentions
     size = chunk_size(ran.run, memory, len(aimed[0].passes)) if together and aimed else 1
     for start in range(0, count, size):
-        chunk, note = aimed[start : start + size], ""
-        if together and len(chunk) > 1:
-            chunk, note = with_gradients(chunk)
-        for prediction, explained in zip(chunk, _explained(method, chunk), strict=True):
-            found = result_of(prediction, method, explained, verified)
-            found = replace(found, notes=(*found.notes, note)) if note else found
+        for found in _of_chunk(method, aimed[start : start + size], together, verified):
             result = with_matrix(found, labelled, bound, method, layers)
             assert isinstance(result, Result)
             yield result
+
+
+def _of_chunk(
+    method: Method, predictions: Sequence[Prediction], together: bool, verified: float
+) -> list[Result]:
+    """The results of targets whose gradients are had together, and forgotten here."""
+    note = ""
+    if together and len(predictions) > 1:
+        predictions, note = with_gradients(predictions)
+    else:  # which keep what they work out: not beyond this chunk
+        predictions = [replace(prediction) for prediction in predictions]
+    answers = zip(predictions, _explained(method, predictions), strict=True)
+    found = [result_of(prediction, method, explained, verified) for prediction, explained in answers]
+    return [replace(result, notes=(*result.notes, note)) for result in found] if note else found
 
 
 def asked(targets: Callable[[Any], Sequence[Any]], ran: Ran) -> list[Any]:
