@@ -12,36 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dataset_job
 import pytest
 import torch
+from dataset_job import COUNT, Reader, dataset, reader
 from torch import Tensor, nn
 
 import fxplain
 from fxplain.errors import InputError, LoadError, OutputError, TargetError
 from fxplain.many import store
 from fxplain.many.workers import part_of_environment
-
-
-class Reader(nn.Module):
-    """Two scores from the first token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.head = nn.Embedding(20, 8), nn.Linear(8, 2)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.layer(self.embed(ids))[:, 0])  # type: ignore[no-any-return]
+from fxplain.map_products import Elsewhere
 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    torch.manual_seed(0)
-    return Reader().eval()
-
-
-def dataset(count: int, lengths: Sequence[int] = (4, 5)) -> list[Tensor]:
-    return [torch.arange(i, i + lengths[i % len(lengths)])[None] % 20 for i in range(count)]
+    return reader()
 
 
 def check(found: Any, model: nn.Module, data: Sequence[Tensor], target: Any = None) -> None:
@@ -54,6 +40,12 @@ def check(found: Any, model: nn.Module, data: Sequence[Tensor], target: Any = No
         torch.testing.assert_close(record.relevance["ids"], alone.relevance["ids"][0], rtol=1e-4, atol=1e-6)
         assert record.score == pytest.approx(alone.score.item(), rel=1e-5)
         assert (record.target, record.output) == (alone.target[0], "output")
+
+
+def check_no_repetition(found: Any) -> None:
+    """No entry is in two files."""
+    records = [record["index"] for facts in found._facts.values() for record in facts["records"]]
+    assert sorted(records) == list(found)
 
 
 def test_mixed_sizes_are_grouped_and_every_sample_comes_once(
@@ -190,33 +182,9 @@ def test_at_most_so_many_entries_are_held(model: nn.Module) -> None:
     assert first.index == 0
 
 
-SCRIPT = """
-import sys, time, torch, fxplain
-sys.path.insert(0, sys.argv[1])
-from test_many import Reader, dataset
-torch.set_num_threads(1)
-torch.manual_seed(0)
-model = Reader().eval()
-
-class Slow(list):
-    def __getitem__(self, index):
-        time.sleep(float(sys.argv[3]))
-        return super().__getitem__(index)
-
-fxplain.explain_dataset(model, Slow(dataset(24)), sys.argv[2], batch_size=2, per_file=2)
-"""
-
-
 def started(folder: Path, seconds: float, *launcher: str) -> subprocess.Popen[bytes]:
-    script = folder.parent / "job.py"
-    script.write_text(SCRIPT)
-    command = [
-        *(launcher or (sys.executable,)),
-        str(script),
-        str(Path(__file__).parent),
-        str(folder),
-        str(seconds),
-    ]
+    """The job as a process, with a launcher of several or alone."""
+    command = [sys.executable, *launcher, dataset_job.__file__, str(folder), str(seconds)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -224,22 +192,111 @@ def wait_for_files(folder: Path, count: int, process: subprocess.Popen[bytes]) -
     for _ in range(1200):
         if len(list(folder.glob("part-*.safetensors"))) >= count or process.poll() is not None:
             return
-        time.sleep(0.1)
+        time.sleep(0.05)
     raise AssertionError("nothing was written")
 
 
 def test_a_killed_job_goes_on_without_loss_or_repetition(model: nn.Module, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    process = started(folder, 0.2)
+    process = started(folder, 0.1)
     wait_for_files(folder, 2, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = {path: path.read_bytes() for path in folder.glob("part-*.safetensors")}
     done = list(fxplain.Explanations(folder))
-    assert 4 <= len(done) < 24
-    data = dataset(24)
-    found = fxplain.explain_dataset(model, data, folder, batch_size=2, per_file=2)
+    assert 4 <= len(done) < COUNT
+    data = dataset(COUNT, (4,))
+    found = fxplain.explain_dataset(model, data, folder, batch_size=1, per_file=2)
     check(found, model, data)
     assert all(path.read_bytes() == content for path, content in before.items())
-    records = [r["index"] for facts in found._facts.values() for r in facts["records"]]
-    assert sorted(records) == list(range(24))
+    check_no_repetition(found)
+
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1")
+ACCELERATE = (
+    *(
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--max_restarts=1",
+    ),
+    *("--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "--monitor_interval=0.1"),
+)
+
+
+@pytest.mark.parametrize(
+    "launcher", [TORCHRUN, pytest.param(ACCELERATE, marks=pytest.mark.slow)], ids=["torchrun", "accelerate"]
+)
+def test_two_workers_one_of_which_is_killed(
+    model: nn.Module, tmp_path: Path, launcher: Sequence[str]
+) -> None:
+    """The launcher starts both again, and they go on."""
+    pytest.importorskip(launcher[0].partition(".")[0])
+    folder = tmp_path / "out"
+    process = started(folder, 0.1, "-m", *launcher)
+    wait_for_files(folder, 3, process)
+    killed = int((tmp_path / "pid-1").read_text())
+    os.kill(killed, signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()[-2000:]
+    assert int((tmp_path / "pid-1").read_text()) != killed
+    found = fxplain.Explanations(folder)
+    check(found, model, dataset(COUNT, (4,)))
+    check_no_repetition(found)
+    assert (folder / "index.json").exists()
+
+
+def make_once_killed(marker: Path) -> Any:
+    """The model and dataset for an actor, which dies at the sixth entry if no other has died of it."""
+
+    class Deadly(dataset_job.Slow):
+        def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+            if index == 5 and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__getitem__(index)
+
+    return lambda: (reader(), Deadly(dataset(COUNT, (4,))))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_two_actors_of_ray_one_of_which_is_killed(model: nn.Module, tmp_path: Path) -> None:
+    """Ray gives the chunk of the one that died to another."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=80_000_000)
+    try:
+        make = make_once_killed(tmp_path / "died")
+        found = fxplain.explain_dataset_on_ray(make, tmp_path / "out", batch_size=1, chunk=4)
+    finally:
+        ray.shutdown()
+    assert (tmp_path / "died").exists()
+    check(found, model, dataset(COUNT, (4,)))
+    check_no_repetition(found)
+
+
+def test_a_dispatched_model_is_explained_through_its_hooks(model: nn.Module) -> None:
+    """accelerate's hooks move tensors between modules: on one device that changes nothing, and they stay."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    data, own = dataset(1), reader()
+    hooks.attach_align_device_hook_on_blocks(
+        own, execution_device={"": "cpu", "embed": "cpu", "layer": "cpu"}
+    )
+    forward = own.layer.forward  # type: ignore[union-attr]
+    found, plain = fxplain.explain(own, data[0], target=1), fxplain.explain(model, data[0], target=1)
+    torch.testing.assert_close(found.relevance["ids"], plain.relevance["ids"])
+    assert own.layer.forward is forward  # type: ignore[union-attr]
+
+
+def test_maps_on_another_device_get_their_vectors_there() -> None:
+    class Doubled:
+        def left(self, rows: Tensor) -> Tensor:
+            assert rows.is_meta
+            return rows.new_empty(2, 3)
+
+        right = left
+
+    far = Elsewhere(Doubled(), torch.device("meta"))
+    with pytest.raises(NotImplementedError, match="meta"):  # there is no way back from this one
+        far.left(torch.ones(2, 3))

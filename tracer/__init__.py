@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from fxplain.attentions import Attention, CensusEntry, Mixing, Stream, TokenSpace
     from fxplain.comparison import Comparison
     from fxplain.errors import FxplainError
+    from fxplain.many.on_ray import explain_dataset_on_ray
     from fxplain.many.records import Explained, Sample
     from fxplain.many.run import explain_all, explain_dataset
     from fxplain.many.store import Explanations
@@ -42,6 +43,7 @@ _HOMES = {
     "explain": "traced",
     "explain_all": "many.run",
     "explain_dataset": "many.run",
+    "explain_dataset_on_ray": "many.on_ray",
     "load": "saved.files",
     "methods": "method_table",
     "trace": "traced",
@@ -69,6 +71,7 @@ __all__ = [
     "explain",
     "explain_all",
     "explain_dataset",
+    "explain_dataset_on_ray",
     "load",
     "methods",
     "trace",

@@ -43,7 +43,7 @@ def capture(
     Raises:
         InputError: the model raised on these arguments, or the model is no ``torch.nn.Module`` or
             ``ExportedProgram``.
-        DeviceError: parameters and inputs lie on several devices.
+        DeviceError: weights hold no data, or the model cannot bring what lies on several devices together.
         NonFiniteError: NaN or inf in a parameter or in the output.
         CaptureError: every strategy failed; the message has each one's reason.
         VerificationError: graphs were made, and none reproduces the output.
@@ -58,10 +58,10 @@ def capture(
     model = _plain(model)
     tensors, layout = flatten(model, args, kwargs)
     check_initialised(model)
-    check_devices(model, tensors, layout)
+    places = devices_of(model, tensors, layout)
     check_finite_weights(model)
     tensors = [owned(tensor) for tensor in tensors]  # the model may write into them
-    output = call(model, tensors, layout)
+    output = _output(model, tensors, layout, places)
     expected = flatten_output(output)
     if not expected:
         raise InputError(
@@ -154,8 +154,12 @@ def check_initialised(model: nn.Module) -> None:
             )
 
 
-def check_devices(model: nn.Module, tensors: list[Tensor], layout: Layout) -> None:
-    """Raise :class:`DeviceError` unless all weights and inputs lie on one device that holds data."""
+def devices_of(model: nn.Module, tensors: list[Tensor], layout: Layout) -> dict[torch.device, str]:
+    """The devices that weights and inputs lie on, each with a name of what lies there.
+
+    Raises:
+        DeviceError: one of them holds no data.
+    """
     names = list(model.named_parameters()) + list(model.named_buffers())
     names += [(f"input {spec.path}", tensor) for spec, tensor in zip(layout.tensors, tensors, strict=True)]
     places: dict[torch.device, str] = {}
@@ -166,17 +170,29 @@ def check_devices(model: nn.Module, tensors: list[Tensor], layout: Layout) -> No
                 where=name,
                 expected="tensors that hold data",
                 found="a tensor on the meta device",
-                hint="load the weights, or move the model with to_empty and initialise it",
+                hint="load the weights, or move the model with to_empty and initialise it; weights that are "
+                "offloaded and only come when they are needed cannot be explained where they are",
             )
         if tensor.dim():  # single numbers on the CPU work with tensors anywhere
             places.setdefault(tensor.device, name)
-    if len(places) > 1:
+    return places
+
+
+def _output(
+    model: nn.Module, tensors: list[Tensor], layout: Layout, places: Mapping[torch.device, str]
+) -> Any:
+    """The model's own output. It may well be spread over devices, if it moves what passes between them."""
+    try:
+        return call(model, tensors, layout)
+    except InputError as error:
+        if len(places) < 2:
+            raise
         raise DeviceError(
-            "the model and its inputs lie on several devices",
-            expected="one device for all parameters, buffers and inputs",
+            "the model and its inputs lie on several devices, and the model does not bring them together",
+            expected="one device for all parameters, buffers and inputs, or a model that was dispatched",
             found=", ".join(f"{name} on {device}" for device, name in places.items()),
             hint="move them together: model.to(device) and the inputs too",
-        )
+        ) from error
 
 
 def _reason(error: Exception) -> str:

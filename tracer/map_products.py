@@ -174,6 +174,20 @@ class Formed:
 
 
 @dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """A map that lies on another device than the vectors: they go there, and what comes out goes back."""
+
+    map: Weights
+    device: torch.device
+
+    def left(self, rows: Tensor) -> Tensor:
+        return self.map.left(rows.to(self.device)).to(rows.device)
+
+    def right(self, columns: Tensor) -> Tensor:
+        return self.map.right(columns.to(self.device)).to(columns.device)
+
+
+@dataclass(frozen=True, eq=False)
 class Summed:
     """Several maps of the same tokens as one, each with its share; and of its columns some alone."""
 

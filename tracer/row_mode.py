@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fxplain.map_products import Formed, MapProducts, Summed
+from fxplain.map_products import Elsewhere, Formed, MapProducts, Summed
 from fxplain.maps import HeadMean, Plan, attention_weights
 from fxplain.mixing_products import mixing_products
 from fxplain.prediction import Gradients, Prediction
@@ -140,7 +140,9 @@ def _maps(
             ]
         columns, members = step_columns(plan, step), of_site[site]
         whole = columns is None and len(members) == 1
-        found.append(members[0][0] if whole else Summed(members, columns, len(plan.keys)))
+        own = members[0][0] if whole else Summed(members, columns, len(plan.keys))
+        place = prediction.run.tapped[tap_of(plan.site).name].device
+        found.append(own if place == prediction.resolved.scores.device else Elsewhere(own, place))
     return found
 
 

@@ -128,7 +128,8 @@ class Scheduled:
             members = step_members(prediction.labelled.classified, plans, site)
             own = [share * self._weights(prediction, plan, gradients) for plan, share in members]
             weights[site] = sum(own[1:], own[0])
-        blocks = [step_weights(weights[site], plans[site], step) for step, site in steps]
+        device = prediction.resolved.scores.device  # of a model on several devices, one for all of R
+        blocks = [step_weights(weights[site], plans[site], step).to(device) for step, site in steps]
         return schedule(
             [step for step, _ in steps], blocks, prediction.labelled.classified.tokens, self.rules
         )

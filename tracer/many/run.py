@@ -15,7 +15,7 @@ import torch
 from fxplain.errors import FxplainError, InputError
 from fxplain.layers import Layers
 from fxplain.many.records import Explained, of_result
-from fxplain.many.samples import Group, check_order, count_of, digest, digest_of, entries, groups
+from fxplain.many.samples import Group, Places, check_order, count_of, digest, digest_of, entries, groups
 from fxplain.many.store import Explanations, Writer, claim_job, only_worker
 from fxplain.many.workers import part_of_environment
 from fxplain.result import Result
@@ -85,7 +85,7 @@ def explain_all(
     number, count = _checked(part)
     total = count_of(dataset)
     total = None if total is None else len(range(number, total, count))
-    found = _explained(model, dataset, wanted, lambda index: index % count == number)
+    _, found = _started(model, dataset, wanted, lambda index: index % count == number)
     with closing(found), _bar(total, progress) as advance:
         for records in found:
             advance(len({record.index for record in records}))
@@ -140,23 +140,15 @@ def explain_dataset(
     check_order(dataset)
     wanted = Wanted(target, method, output, layers, batch_size, keep_errors, prepare)
     (number, count), folder = _checked(part), Path(folder)
-    claim_job(folder, _job(model, wanted))
+    claim_job(folder, job_of(model, wanted))
     with only_worker(folder, number):
         known = Explanations(folder)
         _check_same(dataset, wanted, known)
         total = count_of(dataset)
         left = None if total is None else sum(i not in known for i in range(number, total, count))
-        writer = Writer(folder, number, per_file)
-        found = _explained(
-            model, dataset, wanted, lambda index: index % count == number and index not in known
-        )
-        try:
-            with closing(found), _bar(left, progress) as advance:
-                for records in found:
-                    writer.add(records)
-                    advance(len({record.index for record in records}))
-        finally:
-            writer.flush()
+        with _bar(left, progress) as advance:
+            writer = Writer(folder, f"{number:04d}", per_file)
+            fill(model, dataset, wanted, lambda i: i % count == number and i not in known, writer, advance)
     done = Explanations(folder)
     if total is None or len(done) >= total:
         done.write_index()
@@ -174,18 +166,37 @@ def _checked(part: Part | None) -> Part:
     return number, count
 
 
-def _explained(
-    model: Any, dataset: Iterable[Any], wanted: Wanted, mine: Callable[[int], bool]
-) -> Generator[list[Explained], None, None]:
-    """The records of some entries at a time."""
+def fill(
+    model: Any,
+    dataset: Iterable[Any],
+    wanted: Wanted,
+    mine: Places,
+    writer: Writer,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> Any:
+    """Explain some entries into files; the model as it was traced, for the next ones."""
+    traced, found = _started(model, dataset, wanted, mine)
+    try:
+        with closing(found):
+            for records in found:
+                writer.add(records)
+                advance(len({record.index for record in records}))
+    finally:
+        writer.flush()
+    return traced
+
+
+def _started(
+    model: Any, dataset: Iterable[Any], wanted: Wanted, mine: Places
+) -> tuple[Any, Generator[list[Explained], None, None]]:
+    """The model, traced on the first of some entries, and the records of some of them at a time."""
     samples = entries(dataset, mine, wanted.prepare, wanted.target)
     first = next(samples, None)
     if first is None:
-        return
+        return model, (records for records in list[list[Explained]]())
     traced = _traced(model, first[1].inputs)
     grouped = groups(traced.model, chain([first], samples), wanted.batch_size, traced.batch_axis)
-    for group in grouped:
-        yield _of_group(traced, group, wanted)
+    return traced, (_of_group(traced, group, wanted) for group in grouped)
 
 
 def _traced(model: Any, inputs: Any) -> Traced:
@@ -221,7 +232,7 @@ def _places(group: Group, result: Result) -> list[tuple[int, int, str, str]]:
     return [(index, 0, sample.key, own) for index, sample, own in group.members]
 
 
-def _job(model: Any, wanted: Wanted) -> dict[str, Any]:
+def job_of(model: Any, wanted: Wanted) -> dict[str, Any]:
     """What makes two runs the same job."""
     target = wanted.target
     named = getattr(target, "__qualname__", None) if callable(target) else repr(target)

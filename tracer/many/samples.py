@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import Tensor
 from fxplain.errors import InputError
 from fxplain.inputs import flatten, normalise, positional_names
 from fxplain.many.records import Sample
+
+Places = Callable[[int], bool] | Sequence[int]
+"""Which entries of a dataset: a condition, or their places in order."""
 
 WINDOW = 16
 """How many batches' worth of entries are looked through for such that fit together."""
@@ -34,7 +37,7 @@ class Group:
 
 
 def entries(
-    dataset: Iterable[Any], wanted: Callable[[int], bool], prepare: Callable[[Any], Any] | None, target: Any
+    dataset: Iterable[Any], wanted: Places, prepare: Callable[[Any], Any] | None, target: Any
 ) -> Iterator[tuple[int, Sample]]:
     """The entries that are wanted, with their places; of a dataset with places no other is read."""
     for index, item in _items(dataset, wanted):
@@ -44,7 +47,10 @@ def entries(
         yield index, Sample(sample.inputs, own, sample.key)
 
 
-def _items(dataset: Any, wanted: Callable[[int], bool]) -> Iterator[tuple[int, Any]]:
+def _items(dataset: Any, wanted: Places) -> Iterator[tuple[int, Any]]:
+    if not callable(wanted):
+        yield from ((index, dataset[index]) for index in wanted)
+        return
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__") and not hasattr(dataset, "keys"):
         for index in range(len(dataset)):
             if wanted(index):

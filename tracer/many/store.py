@@ -29,12 +29,12 @@ class Writer:
 
     Args:
         folder: where; made if it is not there.
-        worker: the number of this process among those that write into the folder.
+        worker: a name that no other process has that writes into the folder.
         size: how many records a file holds.
         seconds: a file is written at the latest when its first record is so old.
     """
 
-    def __init__(self, folder: Path, worker: int = 0, size: int = 64, seconds: float = 30.0) -> None:
+    def __init__(self, folder: Path, worker: str, size: int = 64, seconds: float = 30.0) -> None:
         self.folder, self.worker, self.size, self.seconds = folder, worker, size, seconds
         self._waiting: list[Explained] = []
         self._since = 0.0
@@ -50,10 +50,9 @@ class Writer:
         """Write what waits."""
         if not self._waiting:
             return
-        taken = [
-            int(path.stem.split("-")[2]) for path in self.folder.glob(f"part-{self.worker:04d}-*.safetensors")
-        ]
-        path = self.folder / f"part-{self.worker:04d}-{max(taken, default=-1) + 1:06d}.safetensors"
+        own = self.folder.glob(f"part-{self.worker}-*.safetensors")
+        number = max((int(path.stem.split("-")[2]) for path in own), default=-1) + 1
+        path = self.folder / f"part-{self.worker}-{number:06d}.safetensors"
         write_records(path, self._waiting)
         self._waiting = []
 
@@ -78,7 +77,8 @@ def write_records(path: Path, records: list[Explained]) -> None:
 class Explanations(Mapping[int, "tuple[Explained, ...]"]):
     """The results in a folder, by place in the dataset; read when they are asked for.
 
-    An entry that was a batch has several records, any other one. ``keys`` are in order.
+    An entry that was a batch has several records, any other one. ``keys`` are in order. What ``before`` has
+    read of the same folder is not read again.
 
     Raises:
         LoadError: no such folder, or a file in it is damaged.
@@ -92,14 +92,15 @@ class Explanations(Mapping[int, "tuple[Explained, ...]"]):
         2.0
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], before: Explanations | None = None) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise LoadError("there is no such folder of explanations", where=str(folder))
         self._where: dict[int, list[tuple[Path, int]]] = {}
         self._facts: dict[Path, dict[str, Any]] = {}
         for path in sorted(self.folder.glob("part-*.safetensors")):
-            self._facts[path] = facts = _facts_of(path)
+            facts = before._facts.get(path) if before is not None else None
+            self._facts[path] = facts = facts or _facts_of(path)
             own: dict[int, list[tuple[Path, int]]] = {}
             for number, record in enumerate(facts["records"]):
                 own.setdefault(record["index"], []).append((path, number))
