@@ -51,3 +51,33 @@ def test_padding_of_sequences_is_no_token(batch_first: bool, side: str) -> None:
     torch.testing.assert_close(together[:, 1:], alone)
     assert together[:, 0, :3].sum() > 0
     assert together[:, 0, 3:].sum() == 0
+
+
+class Zeros(nn.Module):
+    """Two rows of zeros behind the tokens, which a mask hides or does not."""
+
+    def __init__(self, hidden: bool, fused: bool) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.hidden, self.fused = hidden, fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = nn.functional.pad(self.embed(x), (0, 0, 0, 2))
+        query, key, value = self.query(tokens), self.key(tokens), self.value(tokens)
+        shown = torch.arange(tokens.shape[1]) < (x.shape[1] if self.hidden else 99)
+        if self.fused:
+            read = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=shown[None])
+        else:
+            read = (query @ key.mT).masked_fill(~shown, -torch.inf).softmax(-1) @ value
+        logits: Tensor = self.head((tokens + read)[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_padding_that_has_weight_is_told(fused: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 6)
+    for hidden in (True, False):
+        result = fxplain.explain(Zeros(hidden, fused).eval(), x, target=1)
+        assert any("no tokens too (padding)" in note for note in result.notes) != hidden

@@ -184,6 +184,8 @@ class Ledger:
     """(token, which copy of it in a sequence) -> the token that the copy is."""
     twins: set[int] = field(default_factory=set)
     """Tokens that stand at several places of one sequence with another content at each."""
+    blank: dict[fx.Node, None] = field(default_factory=dict)
+    """Attentions in which places that are no tokens have weight, in order."""
     tied: set[fx.Node] = field(default_factory=set)
     """Products that are scores of columns, summed over the rows of a grid."""
     rows_alike: set[int] = field(default_factory=set)

@@ -26,6 +26,9 @@ def notes_of(labelled: Labelled) -> tuple[str, ...]:
     for node, role in carried(labelled.findings):
         where = module_path(node) or node.name
         notes.append(f"approximate: the {role} in {where} mixes tokens, which is not followed")
+    for node in labelled.findings.ledger.blank:
+        where = module_path(node) or node.name
+        notes.append(f"{where} weighs places that are no tokens too (padding): their share is in no map")
     notes += [*_taken_for_one(labelled), *_unnamed(labelled)]
     return tuple(dict.fromkeys(notes))
 

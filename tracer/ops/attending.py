@@ -13,7 +13,7 @@ from fxplain.ops.partial import begin
 from fxplain.ops.sides import Side, moved, sizes_of
 from fxplain.ops.table import Call
 from fxplain.ops.tied import spread_over_rows
-from fxplain.ops.twins import note_rows, note_twins
+from fxplain.ops.twins import note_blanks, note_rows, note_twins
 
 
 def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
@@ -40,6 +40,7 @@ def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
     note_rows(call, rows, shape, free(weights, values))
     summed = weights.axes_of(weights.summed)
     if tied is None:
+        note_blanks(call, rows, cols, lambda: weights.operand.tensor)
         check_lines(call, rows, cols, summed, lambda: weights.operand.tensor)
     sums = row_sums(weights.operand.tensor, summed)
     site = call.ledger.add_site(

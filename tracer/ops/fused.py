@@ -8,12 +8,22 @@ import torch
 from torch import Tensor
 
 from fxplain.flex import compute
-from fxplain.labels import NOTHING, Slot, Value, compact, fill_samples, reads_of, same_tokens, samples_of
+from fxplain.labels import (
+    NOTHING,
+    Slot,
+    Value,
+    codes_of,
+    compact,
+    fill_samples,
+    reads_of,
+    same_tokens,
+    samples_of,
+)
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_lines, check_samples
 from fxplain.ops.partial import begin
 from fxplain.ops.table import Call, Operand, aten, transfer
-from fxplain.ops.twins import note_rows, note_twins
+from fxplain.ops.twins import note_blanks, note_rows, note_twins
 
 KERNELS = """scaled_dot_product_attention _scaled_dot_product_flash_attention
 _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
@@ -47,6 +57,7 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     check_samples(call, on_rows, on_cols, lambda: _on_samples(call, cols, on_cols))
     check_lines(call, on_rows, on_cols, [on_cols.labels.ndim - 1], lambda: _on_samples(call, cols, on_cols))
     note_twins(call, value, ours, value.ndim - 2)
+    note_blanks(call, on_rows, on_cols, lambda: _weight_of(call, codes_of(cols.labels.narrow(-1, 0, 1)) < 0))
     note_rows(call, on_rows, shape, [len(shape) - 2])
     nodes = tuple(operand.node for operand in (query, key, value))
     site = call.ledger.add_site(
@@ -77,19 +88,23 @@ def _on_samples(call: Call, keys: Slot, cols: Slot) -> Tensor:
 
     The kernel itself tells, by values that are 1 for one sample and else 0.
     """
-    places = [place for place, argument in enumerate(call.args) if isinstance(argument, Tensor)]
-    if len(places) < 3:
-        return torch.ones(())
-    value = call.args[places[2]]
     owners, on_map = samples_of(keys.labels.narrow(-1, 0, 1)), samples_of(cols.labels)
     total = torch.zeros(())
     for sample in torch.unique(owners[owners >= 0]).tolist():
-        args = list(call.args)
-        args[places[2]] = (owners == sample).to(value).expand_as(value).contiguous()
-        result = compute(call.node, args, call.kwargs)
-        output = result[0] if isinstance(result, tuple | list) else result
-        total = total + output[..., :1].cpu() * (on_map == sample)
+        total = total + _weight_of(call, owners == sample) * (on_map == sample)
     return total
+
+
+def _weight_of(call: Call, keys: Tensor) -> Tensor:
+    """What every row weighs some keys [..., key, 1] together: [..., query, 1]; 1 where it cannot be asked."""
+    places = [place for place, argument in enumerate(call.args) if isinstance(argument, Tensor)]
+    if len(places) < 3:
+        return torch.ones(())
+    args, value = list(call.args), call.args[places[2]]
+    args[places[2]] = keys.to(value).expand_as(value).contiguous()
+    result = compute(call.node, args, call.kwargs)
+    output: Tensor = result[0] if isinstance(result, tuple | list) else result
+    return output[..., :1].cpu()
 
 
 def _with_sums(call: Call, out: Value) -> Value | tuple[Value, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
@@ -38,6 +38,16 @@ def note_rows(call: Call, rows: Slot, shape: Sequence[int], axes: Iterable[int])
     if any(shape[axis] > 1 and not rows.varies(axis) for axis in axes):
         codes = codes_of(rows.labels)
         call.ledger.rows_alike |= set(codes[codes >= 0].tolist())
+
+
+def note_blanks(call: Call, rows: Slot, cols: Slot, weights: Callable[[], Tensor]) -> None:
+    """Write down that places that are no tokens, such as padding with zeros, have weight for some query."""
+    blank = codes_of(cols.labels) < 0
+    if bool(blank.any()) and not bool(blank.all()):
+        map = weights()
+        weigh = map.is_meta or bool(((map.cpu() != 0) & blank & (codes_of(rows.labels) >= 0)).any())
+        if weigh:
+            call.ledger.blank[call.node] = None
 
 
 def _repeated(labels: Tensor, axis: int) -> bool:
