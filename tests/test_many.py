@@ -135,6 +135,21 @@ def test_a_sample_that_cannot_be_explained(model: nn.Module, tmp_path: Path) -> 
     assert not found[2][0].relevance
 
 
+def test_errors_of_the_first_sample_and_of_its_preparation(model: nn.Module, tmp_path: Path) -> None:
+    def prepare(item: Any) -> Any:
+        if item is None:
+            raise InputError("a damaged file")
+        return item
+
+    data = [torch.zeros(1, 3), None, *dataset(2), "text"]  # the first are no ids, none, and no inputs
+    with pytest.raises(InputError, match=r"the model raised[\s\S]*entry of the dataset: 0"):
+        list(fxplain.explain_all(model, data))
+    found = fxplain.explain_dataset(model, data, tmp_path / "out", prepare=prepare, keep_errors=True)
+    assert [bool(record.error) for (record,) in found.values()] == [True, True, False, False, True]
+    nothing = fxplain.explain_dataset(model, [None], tmp_path / "none", prepare=prepare, keep_errors=True)
+    assert nothing.errors == {0: "a damaged file"}
+
+
 def test_a_folder_of_another_job_or_dataset_is_refused(model: nn.Module, tmp_path: Path) -> None:
     data = dataset(3)
     fxplain.explain_dataset(model, data, tmp_path, target=1)
@@ -188,9 +203,9 @@ def started(folder: Path, seconds: float, *launcher: str) -> subprocess.Popen[by
     return subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def wait_for_files(folder: Path, count: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(1200):
-        if len(list(folder.glob("part-*.safetensors"))) >= count or process.poll() is not None:
+def wait_for_files(folder: Path, count: int, process: subprocess.Popen[bytes], worker: int = 0) -> None:
+    for _ in range(3600):
+        if len(list(folder.glob(f"part-{worker:04d}-*.safetensors"))) >= count or process.poll() is not None:
             return
         time.sleep(0.05)
     raise AssertionError("nothing was written")
@@ -234,8 +249,8 @@ def test_two_workers_one_of_which_is_killed(
     """The launcher starts both again, and they go on."""
     pytest.importorskip(launcher[0].partition(".")[0])
     folder = tmp_path / "out"
-    process = started(folder, 0.1, "-m", *launcher)
-    wait_for_files(folder, 3, process)
+    process = started(folder, 0.3, "-m", *launcher)
+    wait_for_files(folder, 1, process, worker=1)
     killed = int((tmp_path / "pid-1").read_text())
     os.kill(killed, signal.SIGKILL)
     _, said = process.communicate(timeout=300)

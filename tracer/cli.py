@@ -1,5 +1,5 @@
-"""The command line: ``fxplain inspect``, ``explain``, ``check``, ``diff``, ``methods``, ``evaluate`` and
-``demo``."""
+"""The command line: ``fxplain inspect``, ``explain``, ``explain-all``, ``check``, ``diff``, ``methods``,
+``evaluate`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -158,6 +158,44 @@ def explain(
         ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
         ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
         run_explain(ask, Wanted(target, method, output, layers), tuple(out or ()))
+
+
+@app.command("explain-all")
+def explain_all(
+    model: Model,
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of pictures or of files of tensors, or a file with a text on each line.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the results.", show_default=False)],
+    decoder_text: DecoderText = None,
+    target: Target = None,
+    method: Annotated[str, typer.Option("--method", "-m", help="One of fxplain methods.")] = "relevancy",
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="As for explain.", show_default=False)
+    ] = None,
+    output: Output = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="How many go together, of one size.")] = 8,
+    keep_errors: Annotated[
+        bool, typer.Option("--keep-errors", help="Go on where an input cannot be explained.")
+    ] = False,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Explain every picture, text or file of tensors into a folder; run again, it goes on from there."""
+    with reported(debug):
+        from fxplain.cli_dataset import run_dataset
+        from fxplain.cli_explain import Wanted
+
+        ask = Ask(model, decoder_text=decoder_text)
+        ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
+        run_dataset(ask, Wanted(target, method, output, layers), data, out, batch_size, keep_errors)
 
 
 @app.command()

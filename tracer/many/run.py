@@ -14,7 +14,7 @@ import torch
 
 from fxplain.errors import FxplainError, InputError
 from fxplain.layers import Layers
-from fxplain.many.records import Explained, of_result
+from fxplain.many.records import Explained, Sample, of_result
 from fxplain.many.samples import Group, Places, check_order, count_of, digest, digest_of, entries, groups
 from fxplain.many.store import Explanations, Writer, claim_job, only_worker
 from fxplain.many.workers import part_of_environment
@@ -189,14 +189,49 @@ def fill(
 def _started(
     model: Any, dataset: Iterable[Any], wanted: Wanted, mine: Places
 ) -> tuple[Any, Generator[list[Explained], None, None]]:
-    """The model, traced on the first of some entries, and the records of some of them at a time."""
+    """The model, traced on the first of some entries that it takes, and the records of some at a time."""
     samples = entries(dataset, mine, wanted.prepare, wanted.target)
-    first = next(samples, None)
-    if first is None:
-        return model, (records for records in list[list[Explained]]())
-    traced = _traced(model, first[1].inputs)
-    grouped = groups(traced.model, chain([first], samples), wanted.batch_size, traced.batch_axis)
-    return traced, (_of_group(traced, group, wanted) for group in grouped)
+    failed: list[Explained] = []
+    for index, sample in samples:
+        try:
+            if isinstance(sample, FxplainError):
+                raise sample
+            traced = _traced(model, sample.inputs)
+        except FxplainError as error:
+            failed.append(_failed(index, sample, error, wanted))
+            continue
+        return traced, _records(traced, chain([(index, sample)], samples), failed, wanted)
+    return model, (records for records in [failed] if records)
+
+
+def _records(
+    traced: Traced,
+    samples: Iterable[tuple[int, Sample | FxplainError]],
+    failed: list[Explained],
+    wanted: Wanted,
+) -> Generator[list[Explained], None, None]:
+    def good() -> Iterator[tuple[int, Sample]]:
+        for index, sample in samples:
+            if isinstance(sample, Sample):
+                yield index, sample
+            else:
+                failed.append(_failed(index, sample, sample, wanted))
+
+    for group in groups(traced.model, good(), wanted.batch_size, traced.batch_axis):
+        yield [*failed, *_of_group(traced, group, wanted)]
+        failed.clear()
+    if failed:
+        yield failed
+
+
+def _failed(index: int, sample: Sample | FxplainError, error: FxplainError, wanted: Wanted) -> Explained:
+    """The record of an entry that cannot be explained; raises its error unless errors are kept."""
+    key = sample.key if isinstance(sample, Sample) else ""
+    if not wanted.keep_errors:
+        error.args = (f"{error}\n  entry of the dataset: {index}{f' ({key})' if key else ''}",)
+        raise error
+    own = digest_of(sample.inputs) if isinstance(sample, Sample) else ""
+    return Explained(index, key=key, error=str(error), digest=own)
 
 
 def _traced(model: Any, inputs: Any) -> Traced:
@@ -207,7 +242,7 @@ def _traced(model: Any, inputs: Any) -> Traced:
 
 def _of_group(traced: Traced, group: Group, wanted: Wanted) -> list[Explained]:
     """A group that fails is taken apart, to tell the sample that does not bear it."""
-    index, sample, own = group.members[0]
+    index, sample, _ = group.members[0]
     try:
         result = traced.explain(
             group.inputs, group.target, wanted.method, wanted.output, layers=wanted.layers
@@ -217,10 +252,7 @@ def _of_group(traced: Traced, group: Group, wanted: Wanted) -> list[Explained]:
         if len(group.members) > 1:
             alone = [Group((member,), member[1].inputs) for member in group.members]
             return [record for one in alone for record in _of_group(traced, one, wanted)]
-        if wanted.keep_errors:
-            return [Explained(index, key=sample.key, error=str(error), digest=own)]
-        error.args = (f"{error}\n  entry of the dataset: {index}{f' ({sample.key})' if sample.key else ''}",)
-        raise
+        return [_failed(index, sample, error, wanted)]
 
 
 def _places(group: Group, result: Result) -> list[tuple[int, int, str, str]]:
@@ -268,7 +300,7 @@ def _check_same(dataset: Any, wanted: Wanted, known: Explanations) -> None:
     if first is None or iter(dataset) is dataset:  # what can be read once only is not read for this
         return
     own = next(iter(entries(dataset, lambda index: index == first, wanted.prepare, None)), None)
-    found = "" if own is None else digest_of(own[1].inputs)
+    found = digest_of(own[1].inputs) if own is not None and isinstance(own[1], Sample) else ""
     if found != known.digest(first):
         raise InputError(
             "the dataset is not the one that the folder's explanations are of",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.errors import InputError
+from fxplain.errors import FxplainError, InputError
 from fxplain.inputs import flatten, normalise, positional_names
 from fxplain.many.records import Sample
 
@@ -38,11 +38,17 @@ class Group:
 
 def entries(
     dataset: Iterable[Any], wanted: Places, prepare: Callable[[Any], Any] | None, target: Any
-) -> Iterator[tuple[int, Sample]]:
-    """The entries that are wanted, with their places; of a dataset with places no other is read."""
+) -> Iterator[tuple[int, Sample | FxplainError]]:
+    """The entries that are wanted, with their places; of a dataset with places no other is read. In the place
+    of one that is none, the error."""
     for index, item in _items(dataset, wanted):
-        found = item if prepare is None else prepare(item)
-        sample = found if isinstance(found, Sample) else Sample(found)
+        try:
+            found = item if prepare is None else prepare(item)
+            sample = found if isinstance(found, Sample) else Sample(found)
+            normalise(sample.inputs)
+        except FxplainError as error:
+            yield index, error
+            continue
         own = target if sample.target is ... else sample.target
         yield index, Sample(sample.inputs, own, sample.key)
 

@@ -1,0 +1,68 @@
+"""``fxplain explain-all``: folders of pictures and files of texts, into a folder that can be resumed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import toy_folders as toys
+from typer.testing import CliRunner
+
+import fxplain
+from fxplain.cli import app
+from fxplain.cli_dataset import _device
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["explain-all", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_a_folder_of_pictures(tmp_path: Path) -> None:
+    model, data, out = toys.vit(tmp_path / "vit"), tmp_path / "data", tmp_path / "out"
+    (data / "more").mkdir(parents=True)
+    picture = toys.picture(tmp_path / "p.png")
+    for name in ("b.png", "a.png", "more/c.png"):
+        shutil.copy(picture, data / name)
+    (data / "notes.txt").write_text("no picture")
+    assert "explained 3 of 3" in run(model, data, "--out", out, "--target", "cat", "--batch-size", 2)
+    found = fxplain.Explanations(out)
+    assert [record.key for (record,) in found.values()] == ["a.png", "b.png", "more/c.png"]
+    assert {record.relevance["pixel_values"].shape for (record,) in found.values()} == {(2, 2)}
+    shutil.copy(picture, data / "z.png")
+    assert "explained 4 of 4" in run(model, data, "--out", out, "--target", "cat")
+    assert "another job" in run(model, data, "--out", out, code=1)
+
+
+def test_a_file_of_texts(tmp_path: Path) -> None:
+    model = toys.bert(tmp_path / "bert", toys.tokenizer())
+    (tmp_path / "texts").write_text("a photo of the cat\n\ngood movie\n")
+    assert "explained 2 of 2" in run(model, tmp_path / "texts", "-o", tmp_path / "out", "-m", "rollout")
+    found = fxplain.Explanations(tmp_path / "out")
+    assert [record.key for (record,) in found.values()] == ["line 1", "line 3"]
+    assert [len(record.relevance["input_ids"]) for (record,) in found.values()] == [7, 4]
+
+
+def test_tensors_and_errors(tmp_path: Path) -> None:
+    toys.python_file(tmp_path)
+    model, data = toys.vit(tmp_path / "vit"), tmp_path / "data"
+    data.mkdir()
+    torch.save({"pixel_values": torch.randn(1, 3, 16, 16)}, data / "good.pt")
+    torch.save({"pixel_values": torch.randn(1, 3, 9, 9)}, data / "wrong.pt")
+    assert "the model raised" in run(model, data, "-o", tmp_path / "out", code=1)
+    text = run(model, data, "-o", tmp_path / "out", "--keep-errors")
+    assert "explained 2 of 2" in text
+    assert "refused   wrong.pt: the model raised" in text
+    assert "nothing to explain" in run(model, tmp_path / "none", "-o", tmp_path / "out", code=1)
+    assert "takes one method" in run(model, data, "-o", tmp_path / "out", "-m", "rollout,relevancy", code=1)
+
+
+def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert (_device("cuda"), _device("cpu"), _device(None)) == ("cuda:3", "cpu", None)
