@@ -124,9 +124,11 @@ def tap_views(
 ) -> list[Tensor]:
     """For each place of the kernel, the element that every output place reads there (0 outside)."""
     dims = len(kernel)
-    stride = _per_axis(literal(node, "stride"), dims) or list(kernel)
-    padding = _padding(node, kernel, dims)
+    # what is not in the graph is as the operation has it: a convolution goes place by place
+    usual = [1] * dims if op_name(node) in aten(CONVOLUTIONS) else list(kernel)
+    stride = _per_axis(literal(node, "stride"), dims) or usual
     dilation = _per_axis(literal(node, "dilation"), dims) or [1] * dims
+    padding = _padding(node, kernel, dilation)
     out = list(out_shape[channel + 1 :])
     spare = [max(stride) + k * d for k, d in zip(kernel, dilation, strict=True)]
     pads = [
@@ -182,10 +184,10 @@ def _per_axis(number: int | Sequence[int] | None, dims: int) -> list[int]:
     return numbers * dims if len(numbers) == 1 else numbers
 
 
-def _padding(node: fx.Node, kernel: Sequence[int], dims: int) -> list[int]:
-    padding = literal(node, "padding", 0)
+def _padding(node: fx.Node, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    padding, dims = literal(node, "padding", 0), len(kernel)
     if padding == "same":
-        return [(k - 1) // 2 for k in kernel]
+        return [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
     return [0] * dims if padding == "valid" else _per_axis(padding, dims) or [0] * dims
 
 
