@@ -134,6 +134,8 @@ def test_deleted_tokens_are_gone_and_the_rest_keep_their_order(texts):
     left = removal.apply(texts, kept)
     assert left["input_ids"].tolist() == [[0, 11, 4, 6], [0, 7, 0, 0]]
     assert left["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    nothing = removal.apply(texts, torch.zeros(2, 6, dtype=torch.bool))
+    assert nothing["input_ids"].tolist() == nothing["attention_mask"].tolist() == [[0], [0]]
     with pytest.raises(InputError, match="different numbers of tokens"):
         evaluate.Delete("input_ids").apply(texts, kept[:, [0, 1, 2, 3, 3, 3]])
 

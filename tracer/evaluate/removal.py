@@ -119,8 +119,10 @@ class Delete:
                 found=f"{int(count.min())} to {longest} tokens, and no mask",
                 hint="Delete(..., mask='attention_mask'), or inputs of one length",
             )
-        order = (~real).long().argsort(dim=1, stable=True)[:, :longest]
-        within = torch.arange(longest, device=count.device)[None] < count[:, None]
+        # no model reads an empty sequence: one row of zeros stays, hidden by the mask
+        width = max(longest, 0 if self.mask is None else 1)
+        order = (~real).long().argsort(dim=1, stable=True)[:, :width]
+        within = torch.arange(width, device=count.device)[None] < count[:, None]
         return {**inputs, **{name: _rows(inputs[name], order, within) for name in names}}
 
 
