@@ -113,6 +113,8 @@ def with_gradients(predictions: Sequence[Prediction]) -> tuple[list[Prediction],
         stacked = torch.stack(scores)
     try:
         found = iter(_of_all(stacked, [tapped[name] for name in names], names))
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         note = f"gradients of several targets were taken one by one: {reason}"
