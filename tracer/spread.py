@@ -48,6 +48,8 @@ def where_spread(findings: Findings) -> dict[str, Spread]:
         for slot in value.slots:
             axes = _laid_along(node, slot, ledger)
             wanted = elements if slot.strength == DORMANT else tokens
+            if slot.strength > DORMANT and slot.token_axes:
+                continue  # tokens laid along another axis: a bias of pairs, say
             if axes and bool(torch.isin(codes_of(slot.labels), wanted).any()):
                 spread = _spread(node, axes, tokens, findings)
                 if spread is not None and int(spread.ranks.max()) > 0:
@@ -116,7 +118,7 @@ def _apart(node: fx.Node, slot: Slot, spread: Spread, shape: tuple[int, ...], le
     labels, ranks = torch.broadcast_tensors(slot.labels, spread.ranks)  # type: ignore[no-untyped-call]
     if slot.strength > DORMANT:
         own = replace(slot, labels=labels.contiguous())
-        return renamed(node, own, ranks, torch.ones_like(ranks, dtype=torch.bool), shape, ledger)
+        return renamed(node, own, ranks, codes_of(own.labels) >= 0, shape, ledger)
     codes = codes_of(labels)
     (root,) = ledger.elements.by_root(codes)
     start, sizes = ledger.elements.around(int(codes.max()))
