@@ -32,8 +32,8 @@ class MapProducts:
     """Of the site's tapped tensor, one for each score; None where a score does not depend on it."""
     head_mean: HeadMean
     again: bool
-    """Whether several products will be asked for: a map that is no larger than what it is rebuilt from is
-    kept then."""
+    """Whether several products will be asked for: a map that is no larger than twice what it is rebuilt
+    from is kept then."""
     _kept: list[tuple[Where, list[Tensor]]] | None = field(default=None, repr=False)
 
     def left(self, rows: Tensor) -> Tensor:
@@ -89,11 +89,13 @@ class MapProducts:
 
     @property
     def _keeps(self) -> bool:
+        """By then the backward pass has let go of far more than that."""
         site, kept = self.plan.site, self.replay.kept
         held = (
             site.operands if site.form == "fused" else [node for node in site.operands if node.name in kept]
         )
-        return self.again and torch.Size(self.plan.shape).numel() <= sum(kept[n.name].numel() for n in held)
+        most = 2 * sum(kept[node.name].numel() for node in held)
+        return self.again and torch.Size(self.plan.shape).numel() <= most
 
     def _formed(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Iterator[Tensor]]]:
         for block in blocks(self.plan.site, self.replay, self.gradients, live):
