@@ -110,13 +110,15 @@ def versions() -> str:
 
 def revisions(records: Sequence[Record]) -> str:
     """Of which commits the records are, the most first."""
-    counts = Counter(record.get("revision") or "one before records said so" for record in records)
+    counts = Counter(
+        record.get("revision") or "earlier ones, from before records said which" for record in records
+    )
     total = counts.total()
     if len(counts) == 1:
         return f"All {total} records are of one commit: {next(iter(counts))}."
     parts = ", ".join(f"{count} of {name}" for name, count in counts.most_common())
     return (
-        f"The {total} records are not all of one commit: {parts}. After a change those models were judged "
+        f"The {total} records are not all of one commit; {parts}. After a change those models were judged "
         "again that had not been good, and then of the others as many as there was time for."
     )
 
