@@ -28,7 +28,7 @@ def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
     else as unrelated (0).
 
     Example:
-        >>> rank_correlation(torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[0.3, 0.2, 0.1]]))
+        >>> rank_correlation(torch.tensor([[1.0, 2, 9]]), torch.tensor([[0.3, 0.2, 0.1]])).round(decimals=6)
         tensor([-1.], dtype=torch.float64)
     """
     a, b = (_ranks(values) for values in (one, other))
