@@ -14,8 +14,6 @@ from fxplain.where import module_path
 def notes_of(labelled: Labelled) -> tuple[str, ...]:
     """What a reader of an explanation must know: steps taken by approximation, and those not followed."""
     notes = list(labelled.captured.notes)
-    if labelled.captured.strategy == "record":
-        notes.append("captured by recording one run: the graph holds for this input only")
     if labelled.findings.batch_axis is None:
         notes.append("no axis of the inputs holds separate samples: all of them are explained as one sample")
     notes += map(mixing_note, labelled.classified.mixings)

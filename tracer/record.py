@@ -176,7 +176,7 @@ class _Recorded(nn.Module):
 
 def _functional(recorded: GraphModule, placeholders: list[Placeholder], values: dict[str, Tensor]) -> Draft:
     """The draft; in-place operations become functional in the same way as those of an exported program."""
-    notes: tuple[str, ...] = ("recorded from one run: the graph holds for this very input only",)
+    notes: tuple[str, ...] = ("captured by recording one run: the graph holds for this input only",)
     graph, names = recorded, [placeholder.node for placeholder in placeholders]
     if needs_work(recorded.graph):
         try:
