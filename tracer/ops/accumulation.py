@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fxplain.labels import Slot, Value, codes_of, compact
-from fxplain.ops.layout import write
 from fxplain.ops.mixing import new_tokens, record
 from fxplain.ops.table import Call, Operand, transfer
+from fxplain.ops.writing import write
 
 Read = Callable[[Tensor], Tensor]
 """From a tensor of the base's shape to what lies at the places that the source goes to, in its shape."""
