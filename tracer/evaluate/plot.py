@@ -22,7 +22,10 @@ def picture(table: Table) -> bytes:
     from matplotlib.figure import Figure
 
     curves = table.curves
-    figure = Figure(figsize=(11, 4.2) if curves is not None else (7, 0.6 + 0.32 * len(table.rows)))
+    count = len(table.rows)  # all names must find room
+    figure = Figure(
+        figsize=(11, max(4.2, 0.6 + 0.2 * count)) if curves is not None else (7, 0.6 + 0.32 * count)
+    )
     FigureCanvasAgg(figure)
     if curves is not None:
         _draw_curves(figure, table, curves)

@@ -1,0 +1,128 @@
+"""An experiment: a table, what a paper found, and which of its claims are checked on it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fxplain.evaluate import Table
+from fxplain.method_table import METHODS
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = Path(__file__).parent / "results"
+IMAGES = ROOT / "docs" / "images"
+
+# those whose maximum flows, one for each token, take minutes
+SLOW = ("attention_flow",)
+# identical to relevancy where no attention runs between two streams
+ACROSS = ("relevancy_no_normalisation", "relevancy_no_self_in_eq10")
+LIBRA = ("relevancy+libra", "gradient_x_input+libra")
+LRP = tuple(n for n in METHODS if n.startswith("transformer_attribution") or "lrp" in n)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That one method's score is better than each of some others'."""
+
+    text: str
+    measure: str
+    better: str
+    worse: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One table of docs/results.md."""
+
+    name: str
+    model: str
+    title: str
+    """What it repeats, in a line."""
+    about: str
+    make: Callable[[int], Table]
+    count: int
+    """Samples."""
+    claims: tuple[Claim, ...] = ()
+    published: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Measure -> method -> the paper's number."""
+    source: str = ""
+    """Where the published numbers stand."""
+
+
+def run(job: Job, count: int | None = None, folder: Path = RESULTS, images: Path | None = IMAGES) -> Table:
+    """Make the table; write its numbers, claims and picture."""
+    start = time.process_time()
+    table = job.make(count or job.count)
+    folder.mkdir(exist_ok=True, parents=True)
+    record = {
+        **table.to_json(),
+        "name": job.name,
+        "model": job.model,
+        "title": job.title,
+        "about": job.about,
+        "source": job.source,
+        "published": {m: dict(found) for m, found in job.published.items()},
+        "claims": list(checked(job.claims, table)),
+        "cpu_seconds": round(time.process_time() - start),
+    }
+    record["markdown"] = table.markdown(job.published)
+    (folder / f"{job.name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    if images is not None:
+        images.mkdir(exist_ok=True, parents=True)
+        table.save(images / f"results-{job.name}.png")
+    return table
+
+
+def checked(claims: Sequence[Claim], table: Table) -> Iterator[dict[str, Any]]:
+    """Each claim against each method: the paired difference, and what that says."""
+    for claim in claims:
+        sign = next(1 if m.higher_is_better else -1 for m in table.measures if m.name == claim.measure)
+        for other in claim.worse:
+            if other not in table.rows or claim.better not in table.rows:
+                continue
+            gap = table.difference(claim.measure, claim.better, other)
+            low, high = sorted((sign * gap.low, sign * gap.high))
+            said = "holds" if low > 0 else "does not hold" if high < 0 else "not decided"
+            gain = [sign * gap.value, low, high]
+            yield {
+                "text": claim.text,
+                "measure": claim.measure,
+                "better": claim.better,
+                "than": other,
+                "gain": gain,
+                "said": said,
+            }
+
+
+def joined(*tables: Table) -> Table:
+    """Tables of several methods on the same samples, as one."""
+    first = tables[0]
+    rows = {name: row for table in tables for name, row in table.rows.items()}
+    refused = {name: why for table in tables for name, why in table.refused.items()}
+    notes = tuple(dict.fromkeys(note for table in tables for note in table.notes))
+    curves = first.curves
+    if curves is not None:
+        others = [table.curves for table in tables if table.curves is not None]
+        curves = replace(
+            curves,
+            positive={name: values for one in others for name, values in one.positive.items()},
+            negative={name: values for one in others for name, values in one.negative.items()},
+        )
+    return replace(first, rows=rows, refused=refused, notes=notes, curves=curves)
+
+
+def in_parts(make: Callable[[Sequence[str], int], Table], methods: Sequence[str], batch: int) -> Table:
+    """A table made in two goes: the methods of LRP take one pass for each sample over the whole batch."""
+    plain = [name for name in methods if name not in LRP]
+    slow = [name for name in methods if name in LRP]
+    return joined(make(plain, batch), make(slow, 4)) if slow else make(plain, batch)
+
+
+def all_methods(across: bool) -> list[str]:
+    """Every method that applies, ``across``: to attention between two streams."""
+    left_out = (*SLOW, *(() if across else ACROSS))
+    return [name for name in (*METHODS, *LIBRA) if name not in left_out]

@@ -1,0 +1,76 @@
+"""Short versions of the experiments in benchmarks/experiments/, and the page that they write."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks" / "experiments"
+FEW = ["relevancy", "rollout", "raw_attention", "random"]
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Imports an experiment's module as its scripts do, and forgets it again."""
+    names = {path.stem for path in FOLDER.glob("*.py")}
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = {name: sys.modules.pop(name) for name in names & set(sys.modules)}
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    for name in names & set(sys.modules):
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.fixture
+def jobs(module: Any) -> dict[str, Any]:
+    found: dict[str, Any] = module("run").jobs()
+    return found
+
+
+def test_the_page_is_what_the_results_say(module, jobs, monkeypatch, tmp_path):
+    report = module("report")
+    monkeypatch.setattr(report, "PAGE", tmp_path / "results.md")
+    monkeypatch.setattr(report, "ROOT", tmp_path)
+    report.write(list(jobs))
+    page = FOLDER.parent.parent / "docs" / "results.md"
+    assert (tmp_path / "results.md").read_text() == page.read_text(), (
+        "run benchmarks/experiments/run.py --page"
+    )
+
+
+def test_every_experiment_has_results_with_a_floor(jobs):
+    for name, job in jobs.items():
+        results = FOLDER / "results" / f"{name}.json"
+        if not results.exists():  # the page says that it was not run yet
+            continue
+        record = json.loads(results.read_text())
+        assert "random" in record["scores"]
+        assert "relevancy" in record["scores"]
+        assert record["samples"] > 1
+        assert {claim["text"] for claim in record["claims"]} == {claim.text for claim in job.claims}
+
+
+@pytest.mark.parametrize("name", ["vit-predicted", "vit-segmentation", "vit-sensitivity"])
+def test_a_short_version_of_the_vit(module, jobs, monkeypatch, tmp_path, name):
+    monkeypatch.setattr(module("vit"), "METHODS", FEW)
+    table = module("jobs").run(jobs[name], 6, tmp_path, None)
+    lead = table.measures[0]
+    sign = 1 if lead.higher_is_better else -1
+    scores = {method: sign * row[lead.name].value for method, row in table.cells.items()}
+    if name == "vit-sensitivity":  # chance is drawn from the picture alone: it does not hear the question
+        assert scores["relevancy"] > scores["rollout"] == pytest.approx(scores["random"])
+    else:
+        assert scores["relevancy"] > scores["random"]
+    record = json.loads((tmp_path / f"{name}.json").read_text())
+    assert all(claim["said"] in ("holds", "does not hold", "not decided") for claim in record["claims"])
