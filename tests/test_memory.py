@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from speed_meters import peak_bytes
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -113,26 +112,6 @@ def test_nothing_of_an_explanation_stays_with_the_result() -> None:
     assert sum(tensor.untyped_storage().nbytes() for tensor in kept) < 32 * TOKENS
 
 
-class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The most bytes that tensors made inside hold at one time."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.owned = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self.owned:
-                storage = tensor.untyped_storage()
-                self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.live = {key: held for key, held in self.live.items() if not held[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
-        return result
-
-
 def layers(count: int = 3) -> nn.Module:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 4, 128, dropout=0.0, batch_first=True)
@@ -141,10 +120,7 @@ def layers(count: int = 3) -> nn.Module:
 
 
 def peak_of(model: nn.Module, run: Callable[[], object]) -> int:
-    gc.collect()
-    with Live(model) as live:
-        run()
-    return live.peak
+    return peak_bytes(run, "cpu", model.parameters())
 
 
 def test_an_explanation_holds_little_more_than_a_pass_forward_and_backward() -> None:

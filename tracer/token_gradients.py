@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.errors import MethodError, NonFiniteError
+from fxplain.errors import MethodError, NonFiniteError, first_line
 from fxplain.prediction import Prediction
 from fxplain.scheduled import Explained
 from fxplain.token_inputs import TokenInputs, token_inputs
@@ -77,7 +77,7 @@ def _away_from_the_input() -> Iterator[None]:
         raise MethodError(
             "the captured graph cannot be run at other embeddings than those of this input",
             expected="a graph without decisions that depend on the embeddings",
-            found=f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            found=first_line(error),
             hint="use gradient_x_input, which stays at the input",
         ) from error
 

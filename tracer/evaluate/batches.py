@@ -55,6 +55,11 @@ class Explained:
             yield Batch(part, inputs, dict(found.results))
 
 
+def with_floor(methods: Sequence[str]) -> tuple[str, ...]:
+    """The methods, each once, and chance, which has a row in every table."""
+    return tuple(dict.fromkeys((*methods, "random")))
+
+
 _SAMPLE = re.compile(r" \(samples? [\d, ]+\)")
 """Numbers of samples in a note are those of one batch, and mean nothing here."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxplain.evaluate import localise
-from fxplain.evaluate.batches import Explained, on_cpu
+from fxplain.evaluate.batches import Explained, on_cpu, with_floor
 from fxplain.evaluate.estimate import RESAMPLES
 from fxplain.evaluate.perturb import METHODS
 from fxplain.evaluate.rationales import ERASER_K, token_f1
@@ -57,21 +57,13 @@ def localisation(
         FxplainError: as :meth:`Traced.compare`.
     """
     size = (int(masks.shape[-2]), int(masks.shape[-1]))
-    names = tuple(dict.fromkeys((*methods, "random")))
+    names = with_floor(methods)
     run = Explained(traced, named(inputs), names, targets, batch, output, progress)
     found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in names}
     for part in run:
         for name, result in part.results.items():
             found[name].append(_against(result.grid(space).cpu(), masks[part.samples].cpu(), size))
-    return Table(
-        f"localisation on {space}",
-        PICTURE_MEASURES,
-        _joined(found, run.refused),
-        run.refused,
-        tuple(run.notes),
-        seed=seed,
-        resamples=resamples,
-    )
+    return _table(f"localisation on {space}", PICTURE_MEASURES, found, run, seed, resamples)
 
 
 def _against(cells: Tensor, masks: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
@@ -119,7 +111,7 @@ def rationales(
         MethodError: scikit-learn, which computes AP, is not installed.
         FxplainError: as :meth:`Traced.compare`.
     """
-    names = tuple(dict.fromkeys((*methods, "random")))
+    names = with_floor(methods)
     run = Explained(traced, named(inputs), names, targets, batch, output, progress)
     may = torch.ones_like(marked) if counted is None else counted
     found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in names}
@@ -130,15 +122,7 @@ def rationales(
             relevance = on_cpu(result.relevance[space])
             found[name].append(_words(relevance[some], wanted[some], taken[some], k))
     measures = (Measure("AP"), Measure("top token"), *(Measure(f"F1@{number}") for number in k))
-    return Table(
-        f"rationales in {space}",
-        measures,
-        _joined(found, run.refused),
-        run.refused,
-        tuple(run.notes),
-        seed=seed,
-        resamples=resamples,
-    )
+    return _table(f"rationales in {space}", measures, found, run, seed, resamples)
 
 
 def _words(relevance: Tensor, marked: Tensor, counted: Tensor, k: Sequence[int]) -> dict[str, Tensor]:
@@ -157,11 +141,18 @@ def _words(relevance: Tensor, marked: Tensor, counted: Tensor, k: Sequence[int])
     }
 
 
-def _joined(
-    found: dict[str, list[dict[str, Tensor]]], refused: dict[str, str]
-) -> dict[str, dict[str, Tensor]]:
-    return {
+def _table(
+    title: str,
+    measures: tuple[Measure, ...],
+    found: dict[str, list[dict[str, Tensor]]],
+    run: Explained,
+    seed: int,
+    resamples: int,
+) -> Table:
+    """Of what was found batch by batch."""
+    rows = {
         name: {measure: torch.cat([part[measure] for part in parts]) for measure in parts[0]}
         for name, parts in found.items()
-        if name not in refused
+        if name not in run.refused
     }
+    return Table(title, measures, rows, run.refused, tuple(run.notes), seed=seed, resamples=resamples)

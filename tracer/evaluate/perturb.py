@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fxplain.errors import InputError
-from fxplain.evaluate.batches import Explained, on_cpu, samples, take
+from fxplain.evaluate.batches import Explained, on_cpu, samples, take, with_floor
 from fxplain.evaluate.curves import auc, kept, protocol, srg
 from fxplain.evaluate.estimate import RESAMPLES
 from fxplain.evaluate.removal import Inputs, Removal, named
@@ -73,34 +73,35 @@ def perturbation(
     """
     inputs = named(inputs)
     fractions = protocol(steps).steps if isinstance(steps, str) else tuple(steps)
-    names = tuple(dict.fromkeys((*methods, "random")))
-    run = Explained(traced, inputs, names, targets, batch, output, progress)
+    run = Explained(traced, inputs, with_floor(methods), targets, batch, output, progress)
     accuracy = _Accuracy(traced, inputs, labels)
-    found: dict[str, dict[bool, list[Tensor]]] = {name: {True: [], False: []} for name in names}
-    for part in run:
-        for name, result in part.results.items():
-            judge = _judge(score, accuracy, result, output)
-            for side in (True, False):
-                rows = _curve(traced, part.inputs, result, removal, fractions, side, judge, part.samples)
-                found[name][side].append(rows)
-    curves = {
-        side: {name: torch.cat(by[side]) for name, by in found.items() if name not in run.refused}
-        for side in (True, False)
-    }
-    areas = {
-        name: _areas(torch.tensor(fractions), curves[True][name], curves[False][name])
-        for name in curves[True]
-    }
+    positive, negative = _both(run, removal, fractions, lambda found: _judge(score, accuracy, found, output))
+    areas = {name: _areas(torch.tensor(fractions), positive[name], negative[name]) for name in positive}
     return Table(
         f"perturbation of {removal.space}",
         MEASURES,
         areas,
         run.refused,
         tuple(run.notes),
-        Curves(fractions, curves[True], curves[False], score if isinstance(score, str) else "score"),
+        Curves(fractions, positive, negative, score if isinstance(score, str) else "score"),
         seed,
         resamples,
     )
+
+
+def _both(
+    run: Explained, removal: Removal, fractions: Sequence[float], judge: Callable[[Result], Score]
+) -> Iterator[dict[str, Tensor]]:
+    """Method -> [samples, steps], with the most relevant removed first, then with the least relevant."""
+    found: dict[bool, dict[str, list[Tensor]]] = {True: {}, False: {}}
+    for part in run:
+        for name, result in part.results.items():
+            score = judge(result)
+            for side, rows in found.items():
+                curve = _curve(run.traced, part.inputs, result, removal, fractions, side, score, part.samples)
+                rows.setdefault(name, []).append(curve)
+    for rows in found.values():
+        yield {name: torch.cat(parts) for name, parts in rows.items() if name not in run.refused}
 
 
 def _areas(steps: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.evaluate.batches import Explained, on_cpu, samples, take
+from fxplain.evaluate.batches import Explained, on_cpu, samples, take, with_floor
 from fxplain.evaluate.estimate import RESAMPLES
 from fxplain.evaluate.perturb import METHODS
 from fxplain.evaluate.removal import named
@@ -127,9 +127,7 @@ def _relevance(
     batch: int,
     progress: bool,
 ) -> _Found:
-    run = Explained(
-        traced, inputs, tuple(dict.fromkeys((*methods, "random"))), targets, batch, output, progress
-    )
+    run = Explained(traced, inputs, with_floor(methods), targets, batch, output, progress)
     rows: dict[str, list[Tensor]] = {}
     said: list[Any] = []
     for part in run:
