@@ -154,7 +154,7 @@ def test_balanced_gradient_times_input_is_the_score(norm: str, gate: Any, glu: b
 def test_balancing_changes_no_value(family: str) -> None:
     model, inputs, _ = ZOO[family]()
     traced = fxplain.trace(model, inputs)
-    labelled, bound, _ = traced._for((), inputs, False)
+    labelled, bound, _ = traced._layouts.labelled_for((), inputs, False)
     plain, balanced = (run_graph(labelled, bound, True, libra=libra) for libra in (False, True))
     assert balanced.surrogates
     for one, other in zip(plain.run.outputs, balanced.run.outputs, strict=True):

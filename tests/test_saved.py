@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import fxplain
 from fxplain import labelled as labelling
-from fxplain import traced as tracing
+from fxplain import layouts
+from fxplain import traced as traced_module
 from fxplain.adapters import load as load_model
 from fxplain.errors import InputError, LoadError, OutputError, UnsafeFileError, VerificationError
 from fxplain.saved.codec import decode, encode
@@ -94,7 +95,8 @@ def test_explains_as_before(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     ]
     traced.save(tmp_path / "model.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
-    monkeypatch.setattr(tracing, "capture", refuse)
+    monkeypatch.setattr(layouts, "capture", refuse)
+    monkeypatch.setattr(traced_module, "capture", refuse)
     monkeypatch.setattr(labelling, "find", refuse)
     for unpickle in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, unpickle, refuse)
@@ -317,6 +319,7 @@ def test_the_command_line_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model, inputs = custom()
     traced = fxplain.trace(model, inputs)
     traced.save(tmp_path / "model.pt2")
-    monkeypatch.setattr(tracing, "capture", refuse)
+    monkeypatch.setattr(layouts, "capture", refuse)
+    monkeypatch.setattr(traced_module, "capture", refuse)
     loaded = load_model(str(tmp_path / "model.pt2"))
     assert same(fxplain.trace(loaded.model, loaded.inputs).explain(loaded.inputs), traced.explain(inputs))

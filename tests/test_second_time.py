@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fxplain
-from fxplain import prediction, traced
+from fxplain import layouts, prediction
 
 
 def toy() -> nn.Module:
@@ -26,9 +26,9 @@ def test_it_captures_nothing_labels_nothing_and_compares_no_map(monkeypatch: pyt
         raise AssertionError("done again")
 
     for module, name in [
-        (traced, "capture"),
-        (traced, "label"),
-        (traced, "verify_graph"),
+        (layouts, "capture"),
+        (layouts, "label"),
+        (layouts, "verify"),
         (prediction, "check_rebuilt"),
     ]:
         monkeypatch.setattr(module, name, refuse)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import fxplain
 from fxplain import export as exporting
-from fxplain import sizes
-from fxplain import traced as tracing
+from fxplain import layouts, sizes
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -34,7 +33,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def strategy(traced: fxplain.Traced) -> str:
     """How the layout used last was captured."""
-    return list(traced._layouts.values())[-1].captured.strategy
+    return list(traced._layouts.known.values())[-1].captured.strategy
 
 
 def check_as_fresh(traced: fxplain.Traced, model: nn.Module, inputs: Any, **options: Any) -> None:
@@ -84,7 +83,7 @@ def test_a_model_that_fixes_its_sizes_is_captured_for_each(exports: list[Any]) -
     for tokens in (4, 5, 6):
         check_as_fresh(traced, model, torch.randn(2, tokens, 8))
         assert strategy(traced) == "export"
-    reasons = [labelled.captured.reasons for labelled in traced._layouts.values()]
+    reasons = [labelled.captured.reasons for labelled in traced._layouts.known.values()]
     assert ["sizes" in reason for reason in reasons] == [False, False, True, True]
     assert sum(each is not None for each in exports) == 1  # it is not tried again
 
@@ -121,12 +120,12 @@ def test_sizes_of_one_are_captured_for_each() -> None:
 
 
 def test_layouts_that_were_not_used_for_long_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracing, "MOST_LAYOUTS", 2)
+    monkeypatch.setattr(layouts, "MOST_LAYOUTS", 2)
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     traced = fxplain.trace(model, torch.randn(2, 3, 8))
     for tokens in (4, 3, 5, 3):
         traced.explain(torch.randn(2, tokens, 8), target=(0, 1))
-    assert [each.captured.layout.tensors[0].shape[1] for each in traced._layouts.values()] == [5, 3]
+    assert [each.captured.layout.tensors[0].shape[1] for each in traced._layouts.known.values()] == [5, 3]
 
 
 class EndOfText(nn.Module):

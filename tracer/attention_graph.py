@@ -8,7 +8,7 @@ import networkx as nx
 
 from fxplain.attentions import Attention, Mixing
 from fxplain.classify import Classified
-from fxplain.ledger import Site
+from fxplain.sites import Site
 
 
 def attention_graph(classified: Classified, outputs: tuple[str, ...]) -> nx.MultiDiGraph[str]:

@@ -9,9 +9,9 @@ from torch import fx
 from fxplain.attentions import CensusEntry
 from fxplain.find import Findings
 from fxplain.labels import NOTHING
-from fxplain.ledger import Site
 from fxplain.ops.sampling import is_sampler
 from fxplain.ops.table import aten, op_name
+from fxplain.sites import Site
 from fxplain.unfollowed import followed
 from fxplain.where import module_path, source_line
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from fxplain.attentions import Attention, Kind, Mixing, Stream, TokenSpace
 from fxplain.find import Findings
 from fxplain.labels import Value, codes_of
-from fxplain.ledger import Site
 from fxplain.map_lines import heads_of
 from fxplain.ops.table import op_name
+from fxplain.sites import Site
 from fxplain.streams import StreamNames, living_spaces
 from fxplain.unfollowed import makes_scores
 from fxplain.where import module_path, source_line

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels import DORMANT, Slot, Value, codes_of, compact, completed, encode, samples_of
-from fxplain.ledger import Ledger, Site
+from fxplain.ledger import Ledger
 from fxplain.ops.table import aten, op_name
+from fxplain.sites import Site
 
 if TYPE_CHECKING:
     from fxplain.find import Findings

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.flex import flex_scores, is_flex, masked_softmax
-from fxplain.ledger import Site
 from fxplain.ops.partial import layout_of
 from fxplain.ops.table import literal
 from fxplain.replay import Replay
 from fxplain.sampled_maps import sampled_map
+from fxplain.sites import Site
 
 
 def map_of(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -19,13 +19,13 @@ from torch import Tensor, fx
 from fxplain.errors import MethodError
 from fxplain.fused_maps import map_of
 from fxplain.layers import layers_of
-from fxplain.ledger import Site
 from fxplain.maps import dense
 from fxplain.ops.table import op_name
 from fxplain.prediction import Prediction
 from fxplain.replay import Replay, execute, kept_nodes, tap, tap_of
 from fxplain.rules.legrad import sensitivity
 from fxplain.scheduled import Explained
+from fxplain.sites import Site
 from fxplain.target import rescored
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fxplain.flex import is_flex, masked_softmax
 from fxplain.fused_maps import argument, flex_block, grouped, map_of
-from fxplain.ledger import Site
 from fxplain.replay import Replay
+from fxplain.sites import Site
 
 MOST = 1 << 19
 """Elements of a map that are held at a time, if a block can be cut so small."""

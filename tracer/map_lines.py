@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fxplain.labels import STRONG, broadcast, codes_of, compact, completed, samples_of
-from fxplain.ledger import Site
+from fxplain.sites import Site
 
 APART = -2
 """Between two samples of one packed sequence: nothing passes there."""

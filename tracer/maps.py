@@ -14,12 +14,12 @@ from fxplain.classify import Classified
 from fxplain.errors import VerificationError
 from fxplain.fused_maps import map_of, own_output
 from fxplain.labels import broadcast, compact, samples_of
-from fxplain.ledger import Site
 from fxplain.map_blocks import rebuilt_outputs
 from fxplain.map_lines import APART, heads_of, line_ranks, samples_on_map
 from fxplain.mixing_maps import contributions
 from fxplain.ops.convolution import concrete
 from fxplain.replay import Replay
+from fxplain.sites import Site
 from fxplain.where import module_path
 
 HeadMean = Callable[[Tensor, "Tensor | None", tuple[int, ...]], Tensor]

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels import codes_of
-from fxplain.ledger import Site
 from fxplain.ops.convolution import tap_terms, tap_views
 from fxplain.path import along, through_path
 from fxplain.replay import Replay
+from fxplain.sites import Site
 
 
 def contributions(site: Site, replay: Replay, gradient: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain.ledger import Site
 from fxplain.replay import Replay
+from fxplain.sites import Site
 
 
 def through_path(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:

@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from fxplain.constant_masks import is_causal
-from fxplain.ledger import Site
 from fxplain.ops.table import literal, op_name
+from fxplain.sites import Site
 
 KERNEL = "aten::scaled_dot_product_attention"
 

@@ -12,8 +12,8 @@ from torch import Tensor, fx
 
 from fxplain.captured import Captured
 from fxplain.flex import compute
-from fxplain.ledger import Site
 from fxplain.plain_masks import PlainMasks
+from fxplain.sites import Site
 
 Surrogate = Callable[[fx.Node, "tuple[Any, ...]", "dict[str, Any]"], Any]
 """(node, its arguments by place, by name) -> what to go on with in place of the operation's own result."""

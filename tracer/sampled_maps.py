@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from fxplain.ledger import Site
 from fxplain.map_lines import samples_on_map
 from fxplain.ops.sampling import NEAREST
 from fxplain.ops.table import literal
 from fxplain.path import through_path
 from fxplain.replay import Replay
+from fxplain.sites import Site
 
 BORDER, REFLECTION = 1, 2
 """Codes of grid sampling's padding; 0 fills with zeros."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fxplain.classify import Classified
-from fxplain.ledger import Site
 from fxplain.maps import Plan
 from fxplain.schedule import Step, StepKind
+from fxplain.sites import Site
 
 
 def steps_of(classified: Classified, plans: Mapping[int, Plan]) -> list[tuple[Step, int]]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fxplain.attentions import Stream, TokenSpace
-from fxplain.ledger import Born
 from fxplain.ops.table import op_name
+from fxplain.sites import Born
 from fxplain.where import module_path
 
 

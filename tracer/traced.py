@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ from fxplain.comparison import Comparison
 from fxplain.errors import FxplainError
 from fxplain.explanation import explain_labelled
 from fxplain.guard import untouched
-from fxplain.inputs import Layout, check_layout, normalise
-from fxplain.inputs import flatten as flatten_inputs
+from fxplain.inputs import normalise
 from fxplain.labelled import Labelled, label
 from fxplain.layers import Layers
+from fxplain.layouts import Layouts
 from fxplain.maps import per_head
 from fxplain.method_table import Method, method_named
 from fxplain.notes import notes_of
@@ -32,14 +32,9 @@ from fxplain.result import Result
 from fxplain.sampled_maps import point_weights
 from fxplain.saved.model import SavedModel
 from fxplain.several_targets import MEMORY, explain_each
-from fxplain.sizes import Sizes
-from fxplain.verify import verify as verify_graph
 
 if TYPE_CHECKING:
     import networkx as nx
-
-MOST_LAYOUTS = 64
-"""Of how many layouts of inputs a traced model keeps the labelled graph."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,7 @@ class Traced:
 
     model: Any
     _first: Labelled = field(repr=False)
-    _layouts: dict[str, Labelled] = field(default_factory=dict, repr=False)
-    _sizes: Sizes = field(default_factory=Sizes, repr=False)
+    _layouts: Layouts = field(repr=False)
 
     @property
     def captured(self) -> Captured:
@@ -103,7 +97,7 @@ class Traced:
         """
         args, kwargs = normalise(inputs)
         with untouched(None):
-            labelled, bound, _ = self._for(args, kwargs, False)
+            labelled, bound, _ = self._layouts.labelled_for(args, kwargs, False)
             run = replay(labelled.captured, bound, labelled.classified.sites, gradients=False)
             sites = [site for site in labelled.classified.sites if site.role == "attention"]
             return tuple(
@@ -120,7 +114,7 @@ class Traced:
         """
         args, kwargs = normalise(inputs)
         with untouched(None):
-            labelled, bound, _ = self._for(args, kwargs, False)
+            labelled, bound, _ = self._layouts.labelled_for(args, kwargs, False)
             sites = [site for site in labelled.classified.sites if site.form == "sampled"]
             run = replay(labelled.captured, bound, sites, gradients=False)
             return tuple(point_weights(site, run, labelled.findings.batch) for site in sites)
@@ -235,7 +229,7 @@ class Traced:
         args, kwargs = normalise(inputs)
         chosen = method_named(method)
         with untouched(None):
-            labelled, bound, verified = self._for(args, kwargs, verify)
+            labelled, bound, verified = self._layouts.labelled_for(args, kwargs, verify)
             again = verify or labelled.captured.specialised
             found = explain_each(
                 labelled, bound, targets, chosen, output, verified, layers, again, mode, memory
@@ -275,39 +269,9 @@ class Traced:
     ) -> dict[str, Result | FxplainError]:
         args, kwargs = normalise(inputs)
         with untouched(None):
-            labelled, bound, verified = self._for(args, kwargs, verify)
+            labelled, bound, verified = self._layouts.labelled_for(args, kwargs, verify)
             again = verify or labelled.captured.specialised
             return explain_labelled(labelled, bound, target, methods, output, verified, layers, again, mode)
-
-    def _for(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], check: bool
-    ) -> tuple[Labelled, dict[str, Tensor], float]:
-        """The labelled graph for these inputs: a known one of their layout, or a new capture."""
-        _, layout = flatten_inputs(self.captured.model, args, kwargs)
-        known = self._layouts.pop(_key(layout), None)
-        if known is not None:
-            self._layouts[_key(layout)] = known  # the one used last is forgotten last
-        bound = {} if known is None else known.captured.bind(args, kwargs)
-        if known is None and isinstance(self.model, SavedModel):
-            check_layout(self.captured.layout, layout)  # raises: there is no model to capture again
-        if known is None or not known.holds_for(bound):
-            before = self._sizes.strategies((one.captured for one in self._layouts.values()), layout)
-            captured = capture(self.model, args, kwargs, before)
-            bound = captured.bind(args, kwargs)
-            known = self._layouts[_key(layout)] = label(captured, bound)
-            if len(self._layouts) > MOST_LAYOUTS:
-                del self._layouts[next(iter(self._layouts))]
-            return known, bound, captured.verified
-        # a recorded graph holds constants of the weights too: it is compared again even on its own input
-        again = check or known.captured.specialised
-        verified = verify_graph(known.captured, args, kwargs) if again else known.captured.verified
-        if known.findings.ledger.data_dependent and not known.captured.specialised:
-            known = label(known.captured, bound)
-        return known, bound, verified
-
-
-def _key(layout: Layout) -> str:
-    return f"{layout.args!r} {sorted(layout.kwargs.items())!r} {layout.tensors!r}"
 
 
 def trace(model: Any, inputs: Any) -> Traced:
@@ -340,7 +304,7 @@ def trace(model: Any, inputs: Any) -> Traced:
 
 def traced_from(labelled: Labelled) -> Traced:
     """The traced model of a graph that has been labelled, for its layout of inputs."""
-    return Traced(labelled.captured.model, labelled, {_key(labelled.captured.layout): labelled})
+    return Traced(labelled.captured.model, labelled, Layouts.of(labelled))
 
 
 def explain(

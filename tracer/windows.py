@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from fxplain.labels import broadcast, codes_of
-from fxplain.ledger import Site
+from fxplain.sites import Site
 
 
 def windows_of(site: Site) -> tuple[int, tuple[int, int]]:

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from fxplain.labels import (
     Asked,
     Beside,
@@ -25,9 +22,9 @@ from fxplain.labels import (
 from fxplain.merging import merge
 from fxplain.ops.attending import attend, free, note_content
 from fxplain.ops.births import woken
-from fxplain.ops.mixing import new_tokens, pooled, record
+from fxplain.ops.linear_mixing import mixed_by_data, mixed_by_parameter
 from fxplain.ops.sampling import sum_up
-from fxplain.ops.sides import Side, letters_for, moved, sizes_of
+from fxplain.ops.sides import Side, letters_for, sizes_of
 from fxplain.ops.summaries import read_summaries, still_summed
 from fxplain.ops.table import Call, Operand, aten, op_name
 from fxplain.ops.tied import tied_scores
@@ -53,7 +50,7 @@ def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
         slots = points
     elif by_parameter:
         data, weight = (right, left) if left.operand.is_parameter else (left, right)
-        slots = _linear(call, data, weight, output)
+        slots = mixed_by_parameter(call, data, weight, output)
     else:
         slots = _bilinear(call, left, right, output)
         if call.result.ndim == len(output):
@@ -136,72 +133,6 @@ def _past_padding(slot: Slot, side: Side) -> Slot:
     return replace(slot, labels=compact(top)) if constant else slot
 
 
-def _linear(call: Call, data: Side, weight: Side, output: str) -> list[Slot]:
-    """Data times a parameter: labels that vary along the contracted features only are mixed."""
-    alive = [data.moved(slot, output) for slot in data.alive]
-    if alive or not data.killed:
-        return alive
-    slot = data.killed[0]
-    summed = data.over(slot)
-    free = [letter for letter in weight.letters if letter not in data.letters and letter in output]
-    if (
-        len(summed) == 1
-        and len(free) == 1
-        and _is_token_axis(data, slot, summed)
-        and data.operand.value.from_input
-    ):
-        return [_token_mixing(call, data, weight, slot, free[0], output)]
-    new = pooled(call, data.operand, slot, data.axes_of(summed))
-    return [data.moved(new, output)] if new is not None else []
-
-
-def _is_token_axis(data: Side, slot: Slot, summed: str) -> bool:
-    """True if the summed axis holds one token a place and features lie on another axis (token-mixing MLP)."""
-    axis = data.letters.index(summed)
-    line = codes_of(slot.labels)
-    for other in range(line.ndim):
-        if other != axis:
-            line = line.narrow(other, 0, 1)
-    distinct = len(torch.unique(line)) == data.operand.shape[axis]
-    features = [a for a, size in enumerate(data.operand.shape) if size > 1 and not slot.varies(a)]
-    return distinct and bool(features)
-
-
-def _token_mixing(call: Call, data: Side, weight: Side, old: Slot, row: str, output: str) -> Slot:
-    """A parameter's matrix over the token axis: its entries are the map, as if it were an attention's."""
-    kept = "".join(
-        letter for axis, letter in enumerate(data.letters) if old.varies(axis) and letter not in data.summed
-    )
-    shape = tuple(call.result.shape)
-    axes = sorted(output.index(letter) for letter in kept + row)
-    col = data.over(old)
-    across = Slot(moved(old.labels, data.letters, output + col), old.strength, old.reads)
-    rows = new_tokens(call, across, axes, (*shape, 1))
-    cols_letters = "".join(letter for letter in output if letter in kept + row) + col
-    rows_on_map = replace(rows, labels=moved(rows.labels, output + col, cols_letters))
-    cols = Slot(moved(old.labels, data.letters, cols_letters), old.strength, old.reads)
-    spec = f"{weight.letters},{data.letters}->{output}|{cols_letters}"
-    sizes = sizes_of(weight, data)
-    new = record(
-        call,
-        "weights",
-        [weight.operand, data.operand],
-        rows_on_map,
-        cols,
-        tuple(sizes[c] for c in cols_letters),
-        spec,
-        weights=lambda: _largest(weight, cols_letters),
-    )
-    return Slot(compact(rows.labels.squeeze(-1)), rows.strength, new.reads)
-
-
-def _largest(weight: Side, letters: str) -> Tensor:
-    """The largest magnitude of a weight between two tokens, laid out by letters."""
-    others = [axis for axis, letter in enumerate(weight.letters) if letter not in letters]
-    sizes = weight.operand.tensor.abs()
-    return moved(sizes.amax(others, keepdim=True) if others else sizes, weight.letters, letters)
-
-
 def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     """Data times data: scores (both slots live on), or weights times values (an attention)."""
     if left.killed and right.killed:
@@ -224,7 +155,7 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
         if side.killed and not side.alive and side.operand.value.from_input:
             if rest.alive and rest.operand.value.softmaxes:
                 return attend(call, rest, side, output)
-            return _data_mixing(call, rest, side, output)
+            return mixed_by_data(call, rest, side, output)
     for side, rest in ((left, right), (right, left)):
         if not (side.killed or rest.killed) and _weighs_one(side, rest):
             return attend(call, side, rest, output)
@@ -342,25 +273,6 @@ def _still_beside(data: Side, output: str) -> Beside | None:
     if beside is None or beside.products >= LONGEST_SCORE or data.over(beside.slot):
         return None
     return Beside(data.moved(beside.slot, output), beside.products + 1)
-
-
-def _data_mixing(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
-    """Weights without token labels (masks, sampled positions) sum over labelled values: pooling by
-    weights."""
-    old = values.killed[0]
-    summed = values.over(old)
-    alive = [weights.moved(slot, output) for slot in weights.alive]
-    if alive:
-        return alive
-    free = [
-        c
-        for c, s in zip(weights.letters, weights.operand.shape, strict=True)
-        if c not in values.letters and s > 1
-    ]
-    if len(free) == 1 and len(summed) == 1:
-        return [_token_mixing(call, values, weights, old, free[0], output)]
-    new = pooled(call, values.operand, old, values.axes_of(summed))
-    return [values.moved(new, output)] if new is not None else []
 
 
 def summed_product(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot] | None:

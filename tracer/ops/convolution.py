@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels import Slot, Value, compact
-from fxplain.ledger import Site, Window
 from fxplain.ops.births import grid_birth
 from fxplain.ops.mixing import new_tokens, pooled, record
 from fxplain.ops.table import Call, Operand, aten, literal, op_name, transfer
+from fxplain.sites import Site, Window
 
 POOLINGS = """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
 max_pool3d_with_indices max_pool1d_with_indices mkldnn_max_pool2d"""

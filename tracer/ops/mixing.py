@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fxplain.labels import STRONG, Slot, broadcast, codes_of, compact, samples_of
-from fxplain.ledger import Window
 from fxplain.ops.births import places
 from fxplain.ops.table import Call, Operand
+from fxplain.sites import Window
 
 Form = Literal["weights", "pooled", "taps"]
 

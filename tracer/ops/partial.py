@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels import Slot, broadcast, compact, reads_of
-from fxplain.ledger import Ledger, Partial, Site, Stack
+from fxplain.ledger import Ledger
 from fxplain.ops.layout import IDENTITY, UNARY
 from fxplain.ops.normaliser import all_ones
 from fxplain.ops.sides import moved
 from fxplain.ops.table import Call, aten
+from fxplain.sites import Partial, Site, Stack
 
 MOVES = frozenset(aten(f"{UNARY} {IDENTITY}"))
 DIVISIONS = frozenset(aten("div divide true_divide"))

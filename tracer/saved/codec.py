@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain import elements, find, inputs, labels, ledger, tree
+from fxplain import elements, find, inputs, labels, ledger, sites, tree
 from fxplain.saved.record import Record, as_record
 
 CLASSES: Mapping[str, type] = {
     f"{home.__name__.rpartition('.')[2]}.{name}": getattr(home, name)
     for home, names in (
         (find, ("Findings",)),
-        (ledger, ("Born", "Ledger", "Site", "Window")),
+        (ledger, ("Ledger",)),
+        (sites, ("Born", "Site", "Window")),
         (elements, ("Elements", "Root")),
         (labels, ("Asked", "Slot", "Spectrum", "Value")),
         (inputs, ("InputTensor", "Layout")),

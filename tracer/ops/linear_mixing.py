@@ -1,0 +1,98 @@
+"""Labelled data times weights that no query asked for: features that are mixed, tokens that are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fxplain.labels import Slot, codes_of, compact
+from fxplain.ops.mixing import new_tokens, pooled, record
+from fxplain.ops.sides import Side, moved, sizes_of
+from fxplain.ops.table import Call
+
+
+def mixed_by_parameter(call: Call, data: Side, weight: Side, output: str) -> list[Slot]:
+    """Data times a parameter: labels that vary along the contracted features only are mixed."""
+    alive = [data.moved(slot, output) for slot in data.alive]
+    if alive or not data.killed:
+        return alive
+    slot = data.killed[0]
+    summed = data.over(slot)
+    free = [letter for letter in weight.letters if letter not in data.letters and letter in output]
+    if (
+        len(summed) == 1
+        and len(free) == 1
+        and _is_token_axis(data, slot, summed)
+        and data.operand.value.from_input
+    ):
+        return [_token_mixing(call, data, weight, slot, free[0], output)]
+    new = pooled(call, data.operand, slot, data.axes_of(summed))
+    return [data.moved(new, output)] if new is not None else []
+
+
+def _is_token_axis(data: Side, slot: Slot, summed: str) -> bool:
+    """True if the summed axis holds one token a place and features lie on another axis (token-mixing MLP)."""
+    axis = data.letters.index(summed)
+    line = codes_of(slot.labels)
+    for other in range(line.ndim):
+        if other != axis:
+            line = line.narrow(other, 0, 1)
+    distinct = len(torch.unique(line)) == data.operand.shape[axis]
+    features = [a for a, size in enumerate(data.operand.shape) if size > 1 and not slot.varies(a)]
+    return distinct and bool(features)
+
+
+def _token_mixing(call: Call, data: Side, weight: Side, old: Slot, row: str, output: str) -> Slot:
+    """A parameter's matrix over the token axis: its entries are the map, as if it were an attention's."""
+    kept = "".join(
+        letter for axis, letter in enumerate(data.letters) if old.varies(axis) and letter not in data.summed
+    )
+    shape = tuple(call.result.shape)
+    axes = sorted(output.index(letter) for letter in kept + row)
+    col = data.over(old)
+    across = Slot(moved(old.labels, data.letters, output + col), old.strength, old.reads)
+    rows = new_tokens(call, across, axes, (*shape, 1))
+    cols_letters = "".join(letter for letter in output if letter in kept + row) + col
+    rows_on_map = replace(rows, labels=moved(rows.labels, output + col, cols_letters))
+    cols = Slot(moved(old.labels, data.letters, cols_letters), old.strength, old.reads)
+    spec = f"{weight.letters},{data.letters}->{output}|{cols_letters}"
+    sizes = sizes_of(weight, data)
+    new = record(
+        call,
+        "weights",
+        [weight.operand, data.operand],
+        rows_on_map,
+        cols,
+        tuple(sizes[c] for c in cols_letters),
+        spec,
+        weights=lambda: _largest(weight, cols_letters),
+    )
+    return Slot(compact(rows.labels.squeeze(-1)), rows.strength, new.reads)
+
+
+def _largest(weight: Side, letters: str) -> Tensor:
+    """The largest magnitude of a weight between two tokens, laid out by letters."""
+    others = [axis for axis, letter in enumerate(weight.letters) if letter not in letters]
+    sizes = weight.operand.tensor.abs()
+    return moved(sizes.amax(others, keepdim=True) if others else sizes, weight.letters, letters)
+
+
+def mixed_by_data(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
+    """Weights without token labels (masks, sampled positions) sum over labelled values: pooling by
+    weights."""
+    old = values.killed[0]
+    summed = values.over(old)
+    alive = [weights.moved(slot, output) for slot in weights.alive]
+    if alive:
+        return alive
+    free = [
+        c
+        for c, s in zip(weights.letters, weights.operand.shape, strict=True)
+        if c not in values.letters and s > 1
+    ]
+    if len(free) == 1 and len(summed) == 1:
+        return [_token_mixing(call, values, weights, old, free[0], output)]
+    new = pooled(call, values.operand, old, values.axes_of(summed))
+    return [values.moved(new, output)] if new is not None else []
