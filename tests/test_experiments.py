@@ -42,7 +42,7 @@ def test_the_page_is_what_the_results_say(module, jobs, monkeypatch, tmp_path):
     report = module("report")
     monkeypatch.setattr(report, "PAGE", tmp_path / "results.md")
     monkeypatch.setattr(report, "ROOT", tmp_path)
-    report.write(list(jobs))
+    report.write(jobs, module("run").about())
     page = FOLDER.parent.parent / "docs" / "results.md"
     assert (tmp_path / "results.md").read_text() == page.read_text(), (
         "run benchmarks/experiments/run.py --page"

@@ -23,6 +23,15 @@ ACROSS = ("relevancy_no_normalisation", "relevancy_no_self_in_eq10")
 LIBRA = ("relevancy+libra", "gradient_x_input+libra")
 LRP = tuple(n for n in METHODS if n.startswith("transformer_attribution") or "lrp" in n)
 
+TERMS = {
+    "relevancy_no_normalisation": "The normalisation of eqs. 8 and 9 helps",
+    "relevancy_no_self_in_eq10": "The self-attention terms of eq. 10 help",
+    "relevancy_no_aggregation": "Adding increments up helps",
+    "relevancy_no_gradient": "The gradient in eq. 5 helps",
+    "relevancy_last_layer": "All layers are better than the last alone",
+}
+"""Ablation -> the claim that what it leaves out is worth something."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -51,6 +60,8 @@ class Job:
     """Measure -> method -> the paper's number."""
     source: str = ""
     """Where the published numbers stand."""
+    found: str = ""
+    """What was found out about the numbers, for the page: Markdown."""
 
 
 def run(job: Job, count: int | None = None, folder: Path = RESULTS, images: Path | None = IMAGES) -> Table:
@@ -63,9 +74,6 @@ def run(job: Job, count: int | None = None, folder: Path = RESULTS, images: Path
         "name": job.name,
         "model": job.model,
         "title": job.title,
-        "about": job.about,
-        "source": job.source,
-        "published": {m: dict(found) for m, found in job.published.items()},
         "claims": list(checked(job.claims, table)),
         "cpu_seconds": round(time.process_time() - start),
     }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
-from jobs import RESULTS, ROOT
+from jobs import RESULTS, ROOT, Job
 
 PAGE = ROOT / "docs" / "results.md"
 HEAD = """# Results
@@ -29,29 +29,40 @@ interval of the gain lies above 0, *does not hold* if it lies below, and is *not
 """
 
 
-def write(names: Sequence[str]) -> None:
-    """The page, with the experiments in this order; those without results are left out."""
-    files = [RESULTS / f"{name}.json" for name in names]
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
-    parts = [HEAD, *_overview(records)]
-    missing = [name for name, file in zip(names, files, strict=True) if not file.exists()]
+MODELS = ("ViT", "BERT", "LXMERT", "VisualBERT", "DETR")
+"""The order of the page; others follow."""
+
+
+def ordered(jobs: Sequence[Job]) -> list[Job]:
+    """As the papers have their models; those of other authors last."""
+    return sorted(jobs, key=lambda job: MODELS.index(job.model) if job.model in MODELS else len(MODELS))
+
+
+def write(jobs: Mapping[str, Job], about: Mapping[str, str]) -> None:
+    """The page: these experiments in this order, and under each model what is said of it."""
+    records = {name: _record(name) for name in jobs}
+    made = {name: record for name, record in records.items() if record is not None}
+    parts = [HEAD, *_overview(list(made.values()))]
+    missing = [f"`{name}`" for name in jobs if name not in made]
     if missing:
-        parts.append(f"Not run yet: {', '.join(f'`{name}`' for name in missing)}.\n")
+        parts.append(f"Not run yet: {', '.join(missing)}.\n")
     model = ""
-    for record in records:
-        if record["model"] != model:
-            model = record["model"]
-            parts.append(f"## {model}\n{ABOUT[model]}\n")
-        parts.append(_section(record))
+    for name, record in made.items():
+        job = jobs[name]
+        if job.model != model:
+            model = job.model
+            parts.append(f"## {model}\n\n{about[model].strip()}\n")
+        parts.append(_section(job, record))
     PAGE.write_text("\n".join(parts), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")
 
 
-ABOUT = {
-    "ViT": """
-The demo's model (`benchmarks/train_demo.py`): 4 layers, 4 heads, 64 patches, on canvases with two garments
-of Fashion-MNIST's test split, which it never saw. It names both right on 97.8 % of 5000 canvases.""",
-}
+def _record(name: str) -> dict[str, Any] | None:
+    file = RESULTS / f"{name}.json"
+    if not file.exists():
+        return None
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return record
 
 
 def _overview(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -72,15 +83,15 @@ def _overview(records: Sequence[dict[str, Any]]) -> list[str]:
     return ["\n".join(lines) + "\n"]
 
 
-def _section(record: dict[str, Any]) -> str:
-    lines = [f"### {record['name']}\n", fill(f"**{record['title']}.** {record['about']}", 118)]
+def _section(job: Job, record: dict[str, Any]) -> str:
+    lines = [f"### {record['name']}\n", fill(f"**{job.title}.** {job.about}", 118)]
     lines += [
         f"{record['samples']} samples; {record['cpu_seconds']} seconds of one core.\n",
         record["markdown"],
         "",
     ]
-    if record["source"]:
-        lines.append(f"Published: {record['source']}.\n")
+    if job.source:
+        lines.append(f"Published: {job.source}.\n")
     lines += [f"Refused: `{name}` ({why}).\n" for name, why in record["refused"].items()]
     if record["claims"]:
         lines += ["| claim | by | gain over | how much | |", "|---|---|---|---|---|"]
@@ -91,12 +102,7 @@ def _section(record: dict[str, Any]) -> str:
                 f"| {claim['text']} | {claim['measure']} | `{claim['than']}` | {gain} | {claim['said']} |"
             )
         lines.append("")
-    notes = NOTES.get(record["name"])
-    if notes:
-        lines.append(notes + "\n")
+    if job.found:
+        lines.append(job.found.strip() + "\n")
     lines.append(f"![{record['name']}](images/results-{record['name']}.png)\n")
     return "\n".join(lines)
-
-
-NOTES: dict[str, str] = {}
-"""What was found out about a table, by its name."""

@@ -4,24 +4,38 @@
     python benchmarks/experiments/run.py vit-asked      # one, and the page from what is there
     python benchmarks/experiments/run.py --page         # the page alone
 
-Each takes some minutes of one core.
+Each takes some minutes of one core. Every module beside this one that has JOBS is run; its ABOUT says what
+the page tells of its models.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import re
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from jobs import Job, run
-from report import write
+from report import ordered, write
 
-MODULES = ("vit",)
+
+def modules() -> list[ModuleType]:
+    """Those beside this one that have experiments, and no others: scripts that train are not imported."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    having = [file for file in files if re.search(r"^JOBS\b", file.read_text(encoding="utf-8"), re.MULTILINE)]
+    return [importlib.import_module(file.stem) for file in having]
 
 
 def jobs() -> dict[str, Job]:
-    """All experiments by name."""
-    return {job.name: job for module in MODULES for job in importlib.import_module(module).JOBS}
+    """All experiments by name, in the order of the page."""
+    return {job.name: job for job in ordered([job for module in modules() for job in module.JOBS])}
+
+
+def about() -> dict[str, str]:
+    """What the page says of each model."""
+    return {model: text for module in modules() for model, text in module.ABOUT.items()}
 
 
 def main() -> None:
@@ -35,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     for name in () if chosen.page else chosen.names or known:
         print(run(known[name], chosen.count).text(), flush=True)
-    write(list(known))
+    write(known, about())
 
 
 if __name__ == "__main__":

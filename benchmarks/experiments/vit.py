@@ -20,6 +20,13 @@ _CVPR = "CVPR paper, Table 1 and ICCV paper, Table 2: ViT-B on ImageNet, areas i
 _MAPS = "CVPR paper, Table 2: ViT-B on ImageNet-Segmentation, in percent"
 
 
+ABOUT = {
+    "ViT": """
+The demo's model (`benchmarks/train_demo.py`): 4 layers, 4 heads, 64 patches, on canvases with two garments
+of Fashion-MNIST's test split, which it never saw. It names both right on 97.8 % of 5000 canvases.""",
+}
+
+
 def _asked(count: int) -> Questions:
     return questions(count, ROOT / "tests" / "data" / "demo_canvases.npz")
 
