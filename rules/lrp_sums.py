@@ -7,7 +7,7 @@ for residual additions as in ResLRP (2026).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,12 +26,14 @@ def epsilon_split(terms: Sequence[Tensor], relevance: Tensor, epsilon: float) ->
     return [weighted(term, shares) for term in terms]
 
 
-def normalised_split(terms: Sequence[Tensor], relevance: Tensor) -> list[Tensor]:
+def normalised_split(
+    terms: Sequence[Tensor], relevance: Tensor, total: Callable[[Tensor], Tensor] = torch.sum
+) -> list[Tensor]:
     """Chefer et al., CVPR 2021, eq. 12: the ε rule without ε, then each term is scaled as a whole.
 
     Terms share the sum of R in proportion to the absolute values of their sums, so that a positive and a
     negative term cannot both grow without bound. Conserves the sum over all elements, which must be those
-    of one sample.
+    of one sample; of several, ``total`` gives for each element the sum over its own sample's.
 
     Example:
         >>> terms = [torch.tensor([1.0, 1.0]), torch.tensor([1.0, -3.0])]
@@ -39,10 +41,10 @@ def normalised_split(terms: Sequence[Tensor], relevance: Tensor) -> list[Tensor]
         [0.0, 2.0]
     """
     parts = epsilon_split(terms, relevance, 0.0)
-    sums = [part.sum() for part in parts]
-    whole = torch.stack([total.abs() for total in sums]).sum()
-    scale = torch.where(whole == 0, 0.0, relevance.sum() / torch.where(whole == 0, 1.0, whole))
-    return [part * total.sign() * scale for part, total in zip(parts, sums, strict=True)]
+    sums = [total(part) for part in parts]
+    whole = torch.stack([own.abs() for own in sums]).sum(0)
+    scale = torch.where(whole == 0, 0.0, total(relevance) / torch.where(whole == 0, 1.0, whole))
+    return [part * own.sign() * scale for part, own in zip(parts, sums, strict=True)]
 
 
 def gamma_split(terms: Sequence[Tensor], relevance: Tensor, gamma: float, epsilon: float) -> list[Tensor]:

@@ -30,6 +30,8 @@ class Labelled:
     """The inputs that were labelled, where the graph holds for them alone; else empty."""
     rebuilt: list[float] = field(default_factory=list)
     """How far outputs of rebuilt maps were from those of their attentions, each time that was looked at."""
+    apart: dict[str, bool] = field(default_factory=dict)
+    """By rule set of LRP, whether the relevance of samples was seen to stay apart, once it was looked at."""
 
     def holds_for(self, bound: Mapping[str, Tensor]) -> bool:
         """Whether the captured graph stands for the model on these inputs too."""

@@ -102,7 +102,7 @@ def products(call: Call) -> Shares:
         beta = call.argument("beta", 1)
         product = form.product(call.argument(form.left), call.argument(form.right))
         terms = [product, (beta * term).expand_as(product)]
-        relevance, apart = call.rules.addition(terms, relevance)
+        relevance, apart = call.rules.addition(terms, relevance, call.total)
         shares = [(node, apart.sum_to_size(term.shape))]
         return [*shares, *_product(replace(call, results=(product,)), form, relevance)]
     return _product(call, form, relevance)

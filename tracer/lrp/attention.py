@@ -99,13 +99,13 @@ def _past_bias(call: Call, raw: Tensor, bias: Tensor, relevance: Tensor, shares:
     node = call.source(name)
     terms = [raw, bias.expand_as(raw)]
     if node in call.sides.carriers and node is not None:
-        kept, apart = call.rules.addition(terms, relevance)
+        kept, apart = call.rules.addition(terms, relevance, call.total)
         shares.append((node, apart.sum_to_size(bias.shape)))
         return kept
     if not call.rules.absorbing and node not in call.sides.parameters:
         return relevance
     split = epsilon_split(terms, relevance, call.rules.epsilon) if call.rules.absorbing else None
-    kept, apart = split or call.rules.addition(terms, relevance)
+    kept, apart = split or call.rules.addition(terms, relevance, call.total)
     shares.append((None, apart))
     return kept
 

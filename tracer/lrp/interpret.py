@@ -16,6 +16,7 @@ from fxplain.lrp import affine, attention, moving, normalise, sums  # noqa: F401
 from fxplain.lrp.pointwise import pointwise
 from fxplain.lrp.probe import by_experiment
 from fxplain.lrp.rule_sets import RuleSet
+from fxplain.lrp.samples import Samples
 from fxplain.lrp.sides import Sides, is_pointwise
 from fxplain.lrp.table import TABLE, Call, Shares
 from fxplain.lrp.tokens import Reader
@@ -31,13 +32,13 @@ class Propagated:
     """What one backward pass of relevance found."""
 
     tokens: Tensor
-    """[token]: what arrived at every token."""
+    """[sample, token]: what arrived at every token."""
     inputs: Mapping[str, Tensor]
     """Placeholder -> relevance of its elements, for the inputs that tokens are made of."""
     maps: Mapping[str, Tensor]
     """Node -> relevance of an attention's map: the map itself, or a kernel that holds it."""
-    constants: float
-    """What additions gave to position tables and other constants."""
+    constants: Tensor
+    """[sample]: what additions gave to position tables and other constants."""
 
 
 def forward(captured: Captured, bound: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
@@ -69,18 +70,24 @@ def propagate(
     sides: Sides,
     rules: RuleSet,
     reader: Reader,
+    samples: Samples,
 ) -> Propagated:
     """Hand relevance back from the outputs to tokens and inputs.
 
     Args:
         values: of every node, as :func:`forward` gives them.
-        start: output node -> relevance of its elements, of one sample's score.
+        start: output node -> relevance of its elements.
         sides: what carries relevance.
         rules: the rule set.
         reader: where tokens are read.
+        samples: those whose relevance it is.
+
+    Raises:
+        MethodError, NonFiniteError: see :mod:`fxplain.errors`.
+        NotApartError: the relevance of several samples cannot be told apart.
     """
     pending: dict[fx.Node, Relevances] = {}
-    tokens, constants = reader.empty(), 0.0
+    tokens, constants = reader.empty(samples), torch.zeros(samples.count, dtype=torch.float64)
     inputs: dict[str, Tensor] = {}
     maps: dict[str, Tensor] = {}
     for node, given in start.items():
@@ -92,7 +99,7 @@ def propagate(
             continue
         if node in sides.maps and relevances[0] is not None:
             maps[node.name] = relevances[0]
-        constants -= reader.born(node, relevances, tokens)
+        constants -= reader.born(node, relevances, tokens, samples)
         if node.op == "placeholder" and relevances[0] is not None:
             inputs[node.name] = relevances[0]
         elif node.target is operator.getitem:
@@ -100,14 +107,15 @@ def propagate(
             place: Any = node.args[1]
             _add(pending, source, place, relevances[0], values)
         elif node.op == "call_function":
-            call = _call(node, values, relevances, sides, rules, maps)
+            call = _call(node, values, relevances, sides, rules, maps, samples)
             if not call.carriers:
                 continue  # tokens made of ids or parameters: the reader has them
             for operand, share in _apply(call):
                 if operand is None:
-                    constants += float(share.sum())
+                    own = share if share.shape == (samples.count,) else samples.sums(share, node)
+                    constants += own.to(constants)
                     continue
-                reader.crossed(operand, node, share, relevances, tokens)
+                reader.crossed(operand, node, share, relevances, tokens, samples)
                 _add(pending, operand, 0, share, values)
     return Propagated(tokens, inputs, maps, constants)
 
@@ -133,11 +141,12 @@ def _call(
     sides: Sides,
     rules: RuleSet,
     maps: dict[str, Tensor],
+    samples: Samples,
 ) -> Call:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: wide(values[used]))
     results = wide(values[node])
     results = tuple(results) if isinstance(results, (list, tuple)) else (results,)
-    return Call(node, args, kwargs, results, tuple(relevances), sides, rules, maps)
+    return Call(node, args, kwargs, results, tuple(relevances), sides, rules, maps, samples)
 
 
 def wide(value: Any) -> Any:

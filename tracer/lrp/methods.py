@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from fxplain.fused_maps import map_of
 from fxplain.layers import Layers
 from fxplain.lrp.interpret import Propagated, forward, place_of, propagate
 from fxplain.lrp.rule_sets import RuleSet
-from fxplain.lrp.sides import analyse
+from fxplain.lrp.samples import NotApartError, Samples, is_apart, tags
+from fxplain.lrp.sides import Sides, analyse
 from fxplain.lrp.tokens import Reader
 from fxplain.maps import HeadMean, Plan, folded_heads
 from fxplain.prediction import Prediction
@@ -31,7 +32,7 @@ class ToInputs:
 
     def __call__(self, prediction: Prediction) -> Explained:
         found = propagated(prediction, self.rules)
-        rows = torch.stack([one.tokens[:-1] for one in found])
+        rows = torch.cat([one.tokens[:, :-1] for one in found])
         dtype = torch.promote_types(prediction.resolved.scores.dtype, torch.float32)
         rows = rows.to(prediction.resolved.scores.device, dtype)
         notes = _conservation(prediction, self.rules, rows)
@@ -88,7 +89,8 @@ class _Weigh:
 
 
 def propagated(prediction: Prediction, rules: RuleSet) -> list[Propagated]:
-    """One backward pass of relevance for each sample; kept for other methods with the same rule set."""
+    """One backward pass of relevance for all samples where they are independent, else one for each; kept for
+    other methods with the same rule set."""
     key = f"lrp {rules.name}"
     if key not in prediction.shared:
         values = prediction.shared.get("lrp values")
@@ -97,17 +99,66 @@ def propagated(prediction: Prediction, rules: RuleSet) -> list[Propagated]:
             prediction.shared["lrp values"] = values
         sides = analyse(prediction.labelled, values)
         reader = Reader(prediction.labelled, sides, values)
-        prediction.shared[key] = [
-            propagate(values, start, sides, rules, reader) for start in _starts(prediction, values, rules)
-        ]
+        run = _Run(prediction, values, rules, sides, reader)
+        whole = run.together()
+        prediction.shared[key] = run.one_by_one() if whole is None else [whole]
     found: list[Propagated] = prediction.shared[key]
     return found
 
 
+@dataclass(frozen=True)
+class _Run:
+    """All that relevance needs on its way back, for whichever samples."""
+
+    prediction: Prediction
+    values: Mapping[fx.Node, Any]
+    rules: RuleSet
+    sides: Sides
+    reader: Reader
+
+    def one_by_one(self) -> list[Propagated]:
+        starts = _starts(self.prediction, self.values, self.rules, torch.eye(self.prediction.batch))
+        return [self._pass(start, Samples()) for start in starts]
+
+    def _pass(self, start: Mapping[fx.Node, Tensor], samples: Samples) -> Propagated:
+        return propagate(self.values, start, self.sides, self.rules, self.reader, samples)
+
+    def together(self) -> Propagated | None:
+        """All samples in one pass; None if they are not independent, or nothing tells whose an element is.
+
+        A second pass shows that once for a layout and a rule set: see :mod:`fxplain.lrp.samples`.
+        """
+        batch, labelled = self.prediction.batch, self.prediction.labelled
+        alike = labelled.findings.batch == batch > 1 and len(self.prediction.passes) == 1
+        if not alike or not labelled.apart.get(self.rules.name, True):
+            return None
+        samples, marks = Samples(batch, labelled.findings), tags(batch)
+        known = self.rules.name in labelled.apart
+        weights = torch.ones(1, batch) if known else torch.stack([torch.ones(batch), marks])
+        try:
+            starts = _starts(self.prediction, self.values, self.rules, weights)
+            found = [self._pass(start, samples) for start in starts]
+            if not known:
+                one, other = (self._with_owners(each, samples) for each in found)
+                labelled.apart[self.rules.name] = is_apart(one, other, marks)
+        except NotApartError:
+            labelled.apart[self.rules.name] = False
+        return found[0] if labelled.apart[self.rules.name] else None
+
+    def _with_owners(self, found: Propagated, samples: Samples) -> dict[str, tuple[Tensor, Tensor]]:
+        """All that one pass found, each with the sample of its elements."""
+        nodes = {node.name: node for node in self.values}
+        laid_out = {**found.inputs, **found.maps}
+        owned = {name: (part, samples.owners(part, nodes[name])) for name, part in laid_out.items()}
+        each = torch.arange(samples.count)
+        return {**owned, "token rows": (found.tokens, each[:, None]), "constants": (found.constants, each)}
+
+
 def _starts(
-    prediction: Prediction, values: Mapping[fx.Node, Any], rules: RuleSet
-) -> list[dict[fx.Node, Tensor]]:
-    """For each sample's score the relevance of the outputs: where it is read, 1 or what it adds to the score.
+    prediction: Prediction, values: Mapping[fx.Node, Any], rules: RuleSet, weights: Tensor
+) -> Iterator[dict[fx.Node, Tensor]]:
+    """For sums of the samples' scores by ``weights`` [sum, sample] the relevance of the outputs: where it is
+    read, 1 or what it adds to the score.
 
     Of a callable target that is what the gradient says: exact where the target is linear in the outputs.
     """
@@ -128,19 +179,17 @@ def _starts(
             prediction.output if callable(target) else prediction.resolved.output,
             findings.batch,
             captured.rebuild,
-        ).scores.unbind()
-    starts = []
+        ).scores
     floating = [leaf for leaf in leaves if leaf.requires_grad]
-    for score in scores:
-        gradients = iter(torch.autograd.grad(score, floating, allow_unused=True, retain_graph=True))
+    for weight in weights.to(scores):
+        gradients = iter(torch.autograd.grad(scores, floating, weight, allow_unused=True, retain_graph=True))
         start: dict[fx.Node, Tensor] = {}
         for node, leaf in zip(nodes, leaves, strict=True):
             gradient = next(gradients) if leaf.requires_grad else None
             if gradient is not None:
                 relevance = gradient if rules.seed == "one" else gradient * leaf.detach()
                 start[node] = start[node] + relevance if node in start else relevance
-        starts.append(start)
-    return starts
+        yield start
 
 
 def _outputs(prediction: Prediction) -> list[fx.Node]:
@@ -165,7 +214,7 @@ def _conservation(prediction: Prediction, rules: RuleSet, rows: Tensor) -> tuple
     seeds = torch.ones_like(rows[:, 0]) if rules.seed == "one" else prediction.resolved.scores.detach()
     found = propagated(prediction, rules)
     told = [
-        f"{float(row.sum()):.4g} of {float(seed):.4g} reached the tokens, {one.constants:.4g} constants"
-        for row, seed, one in zip(rows, seeds, found, strict=True)
+        f"{float(row.sum()):.4g} of {float(seed):.4g} reached the tokens, {float(constant):.4g} constants"
+        for row, seed, constant in zip(rows, seeds, torch.cat([one.constants for one in found]), strict=True)
     ]
     return ("relevance, per sample: " + "; ".join(told),)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -11,20 +9,24 @@ from fxplain.lrp.table import Call, Shares, relevance_rule
 from fxplain.ops.table import aten
 from fxplain.rules.lrp_products import share, weighted
 
-LAYOUT = aten("""
+MOVING = aten("""
 view reshape _unsafe_view _reshape_alias view_as expand expand_as permute transpose t squeeze unsqueeze
 flatten unflatten movedim moveaxis swapaxes swapdims select slice narrow narrow_copy index index_select
 gather take take_along_dim cat stack hstack vstack dstack column_stack split split_with_sizes
 tensor_split chunk unsafe_split unsafe_chunk unbind roll flip fliplr flipud rot90 repeat
-repeat_interleave tile pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d
-replication_pad1d replication_pad2d replication_pad3d unfold pixel_shuffle pixel_unshuffle
-channel_shuffle diagonal diag diag_embed tril triu where masked_fill masked_select masked_scatter
-scatter index_fill index_copy select_scatter slice_scatter diagonal_scatter copy meshgrid broadcast_to
-atleast_1d atleast_2d atleast_3d view_as_real view_as_complex real imag as_strided maximum minimum fmax
-fmin max min amax amin topk sort msort max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
-adaptive_max_pool1d adaptive_max_pool2d median kthvalue complex im2col unfold_copy numpy_T mT mH adjoint
-alias alias_copy adaptive_max_pool3d cummax cummin lift_fresh_copy detach unsafe_split_with_sizes
-split_copy split_with_sizes_copy unbind_copy permute_copy expand_copy view_copy slice_copy select_copy""")
+repeat_interleave tile unfold pixel_shuffle pixel_unshuffle channel_shuffle diagonal broadcast_to
+atleast_1d atleast_2d atleast_3d unfold_copy numpy_T mT alias alias_copy lift_fresh_copy detach
+unsafe_split_with_sizes split_copy split_with_sizes_copy unbind_copy permute_copy expand_copy view_copy
+slice_copy select_copy""")
+"""Every element of the result is one of an operand's."""
+
+LAYOUT = MOVING + aten("""
+pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
+replication_pad2d replication_pad3d diag diag_embed tril triu where masked_fill masked_select
+masked_scatter scatter index_fill index_copy select_scatter slice_scatter diagonal_scatter copy meshgrid
+view_as_real view_as_complex real imag as_strided maximum minimum fmax fmin max min amax amin topk sort
+msort max_pool1d max_pool2d max_pool3d max_pool2d_with_indices adaptive_max_pool1d adaptive_max_pool2d
+median kthvalue complex im2col mH adjoint adaptive_max_pool3d cummax cummin""")
 """Every element of the result is one of an operand's, or a constant."""
 
 LINEAR = aten("""
@@ -47,12 +49,17 @@ HOMOGENEOUS = aten("norm linalg_vector_norm linalg_matrix_norm cdist dist pairwi
 def layout(call: Call) -> Shares:
     """Elements that are moved take their relevance with them; elements that are repeated add up theirs."""
     shares = call.transposed()
-    rest = _total(part for part in call.relevances if part is not None) - _total(part for _, part in shares)
-    return [*shares, (None, torch.tensor(rest))]  # what is put beside the carriers is a constant's
-
-
-def _total(parts: Iterable[Tensor]) -> float:
-    return sum(float((torch.view_as_real(p) if p.is_complex() else p).sum()) for p in parts)
+    floating = [node for node, value in call.operands if value.is_floating_point() or value.is_complex()]
+    if call.op in MOVING and all(node in call.sides.carriers for node in floating):
+        return shares
+    came = [
+        call.samples.sums(part, call.node, place)
+        for place, part in enumerate(call.relevances)
+        if part is not None
+    ]
+    went = [call.samples.sums(part, node) for node, part in shares]
+    # what is put beside the carriers is a constant's
+    return [*shares, (None, torch.stack(came).sum(0) - sum(went, torch.zeros_like(came[0])))]
 
 
 @relevance_rule(*LINEAR)
@@ -93,6 +100,7 @@ def homogeneous(call: Call) -> Shares:
     seed = share(call.relevance, call.result)
     values = dict(call.carriers)
     parts = [(node, weighted(values[node], part)) for node, part in call.transposed([seed])]
-    total = sum((part.sum() for _, part in parts), torch.zeros((), dtype=call.result.dtype))
-    scale = share(call.relevance.sum(), total)
-    return [(node, part * scale) for node, part in parts]
+    whole = call.samples.sums(call.relevance, call.node)
+    totals = sum((call.samples.sums(part, node) for node, part in parts), torch.zeros_like(whole))
+    scale = share(whole, totals)
+    return [(node, part * call.samples.spread(scale, part, node)) for node, part in parts]

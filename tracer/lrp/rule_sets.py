@@ -15,8 +15,9 @@ from fxplain.rules.lrp_sums import epsilon_split, gamma_split, normalised_split
 
 Affine = Callable[[Product, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(product, x, weight, output, relevance) -> relevance of x."""
-Split = Callable[[Sequence[Tensor], Tensor], list[Tensor]]
-"""(terms of an addition, all of the output's shape, relevance) -> relevance of each term."""
+Split = Callable[[Sequence[Tensor], Tensor, Callable[[Tensor], Tensor]], list[Tensor]]
+"""(terms of an addition, all of the output's shape, relevance, for each element the sum over its sample's)
+-> relevance of each term."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ def _epsilon(epsilon: float) -> Affine:
     return partial(epsilon_rule, epsilon=epsilon)
 
 
+def _elementwise(split: Callable[[Sequence[Tensor], Tensor], list[Tensor]]) -> Split:
+    """A rule for additions that sums over no elements."""
+    return lambda terms, relevance, total: split(terms, relevance)
+
+
 TINY = 1e-9
 """An ε that only keeps divisions from exploding."""
 RESIDUAL_GAMMA = 0.25
@@ -93,7 +99,7 @@ def epsilon_rules(epsilon: float) -> RuleSet:
         seed="score",
         affine=_epsilon(epsilon),
         raw=_epsilon(epsilon),
-        addition=partial(epsilon_split, epsilon=epsilon),
+        addition=_elementwise(partial(epsilon_split, epsilon=epsilon)),
         absorbing=True,
         softmax=None,
         centring=False,
@@ -124,7 +130,7 @@ ATTNLRP = RuleSet(
     seed="score",
     affine=_epsilon(TINY),
     raw=_epsilon(TINY),
-    addition=partial(epsilon_split, epsilon=TINY),
+    addition=_elementwise(partial(epsilon_split, epsilon=TINY)),
     absorbing=True,
     softmax=softmax_taylor,
     centring=True,
@@ -138,7 +144,7 @@ CP_LRP = RuleSet(
     seed="score",
     affine=_epsilon(TINY),
     raw=_epsilon(TINY),
-    addition=partial(epsilon_split, epsilon=TINY),
+    addition=_elementwise(partial(epsilon_split, epsilon=TINY)),
     absorbing=True,
     softmax=softmax_taylor,
     centring=True,
@@ -152,7 +158,7 @@ RESLRP = RuleSet(
     seed="score",
     affine=_epsilon(TINY),
     raw=_epsilon(TINY),
-    addition=partial(gamma_split, gamma=RESIDUAL_GAMMA, epsilon=TINY),
+    addition=_elementwise(partial(gamma_split, gamma=RESIDUAL_GAMMA, epsilon=TINY)),
     absorbing=True,
     softmax=softmax_taylor,
     centring=True,

@@ -70,7 +70,7 @@ def _split(call: Call, values: Sequence[Tensor], nodes: Sequence[fx.Node | None]
         return [call.relevance]
     if call.rules.absorbing and None in nodes:  # a bias is no branch: it takes what it adds
         return epsilon_split(values, call.relevance, call.rules.epsilon)
-    return call.rules.addition(values, call.relevance)
+    return call.rules.addition(values, call.relevance, call.total)
 
 
 def back_to(part: Tensor, call: Call, node: fx.Node) -> Tensor:

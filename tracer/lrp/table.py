@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.lrp.rule_sets import RuleSet
+from fxplain.lrp.samples import Samples
 from fxplain.lrp.sides import Sides
 from fxplain.ops.table import literal, op_name, pick
 
 Part = tuple["fx.Node | None", Tensor]
 Shares = Sequence[Part]
-"""Relevance of operands, of their shapes; what one node gets several times adds up. None: a constant's."""
+"""Relevance of operands, of their shapes; what one node gets several times adds up. None: a constant's, of
+the result's shape, or one sum for each sample."""
 Rule = Callable[["Call"], Shares]
 
 TABLE: dict[tuple[str, str], Rule] = {}
@@ -64,6 +66,8 @@ class Call:
     rules: RuleSet
     maps: dict[str, Tensor]
     """Where rules note the relevance of maps that the graph does not hold, by node."""
+    samples: Samples
+    """The samples whose relevance is handed back together."""
 
     @property
     def op(self) -> str:
@@ -80,6 +84,10 @@ class Call:
         """The relevance of the (first) result."""
         relevance = self.relevances[0]
         return torch.zeros_like(self.result) if relevance is None else relevance
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """For each element of a tensor laid out as the result, the sum over all elements of its sample."""
+        return self.samples.spread(self.samples.sums(tensor, self.node), tensor, self.node)
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The value of an argument, by its name in the schema."""

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from fxplain.labelled import Labelled
 from fxplain.lrp.moving import LAYOUT
+from fxplain.lrp.samples import Samples
 from fxplain.lrp.sides import Sides
 from fxplain.ops.fused import KERNELS
 from fxplain.ops.table import aten, op_name
@@ -23,7 +24,7 @@ FUSED = (*aten(KERNELS), "flex_attention")
 
 
 class Reader:
-    """Reads relevance per token: [token], float64."""
+    """Reads relevance per token: [sample, token], float64."""
 
     def __init__(self, labelled: Labelled, sides: Sides, values: Mapping[fx.Node, Any]) -> None:
         spaces = labelled.classified.spaces
@@ -39,32 +40,36 @@ class Reader:
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         return self._sides.sources(node)
 
-    def empty(self) -> Tensor:
+    def empty(self, samples: Samples) -> Tensor:
         """Nothing read yet; the last place takes what belongs to no token."""
-        return torch.zeros(self.count + 1, dtype=torch.float64)
+        return torch.zeros(samples.count, self.count + 1, dtype=torch.float64)
 
-    def born(self, node: fx.Node, relevances: Sequence[Tensor | None], tokens: Tensor) -> float:
+    def born(
+        self, node: fx.Node, relevances: Sequence[Tensor | None], tokens: Tensor, samples: Samples
+    ) -> Tensor:
         """Reads at a node that makes tokens out of ids, or puts parameters beside others as tokens.
 
-        Returns the sum of what it read of parameters.
+        Returns the sum of what it read of parameters: [sample].
         """
+        nothing = tokens.new_zeros(samples.count)
         if node not in self._sides.tokens or relevances[0] is None:
-            return 0.0
+            return nothing
         if node in self._born:
-            _pour(tokens, self._sides.tokens[node], relevances[0])
+            _pour(tokens, self._sides.tokens[node], relevances[0], node, samples)
         elif op_name(node) in LAYOUT:
-            return self._learned_parts(node, relevances[0], tokens)
-        return 0.0
+            return self._learned_parts(node, relevances[0], tokens, samples)
+        return nothing
 
-    def _learned_parts(self, node: fx.Node, relevance: Tensor, tokens: Tensor) -> float:
+    def _learned_parts(self, node: fx.Node, relevance: Tensor, tokens: Tensor, samples: Samples) -> Tensor:
         """Parameters that are put beside other tokens as tokens of their own: a class token."""
-        before = float(tokens[:-1].sum())
+        before = tokens[:, :-1].sum(1)
         for part in [n for n in node.all_input_nodes if n in self._sides.parameters]:
             numbers = _numbered(node, part, self._values)
             ids = self._sides.tokens[node].expand(relevance.shape)
             if numbers is not None:
-                _pour(tokens, torch.where((numbers >= 0) & self._learned[ids], ids, -1), relevance)
-        return float(tokens[:-1].sum()) - before
+                learned = torch.where((numbers >= 0) & self._learned[ids], ids, -1)
+                _pour(tokens, learned, relevance, node, samples)
+        return tokens[:, :-1].sum(1) - before
 
     def crossed(
         self,
@@ -73,6 +78,7 @@ class Reader:
         share: Tensor,
         relevances: Sequence[Tensor | None],
         tokens: Tensor,
+        samples: Samples,
     ) -> None:
         """Reads on the way from raw data to tokens."""
         if operand not in self._sides.raw or node not in self._sides.tokens:
@@ -80,9 +86,9 @@ class Reader:
         ids = self._sides.tokens[node]
         own = self._on_operand(operand, node)
         if own is not None:
-            _pour(tokens, own, share)
+            _pour(tokens, own, share, operand, samples)
         elif relevances[0] is not None:
-            _pour(tokens, ids, relevances[0])
+            _pour(tokens, ids, relevances[0], node, samples)
 
     def _on_operand(self, operand: fx.Node, node: fx.Node) -> Tensor | None:
         """The token of every element of an operand, where these go into one token each."""
@@ -126,12 +132,16 @@ def _narrowed(ids: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     return ids.reshape(ids.shape[ids.ndim - len(shape) :]).expand(shape)
 
 
-def _pour(tokens: Tensor, ids: Tensor, relevance: Tensor) -> None:
+def _pour(tokens: Tensor, ids: Tensor, relevance: Tensor, node: fx.Node, samples: Samples) -> None:
+    """Add relevance, laid out as a node's result, to the tokens that it is of."""
     if relevance.is_complex():
         relevance = relevance.real + relevance.imag
-    ids = ids.expand(relevance.shape).reshape(-1)
-    place = torch.where(ids >= 0, ids, len(tokens) - 1)
-    tokens.index_add_(0, place, relevance.detach().to("cpu", tokens.dtype).reshape(-1))
+    if not bool((ids >= 0).any()):
+        return
+    size = tokens.shape[1]
+    place = samples.owners(relevance, node).cpu() * size + torch.where(ids >= 0, ids, size - 1)
+    flat = relevance.detach().to("cpu", tokens.dtype).reshape(-1)
+    tokens.view(-1).index_add_(0, place.expand(relevance.shape).reshape(-1), flat)
 
 
 def _numbered(node: fx.Node, operand: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor | None:
