@@ -179,6 +179,20 @@ def test_words_that_matter(reader, texts):
     assert words.cells["relevancy"]["F1@2"].value == pytest.approx(2 / 3)
 
 
+def test_the_true_source_is_found(reader, texts):
+    sources = torch.tensor([2, 3])  # the word with a class
+    counted = texts["attention_mask"].bool()
+    table = evaluate.alignment(
+        reader, texts, sources, None, ["relevancy"], space="input_ids", counted=counted
+    )
+    assert table.cells["relevancy"]["alignment share"].value == 1.0
+    assert table.cells["relevancy"]["AP"].value == 1.0
+    elsewhere = evaluate.alignment(reader, texts, sources - 1, None, ["relevancy"], space="input_ids")
+    assert elsewhere.cells["relevancy"]["alignment share"].value == 0.0
+    with pytest.raises(UnknownNameError, match="no token space"):
+        evaluate.alignment(reader, texts, sources, space="words")
+
+
 def test_the_score_itself_can_be_watched(reader, texts):
     removal = evaluate.Replace("input_ids", 1, "attention_mask", first=1)
     table = evaluate.perturbation(

@@ -14,8 +14,9 @@ from fxplain.evaluate.localise import (
     share_inside,
     to_pixels,
 )
-from fxplain.evaluate.located import localisation, rationales
+from fxplain.evaluate.located import alignment, localisation, rationales
 from fxplain.evaluate.perturb import perturbation
+from fxplain.evaluate.quantus import ExplainFunc
 from fxplain.evaluate.rationales import ERASER_K, alignment_share, token_f1
 from fxplain.evaluate.removal import Delete, Pixels, Removal, Replace
 from fxplain.evaluate.sanity import class_sensitivity, randomisation, rank_correlation
@@ -27,6 +28,7 @@ __all__ = [
     "Curves",
     "Delete",
     "Estimate",
+    "ExplainFunc",
     "Measure",
     "Objects",
     "Pixels",
@@ -35,6 +37,7 @@ __all__ = [
     "Replace",
     "Table",
     "above_mean",
+    "alignment",
     "alignment_share",
     "auc",
     "average_precision",

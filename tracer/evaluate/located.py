@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fxplain.errors import UnknownNameError
 from fxplain.evaluate import localise
 from fxplain.evaluate.batches import Explained, on_cpu, with_floor
 from fxplain.evaluate.estimate import RESAMPLES
@@ -123,6 +125,62 @@ def rationales(
             found[name].append(_words(relevance[some], wanted[some], taken[some], k))
     measures = (Measure("AP"), Measure("top token"), *(Measure(f"F1@{number}") for number in k))
     return _table(f"rationales in {space}", measures, found, run, seed, resamples)
+
+
+def alignment(
+    traced: Traced,
+    inputs: Any,
+    sources: Tensor,
+    targets: Any = None,
+    methods: Sequence[str] = METHODS,
+    *,
+    space: str,
+    counted: Tensor | None = None,
+    output: str | None = None,
+    batch: int = 50,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    progress: bool = True,
+) -> Table:
+    """Whether the most relevant token is the one that the explained output was made from.
+
+    Of words translated, tokens copied, points matched: whatever has one true source. Beside the share of
+    targets that point at theirs stands AP, here one over the rank of the true source.
+
+    Args:
+        traced, inputs, targets, methods, output, batch, seed, resamples, progress: see :func:`perturbation`.
+        sources: [samples] int64: the place of the true source in ``space``.
+        space: the token space of the sources.
+        counted: [samples, tokens] bool: tokens that may be a source; None: all.
+
+    Raises:
+        MethodError: scikit-learn, which computes AP, is not installed.
+        FxplainError: as :meth:`Traced.compare`.
+    """
+    size = next((one.size for one in traced.spaces if one.name == space), None)
+    if size is None:
+        names = " or ".join(one.name for one in traced.spaces)
+        raise UnknownNameError(f"there is no token space {space!r}", expected=names, found=space)
+    width = size if counted is None else counted.shape[1]
+    marked = functional.one_hot(sources, width).bool()
+    table = rationales(
+        traced,
+        inputs,
+        marked,
+        targets,
+        methods,
+        space=space,
+        counted=counted,
+        k=(1,),
+        output=output,
+        batch=batch,
+        seed=seed,
+        resamples=resamples,
+        progress=progress,
+    )
+    rows = {name: {"alignment share": row["top token"], "AP": row["AP"]} for name, row in table.rows.items()}
+    measures = (Measure("alignment share"), Measure("AP"))
+    return replace(table, title=f"alignment with {space}", measures=measures, rows=rows)
 
 
 def _words(relevance: Tensor, marked: Tensor, counted: Tensor, k: Sequence[int]) -> dict[str, Tensor]:
