@@ -227,8 +227,31 @@ def _resolve_callable(
     rebuild: Callable[[Sequence[Tensor]], Any],
 ) -> Resolved:
     """Scores from the user's own function; the rows are those of the output elements it depends on."""
+    scores = _called(target, rebuild(tensors), names, batch)
+    used = [(t, v, n) for t, v, n in zip(tensors, values, names, strict=True) if t.requires_grad]
+    rows: list[Readout] = []
+    slots: dict[int, Slot] = {}
+    touched: dict[str, None] = {}
+    for sample in range(batch):
+        gradients = torch.autograd.grad(
+            scores[sample], [t for t, _, _ in used], retain_graph=True, allow_unused=True
+        )
+        found: dict[tuple[int, int], None] = {}
+        for gradient, (_, value, name) in zip(gradients, used, strict=True):
+            if gradient is None:
+                continue
+            touched[name] = None
+            for slot in value.active:
+                slots[id(slot)] = slot
+                found.update(dict.fromkeys(_rows_touched(slot, gradient, sample)))
+        rows.append(tuple(found))
+    return Resolved(scores, target, "+".join(touched), tuple(rows), tuple(slots.values()))
+
+
+def _called(target: Callable[[Any], Any], output: Any, names: Sequence[str], batch: int) -> Tensor:
+    """[batch]: what the user's function makes of the model's output, if it is a score for each sample."""
     try:
-        scores = target(rebuild(tensors))
+        scores = target(output)
     except Exception as error:
         raise TargetError(
             "the target function raised an error",
@@ -250,7 +273,6 @@ def _resolve_callable(
             found=str(list(scores.shape)),
         )
     _check_finite(scores)
-    used = [(t, v, n) for t, v, n in zip(tensors, values, names, strict=True) if t.requires_grad]
     if not scores.requires_grad:
         raise TargetError(
             "the target function's score is not differentiable, or depends on no attention",
@@ -258,23 +280,7 @@ def _resolve_callable(
             found="a tensor without a gradient",
             hint="return a sum of elements of the model's output, without argmax, detach or item()",
         )
-    rows: list[Readout] = []
-    slots: dict[int, Slot] = {}
-    touched: dict[str, None] = {}
-    for sample in range(batch):
-        gradients = torch.autograd.grad(
-            scores[sample], [t for t, _, _ in used], retain_graph=True, allow_unused=True
-        )
-        found: dict[tuple[int, int], None] = {}
-        for gradient, (_, value, name) in zip(gradients, used, strict=True):
-            if gradient is None:
-                continue
-            touched[name] = None
-            for slot in value.active:
-                slots[id(slot)] = slot
-                found.update(dict.fromkeys(_rows_touched(slot, gradient, sample)))
-        rows.append(tuple(found))
-    return Resolved(scores, target, "+".join(touched), tuple(rows), tuple(slots.values()))
+    return scores
 
 
 def _rows_touched(slot: Slot, gradient: Tensor, sample: int) -> list[tuple[int, int]]:
