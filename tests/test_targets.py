@@ -144,6 +144,15 @@ class Regressor(nn.Module):
         return value if self.shape == "column" else value[:, 0]
 
 
+def test_a_callable_reads_the_rows_of_what_it_looks_at_alone() -> None:
+    """The encoder's states are an output, too, and the logits are made of them, but that is no reason."""
+    result = explain("t5-sdpa", lambda out: out.logits[:, 1, 2])
+    by_index = explain("t5-sdpa", (1, 2))
+    assert result.readout == by_index.readout
+    assert result.output == "logits"
+    assert_same(result, by_index, 1e-5, "callable")
+
+
 @pytest.mark.parametrize("shape", ["column", "vector"])
 @pytest.mark.parametrize("form", ["none", "first", "callable"])
 def test_regression_output(shape: str, form: str) -> None:

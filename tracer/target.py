@@ -226,7 +226,12 @@ def _resolve_callable(
     batch: int,
     rebuild: Callable[[Sequence[Tensor]], Any],
 ) -> Resolved:
-    """Scores from the user's own function; the rows are those of the output elements it depends on."""
+    """Scores from the user's own function; the rows are those of the output elements it depends on.
+
+    An output may be made from another one (logits from hidden states or maps that are returned, too). The
+    function sees a view of each, so that it depends on those alone that it looks at itself.
+    """
+    tensors = [t.view_as(t) if t.requires_grad else t for t in tensors]
     scores = _called(target, rebuild(tensors), names, batch)
     used = [(t, v, n) for t, v, n in zip(tensors, values, names, strict=True) if t.requires_grad]
     rows: list[Readout] = []
