@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -277,5 +278,31 @@ class Overflowing(nn.Module):
 
 def test_a_gradient_that_is_not_finite_is_named() -> None:
     torch.manual_seed(0)
-    with pytest.raises(NonFiniteError, match=r"(?s)gradient.*node .*aten.*module attend.*\.py:\d+"):
+    with pytest.raises(
+        NonFiniteError, match=r"(?s)gradient.*node exp .*aten\.exp.*module .*test_bad_input\.py:\d+"
+    ):
         fxplain.explain(Overflowing().eval(), torch.randn(2, 4, 5), target=1)
+
+
+class Coded(nn.Module):
+    """Attends, and goes on with the nearest entry of a table alone."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.embed, self.attend = nn.Linear(5, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.codes, self.pooled = nn.Embedding(7, 8), pooled
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = self.attend(x, x, x)[0]
+        x = self.codes((x @ self.codes.weight.T).max(-1).indices)
+        return x.mean(1) if self.pooled else x[:, 0]
+
+
+def test_a_choice_that_cuts_the_gradient_is_named() -> None:
+    torch.manual_seed(0)
+    inputs, said = torch.randn(2, 4, 5), r"(?s)no attention.*node max.*aten\.max\.dim.*py:\d+ chooses"
+    with pytest.raises(TargetError, match=said):
+        fxplain.explain(Coded(pooled=False).eval(), inputs, target=1)
+    notes = fxplain.explain(Coded(pooled=True).eval(), inputs, target=1).notes
+    assert any(re.search(said, note) for note in notes)

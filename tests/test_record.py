@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fxplain
 from fxplain import record as record_module
 from fxplain.capture import capture
 from fxplain.guard import untouched
@@ -137,3 +138,14 @@ def test_scripted_models() -> None:
     captured = capture(model, (inputs(),), {})
     assert captured.verified <= 1e-6
     assert {p.path for p in captured.placeholders if p.kind == "parameter"} == {"0.weight", "0.bias"}
+
+
+def test_draws_stay_those_of_the_recording_whatever_is_drawn_later() -> None:
+    x, model = inputs(), Drawing().eval()
+    traced = fxplain.trace(model, x)
+    torch.rand(3)
+    state = torch.get_rng_state()
+    result = traced.explain(x)  # the model is run again, to compare it with the graph
+    assert result.verified <= 1e-6
+    assert any("random numbers" in note for note in result.notes)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -15,7 +15,7 @@ from fxplain.clean import draws_random_numbers
 from fxplain.constant_masks import as_flags
 from fxplain.errors import CaptureError, DeviceError, InputError, VerificationError
 from fxplain.export import export
-from fxplain.guard import same_random_numbers, untouched, values_kept
+from fxplain.guard import random_state, same_random_numbers, untouched, values_kept
 from fxplain.inputs import Layout, flatten
 from fxplain.outputs import flatten as flatten_output
 from fxplain.outputs import skeleton
@@ -121,6 +121,7 @@ def _finish(
         structure=skeleton(output),
         constants=draft.constants,
         example=tuple(tensors),
+        drawn_from=random_state() if draft.drew else None,  # all that ran put back what it drew
     )
     values = captured.bind_tensors(tensors)
     worst = verify_draft(draft, list(values.values()), expected, strategy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -36,6 +36,8 @@ class Draft:
     """By name of the placeholder node; tensors that are neither inputs, parameters nor buffers."""
     specialised: bool = False
     notes: tuple[str, ...] = ()
+    drew: bool = False
+    """Random numbers were drawn, which the graph holds as constants."""
 
 
 def pruned(draft: Draft) -> Draft:
@@ -80,6 +82,8 @@ class Captured:
     constants: Mapping[str, Tensor] = field(repr=False)
     example: Sequence[Tensor] = field(default=(), repr=False)
     """The tensors of the inputs at capture, in the order of ``layout.tensors``."""
+    drawn_from: Callable[[], None] | None = field(default=None, repr=False)
+    """Puts back the random states that the graph's random constants were drawn from."""
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensor for each placeholder node: the model's as they are now, the inputs as given.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxplain.broken_gradient import ended
 from fxplain.census import census
 from fxplain.errors import (
     FxplainError,
@@ -25,6 +26,7 @@ from fxplain.layers import Layers, chosen_sites
 from fxplain.method_table import Method
 from fxplain.notes import notes_of
 from fxplain.prediction import Mode, Prediction, aim, run_graph
+from fxplain.replay import tap_of
 from fxplain.result import Relevance, Result
 from fxplain.scheduled import Explained
 from fxplain.where import module_path, source_line
@@ -156,7 +158,13 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
     classified = labelled.classified
     zero = [str(sample) for sample, row in enumerate(explained.rows) if not bool(row.any())]
     nothing = (f"no token has any relevance by {method.name} (sample {', '.join(zero)})",) if zero else ()
-    notes = (*notes_of(labelled), *_passed_over(prediction), *explained.notes, *nothing)
+    notes = (
+        *notes_of(labelled),
+        *_passed_over(prediction),
+        *explained.notes,
+        *_unreached(prediction),
+        *nothing,
+    )
     if prediction.chosen is not None:
         whole = sum(site.attends for site in classified.sites)
         notes += (f"{len(prediction.chosen)} of {whole} attentions take part (layers=)",)
@@ -227,3 +235,14 @@ def _passed_over(prediction: Prediction) -> tuple[str, ...]:
         return ()
     before = ", ".join(floating[: floating.index(name)])
     return (f"the output {name} is explained: no attention lies behind {before}",)
+
+
+def _unreached(prediction: Prediction) -> tuple[str, ...]:
+    """That the score depends on mixings of tokens alone, if gradients were asked for and that is so."""
+    if "gradients" not in vars(prediction):
+        return ()
+    labelled = prediction.labelled
+    taps = {tap_of(site).name for site in labelled.classified.sites if site.attends}
+    if any(gradients.get(tap) is not None for gradients in prediction.gradients for tap in taps):
+        return ()
+    return (f"the score depends on no attention: {ended(labelled, prediction.resolved.output)}",)

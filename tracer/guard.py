@@ -77,14 +77,24 @@ def quiet() -> Iterator[None]:
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
     """A region after which all random states are as before, so that a second run draws the same numbers."""
-    restore = _random_state()
+    restore = random_state()
     try:
         yield
     finally:
         restore()
 
 
-def _random_state() -> Callable[[], None]:
+@contextmanager
+def drawing_from(state: Callable[[], None] | None) -> Iterator[None]:
+    """A region in which random numbers are those of an earlier state, if one is given."""
+    with same_random_numbers():
+        if state is not None:
+            state()
+        yield
+
+
+def random_state() -> Callable[[], None]:
+    """All random states as they are now; calling the result puts them back."""
     python, cpu = random.getstate(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     numpy = sys.modules.get("numpy")
@@ -102,7 +112,7 @@ def _random_state() -> Callable[[], None]:
 
 
 def _process_state() -> Callable[[], None]:
-    numbers, dtype = _random_state(), torch.get_default_dtype()
+    numbers, dtype = random_state(), torch.get_default_dtype()
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fast path is one opaque kernel per layer
 

@@ -15,10 +15,13 @@ APART = -2
 def heads_of(site: Site, batch: int, assume: bool = True) -> int:
     """How many rows of the map each query has, whether heads have an axis or are folded into another.
 
-    Some queries may have more (a class token that stands in every frame): the fewest count.
+    Some queries may have more (a class token that stands in every frame): the fewest count. Where heads
+    choose their queries themselves, some have fewer, and the heads count.
     """
     ranks, queries = line_ranks(site, batch, assume)
     per_line = int(torch.Size(_lines_of(site)).numel()) // max(ranks.numel(), 1)
+    if _choosing_heads(site, queries) is not None:
+        return per_line * (int(ranks.max()) + 1)
     known = queries[queries >= 0]
     return per_line * int(torch.unique(known, return_counts=True)[1].min()) if len(known) else per_line
 
@@ -33,12 +36,54 @@ def line_ranks(site: Site, batch: int, assume: bool = True) -> tuple[Tensor, Ten
     samples = samples_on_map(site, batch, assume)
     rows, samples = broadcast(*(_over_columns(t, site) for t in (codes_of(site.rows.labels), samples)))
     queries = torch.where(rows < 0, -1, rows * (batch + 1) + samples.clamp_min(-1) + 1)
+    heads = _choosing_heads(site, queries)
+    if heads is not None:
+        return heads, queries
     flat = queries.reshape(-1)
     order = torch.argsort(flat, stable=True)
     ordered = flat[order].contiguous()
     ranks = torch.empty_like(order)
     ranks[order] = torch.arange(len(order)) - torch.searchsorted(ordered, ordered)
     return ranks.view(rows.shape), queries
+
+
+def _choosing_heads(site: Site, queries: Tensor) -> Tensor | None:
+    """The head that each line is of, where heads ask over the same keys, each for queries of its own choice;
+    None where all of them ask for the same, as nearly everywhere."""
+    counts = torch.unique(queries[queries >= 0], return_counts=True)[1]
+    if len(torch.unique(counts)) < 2:
+        return None
+    across, columns, keys = _query_axes(site), list(site.column_axes), site.cols.labels
+    maps = [axis for axis in range(queries.ndim) if axis not in (*across, *columns)]
+    if not across or any(keys.shape[axis] > 1 for axis in across):
+        return None
+    shape = [1 if axis in across else size for axis, size in enumerate(queries.shape)]
+    seen = keys.expand([keys.shape[axis] if axis in columns else size for axis, size in enumerate(shape)])
+    count = torch.Size([shape[axis] for axis in maps]).numel()
+    lines, seen = (each.permute(*maps, *across, *columns).reshape(count, -1) for each in (queries, seen))
+    heads = _chosen(lines, torch.unique(seen, dim=0, return_inverse=True)[1])
+    return None if heads is None else heads.view(shape).expand_as(queries)
+
+
+def _chosen(maps: Tensor, keys: Tensor) -> Tensor | None:
+    """For each map which one over its keys it is, if maps over the same keys have some queries in common."""
+    heads = torch.zeros(len(maps), dtype=torch.int64)
+    differ = False
+    for own in (keys == each for each in range(int(keys.max()) + 1)):
+        heads[own] = torch.arange(int(own.sum()))
+        _, counts = torch.unique(maps[own][maps[own] >= 0], return_counts=True)
+        if int(counts.max()) > int(own.sum()):
+            return None  # a token stands at several places of one map
+        differ |= len(torch.unique(counts)) > 1
+    return heads if differ else None
+
+
+def _query_axes(site: Site) -> list[int]:
+    """The axes of a map along which its queries lie, and no others do."""
+    if not site.axes:
+        return [len(site.shape) - 2]
+    map_letters, values = site.axes.split("->")[0].split(",")
+    return [axis for axis, letter in enumerate(map_letters) if letter not in values]
 
 
 def _lines_of(site: Site) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
+from fxplain.broken_gradient import ended, origin
 from fxplain.errors import NonFiniteError, TargetError, UnknownOpError
 from fxplain.labelled import Labelled
 from fxplain.labels import reads_of
@@ -83,16 +84,20 @@ class Prediction:
             found.append(gradients_of(score, self.run.tapped, retain))
         for name, gradient in (pair for gradients in found for pair in gradients.items()):
             if gradient is not None and not bool(torch.isfinite(gradient).all()):
-                node = next(n for n in self.labelled.captured.graph.graph.nodes if n.name == name)
-                raise NonFiniteError(
-                    "the gradient of the score is NaN or infinite",
-                    where=f"node {name} ({node.target}), module {module_path(node)}, {source_line(node)}",
-                    expected="finite gradients",
-                    found=f"{int((~gradient.isfinite()).sum())} of {gradient.numel()} entries are not",
-                    hint="the model itself has none here (an overflow beside a mask, a root of 0): explain "
-                    "another target or output, or a wider dtype",
-                )
+                raise self._without_gradient(name, gradient)
         return tuple(found)
+
+    def _without_gradient(self, name: str, gradient: Tensor) -> NonFiniteError:
+        nodes = self.labelled.captured.graph.graph.nodes
+        node = origin(self) or next(node for node in nodes if node.name == name)
+        return NonFiniteError(
+            "the gradient of the score is NaN or infinite",
+            where=f"node {node.name} ({node.target}), module {module_path(node)}, {source_line(node)}",
+            expected="finite gradients",
+            found=f"{int((~gradient.isfinite()).sum())} of {gradient.numel()} entries at node {name} are not",
+            hint="the derivative of this operation is not finite in the model itself (an overflow beside a "
+            "mask, a root of 0): explain another target or output, or a wider dtype",
+        )
 
     def behind(self, steps: Sequence[tuple[Step, int]]) -> frozenset[int]:
         """Those of some steps that lie behind the node where R is read."""
@@ -169,13 +174,7 @@ def aim(ran: Ran, target: Any, output: str | None, **options: Any) -> Prediction
         )
         scores, total = resolved.scores.unbind(), resolved.scores.sum()
     if ran.tracked and ran.rows and not resolved.scores.requires_grad:
-        raise TargetError(
-            "the score depends on no attention",
-            where=f"output {resolved.output!r}",
-            expected="an output behind an attention",
-            found=f"no path from {len(labelled.classified.attentions)} attentions to the score",
-            hint="explain another output= or target=",
-        )
+        raise _unreached(labelled, resolved.output)
     if ran.rows:
         _check_readout(resolved)
     if _assumes(labelled) and resolved.scores.requires_grad:
@@ -183,6 +182,16 @@ def aim(ran: Ran, target: Any, output: str | None, **options: Any) -> Prediction
     passes = (total,) if _separable(labelled, resolved) else scores
     return Prediction(
         labelled, ran.bound, run, resolved, passes, output, surrogates=ran.surrogates, **options
+    )
+
+
+def _unreached(labelled: Labelled, output: str) -> TargetError:
+    return TargetError(
+        "the score depends on no attention",
+        where=f"output {output!r}",
+        expected="an output behind an attention",
+        found=ended(labelled, output),
+        hint="explain another output= or target=",
     )
 
 

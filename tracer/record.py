@@ -22,7 +22,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from fxplain.captured import Draft, Placeholder
-from fxplain.clean import functional, needs_work, origins, restore_origins, tidy, tidy_graph
+from fxplain.clean import (
+    draws_random_numbers,
+    functional,
+    needs_work,
+    origins,
+    restore_origins,
+    tidy,
+    tidy_graph,
+)
 from fxplain.export import Flat
 from fxplain.guard import quiet, same_random_numbers, values_kept
 from fxplain.inputs import Layout
@@ -38,11 +46,16 @@ def record(model: nn.Module, tensors: list[Tensor], layout: Layout) -> Draft:
     except Exception:  # vmap and other transforms are only known below the decompositions
         recorded = _traced(model, tensors, layout, whole=False)
     placeholders, values = _lift(recorded, model, tensors, layout)
+    drawn = draws_random_numbers(recorded)
     with values_kept(model, list(values.values())), same_random_numbers():
         for name, constant in specialise(recorded, list(values.values())).items():
             placeholders.append(Placeholder(name, "constant", name))
             values[name] = constant
-    return _functional(recorded, placeholders, values)
+    draft = _functional(recorded, placeholders, values)
+    if drawn is None or draws_random_numbers(draft.graph):
+        return draft
+    note = f"the model draws random numbers (first at node {drawn}): those of the recorded run are explained"
+    return replace(draft, drew=True, notes=(*draft.notes, note))
 
 
 def _traced(model: nn.Module, tensors: list[Tensor], layout: Layout, whole: bool) -> GraphModule:

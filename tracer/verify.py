@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fxplain.captured import Captured, Draft, owned
 from fxplain.errors import InputError, NonFiniteError, VerificationError
-from fxplain.guard import same_random_numbers, untouched, values_kept
+from fxplain.guard import drawing_from, same_random_numbers, untouched, values_kept
 from fxplain.inputs import Layout, described, signature
 from fxplain.inputs import flatten as flatten_inputs
 from fxplain.outputs import flatten
@@ -130,7 +130,8 @@ def verify(captured: Captured, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     """
     bound = captured.bind(args, kwargs)
     tensors, layout = flatten_inputs(captured.model, args, kwargs, captured.layout)
-    expected = flatten(call(captured.model, tensors, layout))
+    with drawing_from(captured.drawn_from):
+        expected = flatten(call(captured.model, tensors, layout))
     check_finite_outputs(expected)
     found = run(captured.graph, list(bound.values()))
     allowed = tolerance(list(bound.values()), [tensor for _, tensor in expected])

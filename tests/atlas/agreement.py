@@ -65,6 +65,21 @@ def _more_columns(theirs: Tensor, ours: Tensor) -> bool:
     )
 
 
+def _more_places(theirs: Tensor, ours: Tensor) -> bool:
+    """A square map with our rows and columns in their order, and places side by side that are no tokens."""
+    rows, columns = ours.shape[-2:]
+    if theirs.ndim != 4 or theirs.shape[:2] != ours.shape[:2] or theirs.shape[-1] != theirs.shape[-2]:
+        return False
+    more = theirs.shape[-1] - columns
+    if rows != columns or more <= 0:
+        return False
+    kept = (
+        torch.tensor([place for place in range(columns + more) if not start <= place < start + more])
+        for start in range(columns + 1)
+    )
+    return any(_equal(theirs[..., places[:, None], places], ours) for places in kept)
+
+
 def _padded(theirs: Tensor, ours: Tensor) -> bool:
     """Every row of ours is one of theirs, and they have more."""
     a, b = (_sorted_rows(t) for t in (theirs, ours))
@@ -124,6 +139,7 @@ _AGREEMENTS = {
     "mean of heads": _mean_of_heads,
     "a part": _block,
     "columns of no token": _more_columns,
+    "places of no token": _more_places,
     "with padding": _padded,
     "in several windows": _in_several_windows,
 }

@@ -17,6 +17,7 @@ from torch import Tensor
 import fxplain
 from atlas.agreement import is_no_map, match
 from atlas.cases import UNUSED, Case, NotBuiltError, Registry, tensors
+from atlas.doubles import Doubled, doubled
 from fxplain.errors import FxplainError
 from fxplain.result import Result
 from fxplain.traced import Traced
@@ -152,6 +153,10 @@ def _judge_case(case: Case, verdict: Verdict) -> Result | None:
     elif reported and checked.traced is not None:
         maps = (*checked.traced.maps(case.inputs), *checked.traced.points(case.inputs))
         _compare_maps(reported, maps, verdict)
+        if verdict.matched.get("places of no token") and not any(
+            "places that are no tokens" in note for note in checked.result.notes
+        ):
+            verdict.broken.append("places of no token: what they weigh is not told")
     return checked.result
 
 
@@ -234,7 +239,7 @@ def _compare(
     gap = _relevance_gap(result, again)
     if gap <= SAME_RELEVANCE:
         return f"{gap:.1e}"
-    # rows that are divided by a tiny sum blow up what was rounded: float64 says whether that is all
+    # rows that are divided by a tiny sum blow up what was rounded: float64 throughout tells if that is all
     exact = _gap_in_doubles(case, other, result)
     if exact is None or not exact <= SAME_RELEVANCE:
         verdict.broken.append(f"{attention}: relevance differs by {gap:g}")
@@ -250,20 +255,12 @@ def _target(result: Result) -> Any:
 def _gap_in_doubles(case: Case, other: Case, result: Result) -> float | None:
     """The same comparison in float64; None where the model cannot compute in it."""
     target = _target(result)
-    inputs = _doubled(case.inputs)
+    inputs = doubled(case.inputs)
     try:
-        found = [fxplain.explain(each.model.double(), inputs, target) for each in (case, other)]
+        found = [fxplain.explain(Doubled(each.model), inputs, target) for each in (case, other)]
     except Exception:
         return None
     return _relevance_gap(found[0], found[1])
-
-
-def _doubled(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {name: _doubled(inside) for name, inside in value.items()}
-    return tuple(_doubled(inside) for inside in value) if isinstance(value, (tuple, list)) else value
 
 
 def _same_outputs(first: Case, second: Case) -> bool:

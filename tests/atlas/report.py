@@ -30,6 +30,7 @@ AGREEMENT = {
     "transposed": "the model reports keys by queries",
     "a part": "the model leaves out rows and columns, of a prompt for instance",
     "columns of no token": "the model reports columns of zeros beside the keys too",
+    "places of no token": "the model reports padding that attends and is attended to, as the notes say",
     "with padding": "the model reports the rows of padding too",
     "in several windows": "a class token stands in every window: its weights are added up",
     "reported twice": "the very numbers of a map that was reported before, under another name",

@@ -19,6 +19,9 @@ def mixed_by_parameter(call: Call, data: Side, weight: Side, output: str) -> lis
     if alive or not data.killed:
         return alive
     slot = data.killed[0]
+    whole = _of_one_token(slot, data.axes_of(data.summed))
+    if whole is not None:
+        return [data.moved(whole, output)]
     summed = data.over(slot)
     free = [letter for letter in weight.letters if letter not in data.letters and letter in output]
     if (
@@ -30,6 +33,14 @@ def mixed_by_parameter(call: Call, data: Side, weight: Side, output: str) -> lis
         return [_token_mixing(call, data, weight, slot, free[0], output)]
     new = pooled(call, data.operand, slot, data.axes_of(summed))
     return [data.moved(new, output)] if new is not None else []
+
+
+def _of_one_token(slot: Slot, features: list[int]) -> Slot | None:
+    """The slot with one label for all features, where some of them are of no token (heads that leave out
+    queries) and the others of one."""
+    top = slot.labels.amax(features, keepdim=True)
+    same = (slot.labels == top) | (codes_of(slot.labels) < 0)
+    return replace(slot, labels=compact(top)) if bool(same.all()) else None
 
 
 def _is_token_axis(data: Side, slot: Slot, summed: str) -> bool:
