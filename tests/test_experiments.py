@@ -74,3 +74,37 @@ def test_a_short_version_of_the_vit(module, jobs, monkeypatch, tmp_path, name):
         assert scores["relevancy"] > scores["random"]
     record = json.loads((tmp_path / f"{name}.json").read_text())
     assert all(claim["said"] in ("holds", "does not hold", "not decided") for claim in record["claims"])
+
+
+def test_the_reviews_are_told_as_well_as_is_said(module):
+    """The stored accuracy, on the snippets that lie beside the weights, none of which was trained on."""
+    reviews = module("reviews")
+    record = json.loads(reviews.HELD_OUT.read_text(encoding="utf-8"))
+    numbers = {word: n for n, word in enumerate(reviews.VOCABULARY.read_text(encoding="utf-8").split("\n"))}
+    snippets = [reviews.Snippet(text, valence) for valence, text in record["snippets"]]
+    found = module("train_reviews").accuracy(reviews.load(), snippets, numbers)
+    assert found == pytest.approx(record["accuracy"]["bundled"], abs=0.01)
+    assert record["accuracy"]["all"] > 0.74
+    weights = reviews.FOLDER / "reviews.safetensors"
+    assert weights.stat().st_size < 2_000_000
+
+
+def test_marked_words_are_of_the_side_of_the_label(module):
+    reviews = module("reviews")
+    held_out, lexicon = reviews.held_out(20), json.loads(reviews.HELD_OUT.read_text())["lexicon"]
+    for words, marked, label in zip(held_out.texts, held_out.marked, held_out.labels.tolist(), strict=True):
+        found = [word for word, mark in zip(words, marked[1:], strict=False) if mark]
+        assert found
+        assert all((lexicon[word] > 0) == bool(label) for word in found)
+    assert not (held_out.marked & ~held_out.counted).any()
+
+
+@pytest.mark.parametrize("name", ["bert-words", "bert-deleted", "bert-masked"])
+def test_a_short_version_of_bert(module, jobs, monkeypatch, tmp_path, name):
+    monkeypatch.setattr(
+        module("bert"), "METHODS", ["relevancy", "legrad", "gradient_x_input+libra", "random"]
+    )
+    table = module("jobs").run(jobs[name], 40, tmp_path, None)
+    lead = table.measures[0].name
+    assert table.difference(lead, "gradient_x_input+libra", "random").low > 0
+    assert table.cells["relevancy"][lead].value > table.cells["random"][lead].value

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
-from fxplain import prediction
+from fxplain import map_blocks, prediction
 from fxplain.capture import capture
 from fxplain.errors import InputError, NonFiniteError, VerificationError
 from fxplain.verify import check, check_finite_outputs, difference, tolerance, verify
@@ -120,3 +120,23 @@ def test_rebuilt_maps_are_looked_at_once_for_a_layout(monkeypatch: pytest.Monkey
     traced.explain(torch.randn(1, 6, 8), target=(0, 1))
     traced.explain(torch.randn(1, 4, 8), target=(0, 1), verify=True)
     assert len(looks) == 3
+
+
+class Sharp(nn.Module):
+    """Attention with scores of some thousands, which are rounded by more than scores of the usual size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = 20 + 0.2 * x, 20 + 0.06 * x
+        y: Tensor = nn.functional.scaled_dot_product_attention(query, key, x)
+        return y.mean(1)
+
+
+def test_large_scores_are_rounded_by_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 64, 32, generator=torch.Generator().manual_seed(0))
+    sharp = Sharp().eval()
+    result = fxplain.explain(sharp, x, 0)
+    assert bool(torch.isfinite(result.relevance["x"]).all())
+    # what is no rounding is still told
+    monkeypatch.setattr(map_blocks, "_scale", lambda *_: 0.1)
+    with pytest.raises(VerificationError, match="does not reproduce"):
+        fxplain.explain(sharp, x, 0)

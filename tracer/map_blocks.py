@@ -68,6 +68,19 @@ def rebuilt_outputs(site: Site, replay: Replay) -> Iterator[tuple[Where, Tensor]
         yield (*lead, rows), found
 
 
+def largest_score(site: Site, replay: Replay) -> float:
+    """A bound on the scores of a fused attention: the longest query times the longest key, scaled."""
+    query, key, _ = (replay.kept[node.name].detach().double() for node in site.operands)
+    if not query.numel() or not key.numel():
+        return 0.0
+    return float(query.norm(dim=-1).max() * key.norm(dim=-1).max()) * abs(_scale(site, replay, query))
+
+
+def _scale(site: Site, replay: Replay, query: Tensor) -> float:
+    scale = argument(site.node, replay, "scale", None)
+    return float(query.shape[-1] ** -0.5 if scale is None else scale)
+
+
 def cuts(
     shape: Sequence[int],
     whole: Sequence[int],
@@ -114,9 +127,9 @@ def _fused(
         else:
             mask = None if site.node.name in replay.causal else _mask(site, replay, where)
             columns = _columns(site, replay, where, mask)
-            scale = argument(site.node, replay, "scale", None)
-            scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-            scores = _times(ours * scale, _taken(key, (*theirs, columns)).to(dtype), shared)
+            scores = _times(
+                ours * _scale(site, replay, query), _taken(key, (*theirs, columns)).to(dtype), shared
+            )
             scores = _masked(scores, site, replay, mask, rows, columns)
             maps = torch.softmax(scores, -1) if mask is None else masked_softmax(scores)
         seen = _taken(value, (*theirs, columns)).to(dtype)
