@@ -162,7 +162,7 @@ def test_replaced_tokens_and_pixels(texts):
     torch.testing.assert_close(blurred["pixel_values"], flat["pixel_values"])
 
 
-def test_words_that_matter(reader, texts):
+def test_words_that_matter(reader, texts, tmp_path):
     inputs = {name: value.repeat(4, 1) for name, value in texts.items()}
     removal = evaluate.Delete("input_ids", mask="attention_mask", first=1)
     table = evaluate.perturbation(
@@ -177,6 +177,8 @@ def test_words_that_matter(reader, texts):
     assert words.cells["relevancy"]["top token"].value == 1.0
     assert words.cells["relevancy"]["AP"].value == 1.0
     assert words.cells["relevancy"]["F1@2"].value == pytest.approx(2 / 3)
+    words.save(tmp_path / "words.png")  # with F1 over k
+    assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_true_source_is_found(reader, texts):

@@ -23,14 +23,16 @@ def picture(table: Table) -> bytes:
 
     curves = table.curves
     count = len(table.rows)  # all names must find room
-    figure = Figure(
-        figsize=(11, max(4.2, 0.6 + 0.2 * count)) if curves is not None else (7, 0.6 + 0.32 * count)
-    )
+    taken = _f1(table)
+    two = curves is not None or len(taken) > 1
+    figure = Figure(figsize=(11, max(4.2, 0.6 + 0.2 * count)) if two else (7, 0.6 + 0.32 * count))
     FigureCanvasAgg(figure)
     if curves is not None:
         _draw_curves(figure, table, curves)
+    elif two:
+        _draw_f1(figure, table, taken)
     else:
-        _draw_bars(figure, table)
+        _draw_bars(figure.subplots(), table)
     figure.tight_layout()
     stream = io.BytesIO()
     figure.savefig(stream, dpi=110)
@@ -68,8 +70,32 @@ def _draw_curve(
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _draw_bars(figure: Any, table: Table) -> None:
-    axes = figure.subplots()
+def _f1(table: Table) -> dict[int, str]:
+    """Number of tokens taken -> the measure that is of it."""
+    names = [measure.name for measure in table.measures]
+    return {int(name.removeprefix("F1@")): name for name in names if name.startswith("F1@")}
+
+
+def _draw_f1(figure: Any, table: Table, taken: dict[int, str]) -> None:
+    """The first measure as bars, and F1 over the number of tokens that are taken (CVPR paper, Figure 4)."""
+    left, right = figure.subplots(1, 2)
+    _draw_bars(left, table)
+    styles = _styles(list(table.order))
+    for method in table.order:
+        values = [table.cells[method][name].value for name in taken.values()]
+        right.plot(list(taken), values, label=method, **styles[method])
+        if method in (_LEAD, _FLOOR):
+            cells = [table.cells[method][name] for name in taken.values()]
+            low, high = [cell.low for cell in cells], [cell.high for cell in cells]
+            right.fill_between(list(taken), low, high, color=styles[method]["color"], alpha=0.15, linewidth=0)
+    right.set_xticks(list(taken))
+    right.set_xlabel("tokens taken")
+    right.set_ylabel("F1")
+    right.grid(alpha=0.25)
+    right.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+
+
+def _draw_bars(axes: Any, table: Table) -> None:
     measure, order = table.measures[0], list(table.order)[::-1]
     cells = [table.cells[method][measure.name] for method in order]
     values = [cell.value for cell in cells]
