@@ -108,3 +108,34 @@ def test_a_short_version_of_bert(module, jobs, monkeypatch, tmp_path, name):
     lead = table.measures[0].name
     assert table.difference(lead, "gradient_x_input+libra", "random").low > 0
     assert table.cells["relevancy"][lead].value > table.cells["random"][lead].value
+
+
+def test_an_atom_of_the_product_is_the_one_it_was(module):
+    alignments = module("alignments")
+    found = list(alignments.reactions())
+    assert len(found) > 400
+    for atom in found:
+        assert atom.text[atom.place] == atom.text[atom.source]
+        assert atom.others[atom.source]
+        assert not atom.others[atom.place]
+        assert atom.source < atom.text.index(">>") < atom.place
+    # the same order before and after: no two atoms of a product have one source
+    first = [(atom.place, atom.source) for atom in found if atom.text == found[0].text]
+    assert first == sorted(first)
+    assert len({source for _, source in first}) == len(first)
+
+
+@pytest.mark.packages
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["rxnmapper-atoms", "annalog-copies", "lightglue-matches"])
+def test_a_short_version_of_other_authors_models(module, jobs, monkeypatch, tmp_path, name):
+    alignments, others = module("alignments"), module("others")
+    few = ["relevancy", "relevancy+libra", "random"]
+    monkeypatch.setattr(alignments, "ACROSS", few)
+    monkeypatch.setattr(alignments, "WITHIN", few)
+    try:
+        table = module("jobs").run(jobs[name], 6, tmp_path, None)
+    except others.NotInstalledError as error:
+        pytest.skip(str(error))
+    for method in few[:2]:
+        assert table.cells[method]["AP"].value > table.cells["random"]["AP"].value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ SLOW = ("attention_flow",)
 # identical to relevancy where no attention runs between two streams
 ACROSS = ("relevancy_no_normalisation", "relevancy_no_self_in_eq10")
 LIBRA = ("relevancy+libra", "gradient_x_input+libra")
-LRP = tuple(n for n in METHODS if n.startswith("transformer_attribution") or "lrp" in n)
 
 TERMS = {
     "relevancy_no_normalisation": "The normalisation of eqs. 8 and 9 helps",
@@ -106,28 +105,9 @@ def checked(claims: Sequence[Claim], table: Table) -> Iterator[dict[str, Any]]:
             }
 
 
-def joined(*tables: Table) -> Table:
-    """Tables of several methods on the same samples, as one."""
-    first = tables[0]
-    rows = {name: row for table in tables for name, row in table.rows.items()}
-    refused = {name: why for table in tables for name, why in table.refused.items()}
-    notes = tuple(dict.fromkeys(note for table in tables for note in table.notes))
-    curves = first.curves
-    if curves is not None:
-        others = [table.curves for table in tables if table.curves is not None]
-        curves = replace(
-            curves,
-            positive={name: values for one in others for name, values in one.positive.items()},
-            negative={name: values for one in others for name, values in one.negative.items()},
-        )
-    return replace(first, rows=rows, refused=refused, notes=notes, curves=curves)
-
-
 def in_parts(make: Callable[[Sequence[str], int], Table], methods: Sequence[str], batch: int) -> Table:
-    """A table made in two goes: the methods of LRP take one pass for each sample over the whole batch."""
-    plain = [name for name in methods if name not in LRP]
-    slow = [name for name in methods if name in LRP]
-    return joined(make(plain, batch), make(slow, 4)) if slow else make(plain, batch)
+    """The table of these methods, so many samples at a time."""
+    return make(methods, batch)
 
 
 def all_methods(across: bool) -> list[str]:
