@@ -104,6 +104,7 @@ def _draw_bars(axes: Any, table: Table) -> None:
     axes.barh(order, values, xerr=spread, color=colours, height=0.7, error_kw={"elinewidth": 1})
     axes.set_xlabel(f"{measure.name} ({'higher' if measure.higher_is_better else 'lower'} is better)")
     axes.tick_params(labelsize=8)
+    axes.margins(y=0.01)
 
 
 def _styles(methods: list[str]) -> dict[str, dict[str, Any]]:
