@@ -125,6 +125,13 @@ def test_an_atom_of_the_product_is_the_one_it_was(module):
     assert len({source for _, source in first}) == len(first)
 
 
+@pytest.mark.parametrize("name", ["vit", "bert"])
+def test_samples_are_drawn(module, tmp_path, name):
+    (draw,) = module(name).SAMPLES.values()
+    draw(tmp_path / "sample.png")
+    assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.packages
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["rxnmapper-atoms", "annalog-copies", "lightglue-matches"])

@@ -254,7 +254,7 @@ JOBS = (
         "token that it would write is the molecule's own, that token is explained; of the encoder's tokens, "
         "the one that it copies should be the most relevant.",
         copying,
-        40,
+        150,
         _claims(across=True),
         found=FOUND_COPIES,
     ),

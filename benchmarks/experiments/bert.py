@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
+import samples
+import torch
 from jobs import TERMS, Claim, Job, all_methods, in_parts
 from reviews import MASK, Reviews, held_out, load
 
@@ -58,6 +61,22 @@ def perturbed(removal: evaluate.Removal, count: int) -> evaluate.Table:
     return in_parts(make, METHODS, BATCH)
 
 
+def sample(path: Path) -> None:
+    """Three short snippets that the model gets right."""
+    reviews = held_out(120)
+    traced = _traced(reviews)
+    with torch.no_grad():
+        right = traced.model(**reviews.inputs()).logits.argmax(-1) == reviews.labels
+    places = samples.chosen(reviews.texts, right, 3)
+    inputs = {name: value[places] for name, value in reviews.inputs().items()}
+    found = samples.explained(traced, inputs, reviews.labels[places], "input_ids")
+    texts = [reviews.texts[place] for place in places]
+    # after [CLS]
+    words = {name: values[:, 1:] for name, values in found.items()}
+    samples.draw_words(path, texts, reviews.marked[places, 1:], words)
+
+
+SAMPLES = {"BERT": sample}
 DELETE = evaluate.Delete("input_ids", mask="attention_mask", first=1, last=1)
 REPLACE = evaluate.Replace("input_ids", MASK, mask="attention_mask", first=1, last=1)
 

@@ -8,6 +8,7 @@ from textwrap import fill
 from typing import Any
 
 from jobs import RESULTS, ROOT, Job
+from samples import path_of
 
 PAGE = ROOT / "docs" / "results.md"
 HEAD = """# Results
@@ -52,6 +53,8 @@ def write(jobs: Mapping[str, Job], about: Mapping[str, str]) -> None:
         if job.model != model:
             model = job.model
             parts.append(f"## {model}\n\n{about[model].strip()}\n")
+            if path_of(model).exists():
+                parts.append(f"![samples](images/{path_of(model).name})\n")
         parts.append(_section(job, record))
     PAGE.write_text("\n".join(parts), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import samples
 from jobs import ROOT, Claim, Job, all_methods, in_parts
 from torch import Tensor
 
@@ -104,6 +106,19 @@ def sensitivity(count: int) -> evaluate.Table:
     return in_parts(make, METHODS, BATCH)
 
 
+def sample(path: Path) -> None:
+    """Two canvases, each asked for both of its garments."""
+    asked = _asked(4)
+    traced = _traced(asked)
+    size = (asked.pixel_values.shape[-2], asked.pixel_values.shape[-1])
+    results = traced.compare({"pixel_values": asked.pixel_values}, samples.METHODS, asked.targets).results
+    maps = {name: evaluate.to_pixels(result.grid("pixel_values"), size) for name, result in results.items()}
+    names = traced.model.config.id2label
+    titles = [names[int(target)] for target in asked.targets]
+    samples.draw_maps(path, asked.pixel_values[:, 0], titles, maps)
+
+
+SAMPLES = {"ViT": sample}
 _LEADS = "Relevancy leads rollout, raw attention, Grad-CAM, partial LRP and LRP"
 _GRADIENT = "The gradient in eq. 5 helps"
 JOBS = (
