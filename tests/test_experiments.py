@@ -110,6 +110,14 @@ def test_a_short_version_of_bert(module, jobs, monkeypatch, tmp_path, name):
     assert table.cells["relevancy"][lead].value > table.cells["random"][lead].value
 
 
+def test_a_short_version_of_the_true_class(module, jobs, monkeypatch, tmp_path):
+    monkeypatch.setattr(module("bert"), "SPECIFIC", ("relevancy", "relevancy+libra", "rollout"))
+    table = module("jobs").run(jobs["bert-true-class"], 40, tmp_path, None)
+    rows = {name: cells["SRG"].value for name, cells in table.cells.items()}
+    assert rows["relevancy+libra"] > rows["relevancy+libra, predicted class"]
+    assert rows["rollout"] == rows["rollout, predicted class"], "it knows no class"
+
+
 def test_an_atom_of_the_product_is_the_one_it_was(module):
     alignments = module("alignments")
     found = list(alignments.reactions())

@@ -31,6 +31,17 @@ TERMS = {
 }
 """Ablation -> the claim that what it leaves out is worth something."""
 
+VARIANTS = (
+    "relevancy+libra",
+    "legrad",
+    "transformer_attribution",
+    "attnlrp",
+    "cp_lrp",
+    "gradient_x_input+libra",
+    "reslrp",
+)
+"""Methods that might do better than relevancy everywhere."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -74,6 +85,7 @@ def run(job: Job, count: int | None = None, folder: Path = RESULTS, images: Path
         "model": job.model,
         "title": job.title,
         "claims": list(checked(job.claims, table)),
+        "against": dict(against(table)),
         "cpu_seconds": round(time.process_time() - start),
     }
     record["markdown"] = table.markdown(job.published)
@@ -103,6 +115,15 @@ def checked(claims: Sequence[Claim], table: Table) -> Iterator[dict[str, Any]]:
                 "gain": gain,
                 "said": said,
             }
+
+
+def against(table: Table) -> Iterator[tuple[str, list[float]]]:
+    """Each variant's gain over relevancy by the first measure: the paired difference."""
+    measure = table.measures[0].name
+    for name in VARIANTS:
+        if name in table.rows:
+            gap = table.difference(measure, name, "relevancy")
+            yield name, [gap.value, gap.low, gap.high]
 
 
 def in_parts(make: Callable[[Sequence[str], int], Table], methods: Sequence[str], batch: int) -> Table:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
-from jobs import RESULTS, ROOT, Job
+from jobs import RESULTS, ROOT, VARIANTS, Job
 from samples import path_of
 
 PAGE = ROOT / "docs" / "results.md"
@@ -43,7 +43,7 @@ def write(jobs: Mapping[str, Job], about: Mapping[str, str]) -> None:
     """The page: these experiments in this order, and under each model what is said of it."""
     records = {name: _record(name) for name in jobs}
     made = {name: record for name, record in records.items() if record is not None}
-    parts = [HEAD, *_overview(list(made.values()))]
+    parts = [HEAD, *_overview(list(made.values())), *_variants(list(made.values()))]
     missing = [f"`{name}`" for name in jobs if name not in made]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
@@ -84,6 +84,39 @@ def _overview(records: Sequence[dict[str, Any]]) -> list[str]:
             where = f"[{record['name']}](#{record['name']})"
             lines.append(f"| {where} | {text} | {measure} | {' | '.join(cells)} |")
     return ["\n".join(lines) + "\n"]
+
+
+BETTER = ""
+"""What the table of variants says, in words."""
+
+
+def _variants(records: Sequence[dict[str, Any]]) -> list[str]:
+    """A table of the first score of every experiment, for relevancy and the variants."""
+    compared = [r for r in records if r.get("against") and next(iter(r["measures"].values())) == "higher"]
+    if not compared:
+        return []
+    names = " | ".join(f"`{name}`" for name in VARIANTS)
+    lines = [
+        "## Does a variant do better?\n",
+        "The first score of every table. **Bold**: surely better than relevancy (the interval of the paired "
+        "difference lies above 0); *slanted*: surely worse; neither: not decided.\n",
+        f"| table | score | `relevancy` | {names} |",
+        "|---" * (3 + len(VARIANTS)) + "|",
+    ]
+    for record in compared:
+        measure = next(iter(record["measures"]))
+        scores = {name: row[measure][0] for name, row in record["scores"].items()}
+        cells = [_cell(scores.get(name), record["against"].get(name)) for name in VARIANTS]
+        lines.append(f"| {record['name']} | {measure} | {scores['relevancy']:.3f} | {' | '.join(cells)} |")
+    return ["\n".join(lines) + "\n", *([BETTER] if BETTER else [])]
+
+
+def _cell(score: float | None, gain: Sequence[float] | None) -> str:
+    """Bold if surely above, slanted if surely below; empty where the method is not defined."""
+    if score is None or gain is None:
+        return ""
+    _, low, high = gain
+    return f"**{score:.3f}**" if low > 0 else f"*{score:.3f}*" if high < 0 else f"{score:.3f}"
 
 
 def _section(job: Job, record: dict[str, Any]) -> str:
