@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "experiments"
 FEW = ["relevancy", "rollout", "raw_attention", "random"]
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports an experiment's module as its scripts do, and forgets it again."""
-    names = {path.stem for path in FOLDER.glob("*.py")}
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = {name: sys.modules.pop(name) for name in names & set(sys.modules)}
-
-    def load(name: str) -> ModuleType:
-        return importlib.import_module(name)
-
-    yield load
-    for name in names & set(sys.modules):
-        del sys.modules[name]
-    sys.modules.update(before)
-
-
-@pytest.fixture
-def jobs(module: Any) -> dict[str, Any]:
-    found: dict[str, Any] = module("run").jobs()
-    return found
 
 
 def test_the_page_is_what_the_results_say(module, jobs, monkeypatch, tmp_path):
