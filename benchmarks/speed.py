@@ -9,9 +9,10 @@
 Prints for each case, from one run, time and peak memory of each way over the floor's (medians, the ways taken
 in turn; integrated gradients and several targets are timed once):
 
-    rows     fxplain, the rows that are read          hooks    the paper's method by hooks on eager attention
-    matrix   fxplain, all of R                        ig       integrated gradients, 50 steps (captum)
-    targets  fxplain, several targets at once         lxt, autolrp   LRP by these packages, where they run
+    rows        fxplain, the rows that are read       hooks    the paper's method by hooks on eager attention
+    checkpoint  the same, the graph run in slices     ig       integrated gradients, 50 steps (captum)
+    matrix      fxplain, all of R                     lxt, autolrp   LRP by these packages, where they run
+    targets     fxplain, several targets at once
 
 On the CPU times are processor times of one thread, and peaks those of live tensors as the dispatcher sees
 them; on CUDA the clock's, and the allocator's. The model and its inputs are not counted.
@@ -34,7 +35,7 @@ from torch import nn
 
 import fxplain
 
-WAYS = ("rows", "matrix", "targets", "hooks", "ig", "lxt", "autolrp")
+WAYS = ("rows", "checkpoint", "matrix", "targets", "hooks", "ig", "lxt", "autolrp")
 Measured = dict[str, tuple[float, int] | str]
 """Way -> seconds and bytes, or why it was not measured."""
 
@@ -71,7 +72,7 @@ def measure(case: Case, options: argparse.Namespace) -> Measured:
                 else:  # warms up, too
                     peaks[way] = peak_bytes(run, options.device, owned)
             except Exception as error:  # other packages do not run everything
-                if way in ("floor", "rows", "matrix", "targets"):
+                if way in ("floor", "rows", "checkpoint", "matrix", "targets"):
                     raise
                 found[way] = type(error).__name__
     return found | {way: (statistics.median(times[way]), peak) for way, peak in peaks.items() if times[way]}

@@ -158,6 +158,7 @@ def ways_of(
         "floor": lambda: floor(model, case),
         "rows": lambda: traced.explain(case.inputs, case.target),
         "matrix": lambda: traced.explain(case.inputs, case.target, mode="matrix"),
+        "checkpoint": lambda: traced.explain(case.inputs, case.target, mode="checkpoint"),
         "ig": lambda: integrated_gradients(model, case),
     }
     if "hooks" in wanted:

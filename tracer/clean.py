@@ -206,20 +206,20 @@ def rename_modules(graph: Graph, rename: Callable[[str], str]) -> None:
 
 def draws_random_numbers(module: GraphModule) -> str | None:
     """Name of the first node that draws random numbers: dropout that is on, ``rand``, ``normal``, ..."""
-    for node in module.graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        if torch.Tag.nondeterministic_seeded not in node.target.tags:
-            continue
-        schema = node.target._schema.arguments
-        values = {
-            argument.name: argument.default_value for argument in schema if argument.has_default_value()
-        }
-        values.update({argument.name: value for argument, value in zip(schema, node.args, strict=False)})
-        values.update(node.kwargs)
-        if all(values.get(switch, True) for switch in ("train", "training", "dropout_p")):
-            return str(node.name)
-    return None
+    return next((str(node.name) for node in module.graph.nodes if draws(node)), None)
+
+
+def draws(node: Node) -> bool:
+    """Whether an operation draws random numbers."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    schema = node.target._schema.arguments
+    values = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
+    values.update({argument.name: value for argument, value in zip(schema, node.args, strict=False)})
+    values.update(node.kwargs)
+    return all(values.get(switch, True) for switch in ("train", "training", "dropout_p"))
 
 
 def _name(node: Node) -> str:

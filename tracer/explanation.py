@@ -28,7 +28,7 @@ from fxplain.notes import notes_of
 from fxplain.prediction import Mode, Prediction, aim, run_graph
 from fxplain.replay import tap_of
 from fxplain.result import Relevance, Result
-from fxplain.scheduled import Explained
+from fxplain.scheduled import Explained, Scheduled
 from fxplain.where import module_path, source_line
 
 
@@ -68,7 +68,7 @@ def explain_labelled(
         ) -> Prediction:
             if rows:  # other methods go along the graph, and need no labels on the way
                 check_understood(labelled)
-            ran = run_graph(labelled, bound, gradients, libra, rows, verify, callable(target))
+            ran = run_graph(labelled, bound, gradients, libra, rows, verify, callable(target), mode)
             return aim(ran, target, output, chosen=chosen, retain=retain, mode=mode)
 
         answers |= _answers(group, predicted, verified)
@@ -98,6 +98,7 @@ def _answers(
 def _answer(prediction: Prediction, method: Method, verified: float) -> Result | FxplainError:
     try:
         check_layers(prediction.chosen, method)
+        check_mode(prediction.mode, method)
         return result_of(prediction, method, method.explain(prediction), verified)
     except FxplainError as refusal:
         return refusal
@@ -110,6 +111,17 @@ def check_layers(chosen: frozenset[int] | None, method: Method) -> None:
             f"the method {method.name!r} has no layers to choose from",
             expected="layers= with a method that goes attention by attention",
             found=method.description,
+        )
+
+
+def check_mode(mode: Mode, method: Method) -> None:
+    """Refuse activation checkpointing for a method that goes along the graph in its own way."""
+    if mode == "checkpoint" and not isinstance(method.explain, Scheduled):
+        raise MethodError(
+            f"the method {method.name!r} cannot be had with activation checkpointing",
+            expected="a method that carries rows over the attentions, such as relevancy or rollout",
+            found=method.description,
+            hint='leave mode="checkpoint" out',
         )
 
 

@@ -119,7 +119,9 @@ def flex_block(node: fx.Node, replay: Replay, where: tuple[slice, ...]) -> Tenso
 def own_output(site: Site, replay: Replay) -> Tensor:
     """What the kernel itself gives for the operands of the replay."""
     if not is_flex(site.node):
-        return replay.tapped[site.node.name].detach()
+        whole = replay.kept[site.node.name]
+        first: Tensor = whole[0] if isinstance(whole, tuple | list) else whole
+        return first.detach()
     args, kwargs = _arguments(site.node, replay)
     with torch.no_grad():
         output: Tensor = site.node.target(*args, **kwargs)[0]  # type: ignore[operator]

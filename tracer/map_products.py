@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fxplain.map_blocks import Where, blocks
 from fxplain.maps import HeadMean, Plan, every_head
-from fxplain.replay import Replay
+from fxplain.replay import Gradients, Replay, tap_of
 from fxplain.rules.adjoint import Weights
 
 
@@ -28,8 +28,8 @@ class MapProducts:
 
     plan: Plan
     replay: Replay
-    gradients: Sequence[Tensor | None]
-    """Of the site's tapped tensor, one for each score; None where a score does not depend on it."""
+    gradients: Sequence[Gradients | None]
+    """One for each score; asked for that of the site's tapped tensor when a product is."""
     head_mean: HeadMean
     again: bool
     """Whether several products will be asked for: a map that is no larger than twice what it is rebuilt
@@ -98,7 +98,9 @@ class MapProducts:
         return self.again and torch.Size(self.plan.shape).numel() <= most
 
     def _formed(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Iterator[Tensor]]]:
-        for block in blocks(self.plan.site, self.replay, self.gradients, live):
+        site = self.plan.site
+        own = [None if of_score is None else of_score.get(tap_of(site).name) for of_score in self.gradients]
+        for block in blocks(site, self.replay, own, live):
             yield block.where, (self._mean(block.maps, gradient) for gradient in block.gradients)
 
     def _mean(self, maps: Tensor, gradient: Tensor | None) -> Tensor:

@@ -11,23 +11,21 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.broken_gradient import ended, origin
+from fxplain.checkpoint import checkpointed
 from fxplain.errors import NonFiniteError, TargetError, UnknownOpError
 from fxplain.labelled import Labelled
 from fxplain.labels import reads_of
 from fxplain.libra import balanced
 from fxplain.maps import check_rebuilt, make_plan
-from fxplain.replay import NO_SURROGATES, Replay, Surrogates, gradients_of, replay, tap_of
+from fxplain.replay import NO_SURROGATES, Gradients, Replay, Surrogates, replay, tap_of
 from fxplain.schedule import Step
 from fxplain.steps import steps_of
 from fxplain.target import Readout, Resolved, default_output, resolve
 from fxplain.verify import tolerance
 from fxplain.where import module_path, source_line
 
-Mode = Literal["auto", "rows", "matrix"]
-"""Single rows of R, all of it, or what is cheaper and can be had."""
-
-Gradients = Mapping[str, "Tensor | None"]
-"""Node -> gradient of a score to its tapped tensor; None where the score does not depend on it."""
+Mode = Literal["auto", "rows", "matrix", "checkpoint"]
+"""Single rows of R, all of it, or what is cheaper and can be had; rows with activation checkpointing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +79,17 @@ class Prediction:
         found = list(self.given or ())
         for place, score in enumerate(self.passes[len(found) :], len(found)):
             retain = self.retain or place + 1 < len(self.passes)
-            found.append(gradients_of(score, self.run.tapped, retain))
-        for name, gradient in (pair for gradients in found for pair in gradients.items()):
-            if gradient is not None and not bool(torch.isfinite(gradient).all()):
-                raise self._without_gradient(name, gradient)
+            found.append(self.run.gradients(score, retain, self._check_finite))
+        for name, gradient in (pair for gradients in self.given or () for pair in gradients.items()):
+            self._check_finite(name, gradient)
         return tuple(found)
 
-    def _without_gradient(self, name: str, gradient: Tensor) -> NonFiniteError:
+    def _check_finite(self, name: str, gradient: Tensor | None) -> None:
+        if gradient is None or bool(torch.isfinite(gradient).all()):
+            return
         nodes = self.labelled.captured.graph.graph.nodes
         node = origin(self) or next(node for node in nodes if node.name == name)
-        return NonFiniteError(
+        raise NonFiniteError(
             "the gradient of the score is NaN or infinite",
             where=f"node {node.name} ({node.target}), module {module_path(node)}, {source_line(node)}",
             expected="finite gradients",
@@ -139,6 +138,7 @@ def run_graph(
     rows: bool = True,
     verify: bool = False,
     own_scores: bool = False,
+    mode: Mode = "auto",
 ) -> Ran:
     """Run the graph, with gradients to attentions if methods want them; those that read no ``rows``
     differentiate by themselves, and to resolve targets that are functions (``own_scores``) takes some, too.
@@ -152,7 +152,12 @@ def run_graph(
         _check_differentiable(labelled.findings.ledger.without_gradient)
     surrogates = balanced(labelled) if libra else NO_SURROGATES
     tracked = (gradients and rows) or own_scores or _assumes(labelled)
-    run = replay(labelled.captured, bound, labelled.classified.sites, tracked, surrogates)
+    sites = labelled.classified.sites
+    if mode == "checkpoint":
+        shapes = labelled.findings.ledger.shapes
+        run = checkpointed(labelled.captured, bound, sites, shapes, tracked, surrogates)
+    else:
+        run = replay(labelled.captured, bound, sites, tracked, surrogates)
     if verify or not labelled.rebuilt:
         labelled.rebuilt.append(check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs)))
     return Ran(labelled, bound, run, surrogates, tracked, rows)
@@ -255,8 +260,8 @@ def _without_wrong_assumptions(labelled: Labelled, run: Replay, scores: Sequence
     tapped = {tap_of(plan.site).name: run.tapped[tap_of(plan.site).name] for plan in assumed.values()}
     plans = dict(labelled.plans)
     for sample, score in enumerate(scores):
-        gradients = gradients_of(score, tapped, retain=True)
-        for index, plan in assumed.items():
+        gradients = replace(run, tapped=tapped).gradients(score, True, lambda name, gradient: None)
+        for index, plan in reversed(assumed.items()):
             gradient = gradients.get(tap_of(plan.site).name)
             if gradient is not None and not plan.only(sample, gradient):
                 plans[index] = make_plan(plan.site, labelled.classified, plan.batch, assume=False)

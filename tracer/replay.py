@@ -19,6 +19,10 @@ Surrogate = Callable[[fx.Node, "tuple[Any, ...]", "dict[str, Any]"], Any]
 """(node, its arguments by place, by name) -> what to go on with in place of the operation's own result."""
 Surrogates = Mapping[fx.Node, Surrogate]
 NO_SURROGATES: Surrogates = MappingProxyType({})
+Gradients = Mapping[str, "Tensor | None"]
+"""Node -> gradient of a score to its tapped tensor; None where the score does not depend on it."""
+Check = Callable[[str, "Tensor | None"], None]
+"""Sees a node's name and the gradient to its tapped tensor, and may refuse it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,17 @@ class Replay:
     """Kernel -> whether its mask is causal, where that or nothing is all that the mask says."""
     largest: int = 0
     """Bytes of the largest value with a gradient."""
+    backward: Callable[[Tensor, Check], Gradients] | None = None
+    """How gradients are taken, where the graph does not hold what they need."""
+
+    def gradients(self, score: Tensor, retain: bool, check: Check) -> Gradients:
+        """The gradients of a score to all that is tapped, each checked as soon as it is there."""
+        if self.backward is not None:
+            return self.backward(score, check)
+        found = gradients_of(score, self.tapped, retain)
+        for name, gradient in found.items():
+            check(name, gradient)
+        return found
 
 
 def tap_of(site: Site) -> fx.Node:
@@ -105,7 +120,7 @@ def execute(
         if node in known:
             real[node] = known[node]
             continue
-        real[node] = change(node, _run(captured, bound, node, real, surrogates))
+        real[node] = change(node, run_node(captured, bound, node, real, surrogates))
         for used in node.all_input_nodes:
             if last_use[used] is node:
                 real.pop(used, None)
@@ -124,13 +139,14 @@ def _needed(graph: fx.Graph, known: Mapping[fx.Node, Any]) -> list[fx.Node]:
     return [node for node in nodes if node in needed]
 
 
-def _run(
+def run_node(
     captured: Captured,
     bound: Mapping[str, Tensor],
     node: fx.Node,
     real: Mapping[fx.Node, Any],
     surrogates: Surrogates,
 ) -> Any:
+    """The value of one node, from those of its operands."""
     if node.op == "placeholder":
         return bound[node.name]
     if node.op == "get_attr":

@@ -9,11 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fxplain.checkpoint import PassingGradients
 from fxplain.map_products import Elsewhere, Formed, MapProducts, Summed
 from fxplain.maps import HeadMean, Plan, attention_weights
 from fxplain.mixing_products import mixing_products
-from fxplain.prediction import Gradients, Prediction
-from fxplain.replay import tap_of
+from fxplain.prediction import Prediction
+from fxplain.replay import Gradients, tap_of
 from fxplain.row_schedule import rows_of, uses
 from fxplain.rules.adjoint import Dense, Weights
 from fxplain.schedule import Rules, Step
@@ -69,16 +70,20 @@ def read_rows(
     """
     tokens, behind = prediction.labelled.classified.tokens, prediction.behind(steps)
     plain = [step for step, _ in steps]
-    maps = _maps(prediction, steps, [own.gradients for own in passes], weigh, uses(plain, rules))
+    again = uses(plain, rules)
+    maps = _maps(prediction, steps, [own.gradients for own in passes], weigh, again)
     places, owners, vectors = _places(prediction, passes)
     sums = [[torch.zeros(())] * len(of_pass) for of_pass in places]
     most = max(MOST // max(owners * tokens, 1), 1)
+    for of_pass in passes:
+        if isinstance(of_pass.gradients, PassingGradients) and (again or vectors > most):
+            of_pass.gradients.hold = True
     for first in range(0, vectors, most):
         block = [[_within(own, first, most) for own in of_pass] for of_pass in places]
         start = _start(prediction, block, (owners, min(most, vectors - first), tokens))
         rows = rows_of(plain, maps, tokens, rules, start, behind)
-        for of_pass, kept in zip(block, sums, strict=True):
-            for sample, own in enumerate(of_pass):
+        for places_of_pass, kept in zip(block, sums, strict=True):
+            for sample, own in enumerate(places_of_pass):
                 owner, vector, token = own.to(rows.device).unbind(-1)
                 rows[owner, vector, token] = 0
                 kept[sample] = kept[sample].to(rows) + rows[owner, vector].sum(0)
@@ -149,16 +154,22 @@ def _maps(
 def _map(
     prediction: Prediction, plan: Plan, gradients: Sequence[Gradients | None], weigh: Weigh, again: bool
 ) -> Weights:
-    tapped = tap_of(plan.site).name
-    own = [None if of_pass is None else of_pass.get(tapped) for of_pass in gradients]
     if isinstance(weigh, ByHeads) and plan.sampled and plan.site.attends:
-        return MapProducts(plan, prediction.run, own, weigh.head_mean, again)
+        return MapProducts(plan, prediction.run, gradients, weigh.head_mean, again)
     if not plan.site.attends:
         # rules ask for the sums of its rows too; it is not much larger than the data it is made of
-        products = [partial(mixing_products, plan, prediction.run, gradient) for gradient in own]
-        return Formed(products, again=True)
-    return Formed([partial(_dense, weigh, prediction, plan, gradient) for gradient in own], again)
+        return Formed([partial(_mixing, prediction, plan, of_pass) for of_pass in gradients], again=True)
+    return Formed([partial(_dense, weigh, prediction, plan, of_pass) for of_pass in gradients], again)
 
 
-def _dense(weigh: Weigh, prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Dense:
-    return Dense(weigh(prediction, plan, gradient))
+def _gradient(plan: Plan, gradients: Gradients | None) -> Tensor | None:
+    """That of a site's tapped tensor, which may be worked out only now."""
+    return None if gradients is None else gradients.get(tap_of(plan.site).name)
+
+
+def _mixing(prediction: Prediction, plan: Plan, gradients: Gradients | None) -> Weights:
+    return mixing_products(plan, prediction.run, _gradient(plan, gradients))
+
+
+def _dense(weigh: Weigh, prediction: Prediction, plan: Plan, gradients: Gradients | None) -> Dense:
+    return Dense(weigh(prediction, plan, _gradient(plan, gradients)))

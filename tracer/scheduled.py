@@ -11,8 +11,8 @@ from torch import Tensor
 from fxplain.errors import MethodError
 from fxplain.layers import Layers, chosen_sites
 from fxplain.maps import Plan, mixing_weights
-from fxplain.prediction import Gradients, Prediction, only
-from fxplain.replay import tap_of
+from fxplain.prediction import Prediction, only
+from fxplain.replay import Gradients, tap_of
 from fxplain.row_mode import ByHeads, Weigh, passes_of, read_rows
 from fxplain.row_schedule import obstacle
 from fxplain.schedule import Relevancy, Rules, Step, schedule
@@ -94,7 +94,7 @@ class Scheduled:
             return False
         tokens = prediction.labelled.classified.tokens
         reason = obstacle([step for step, _ in steps], tokens, self.rules)
-        if reason is not None and prediction.mode == "rows":
+        if reason is not None and prediction.mode in ("rows", "checkpoint"):
             raise MethodError(
                 "the schedule cannot be run in row mode",
                 expected="rules with a form for rows, and no co-attention",

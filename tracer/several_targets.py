@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.errors import FxplainError, TargetError
-from fxplain.explanation import check_layers, check_understood, result_of, with_matrix
+from fxplain.errors import FxplainError, TargetError, first_line
+from fxplain.explanation import check_layers, check_mode, check_understood, result_of, with_matrix
 from fxplain.labelled import Labelled
 from fxplain.layers import Layers, chosen_sites
 from fxplain.method_table import Method
-from fxplain.prediction import Gradients, Mode, Prediction, Ran, aim, run_graph
-from fxplain.replay import Replay, gradients_of
+from fxplain.prediction import Mode, Prediction, Ran, aim, run_graph
+from fxplain.replay import Gradients, Replay, gradients_of
 from fxplain.result import Result
 from fxplain.scheduled import Explained, Scheduled
 
@@ -48,16 +48,17 @@ def explain_each(
     """
     chosen = None if layers is None else chosen_sites(labelled.classified, layers)
     check_layers(chosen, method)
+    check_mode(mode, method)
     if method.attentions:
         check_understood(labelled)
     own = not callable(targets) and any(callable(target) for target in targets)
-    ran = run_graph(labelled, bound, method.gradients, method.libra, method.attentions, verify, own)
+    ran = run_graph(labelled, bound, method.gradients, method.libra, method.attentions, verify, own, mode)
     if callable(targets):
         targets = asked(targets, ran)
     count = len(targets)
     options = {"chosen": chosen, "mode": mode}
     aimed = [aim(ran, t, output, retain=place + 1 < count, **options) for place, t in enumerate(targets)]
-    together = method.gradients and method.attentions
+    together = method.gradients and method.attentions and mode != "checkpoint"
     size = chunk_size(ran.run, memory, len(aimed[0].passes)) if together and aimed else 1
     for start in range(0, count, size):
         for found in _of_chunk(method, aimed[start : start + size], together, verified):
@@ -116,8 +117,7 @@ def with_gradients(predictions: Sequence[Prediction]) -> tuple[list[Prediction],
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        note = f"gradients of several targets were taken one by one: {reason}"
+        note = f"gradients of several targets were taken one by one: {first_line(error)}"
         found = iter([gradients_of(score, tapped, True) for score in scores])
     return [replace(p, given=tuple(next(found) for _ in p.passes)) for p in predictions], note
 

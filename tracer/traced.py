@@ -182,6 +182,8 @@ class Traced:
             mode: how relevancy and its kin are worked out. ``rows``: only the rows that are read, carried
                 back over the attentions, in time and memory of a pass. ``matrix``: all of R. ``auto``: rows
                 where the model allows it (no attention both ways between streams). See ``result.mode``.
+                ``checkpoint``: rows with activation checkpointing, for long inputs: the graph is run again
+                in slices where backward needs it, which takes one more forward pass and much less memory.
 
         Raises:
             InputError, TargetError, MethodError, NoAttentionError, UnknownOpError, NonFiniteError,
