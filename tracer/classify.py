@@ -107,11 +107,11 @@ def _unique(attentions: list[Attention]) -> list[Attention]:
 
 
 def _read(sites: list[Site], outputs: Iterable[Value]) -> list[Site]:
-    """Without the joins whose sums no later site or output reads."""
+    """Without the joins and pools whose sums no later site or output reads: statistics, of a softmax say."""
     wanted = {read for value in outputs for slot in value.active for read in slot.reads}
     kept: list[Site] = []
     for site in reversed(sites):
-        if site.index in wanted or site.form != "joined":
+        if site.index in wanted or site.form not in ("joined", "pooled"):
             kept.append(site)
             wanted |= site.rows.reads | site.cols.reads
     return kept[::-1]

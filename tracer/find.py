@@ -16,7 +16,7 @@ from fxplain.batch_axis import batch_axis_of, batch_guesses
 from fxplain.captured import Captured, Placeholder
 from fxplain.copies import apart, where_copied
 from fxplain.elements import Root
-from fxplain.labels import DORMANT, NOTHING, STRONG, WEAK, Slot, Value, compact, encode
+from fxplain.labels import DORMANT, NOTHING, STRONG, WEAK, Slot, Value, compact, encode, samples_of
 from fxplain.ledger import Ledger
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.partial import follow
@@ -66,9 +66,16 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
     """
     for axis, batch in batch_guesses(captured, bound):
         findings = Labelling(captured, bound, axis, batch).run()
-        if findings is not None:
+        if findings is not None and (axis is None or _names_samples(findings)):
             return _with_copies(findings, captured, bound)
     raise AssertionError("where there is no batch, nothing crosses it")
+
+
+def _names_samples(findings: Findings) -> bool:
+    """Whether some token is of a sample: where none is, what lies along the axis (ends of edges) are none."""
+    sites = [slot for site in findings.ledger.sites for slot in (site.rows, site.cols)]
+    slots = [*sites, *(slot for value in findings.outputs for slot in value.active)]
+    return not slots or any(bool((samples_of(slot.labels) >= 0).any()) for slot in slots)
 
 
 def _with_copies(findings: Findings, captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
@@ -124,6 +131,7 @@ class Labelling:
                         self.ledger.factors.pop(used.name, None)
                         self.ledger.partial.pop(used.name, None)
                         self.ledger.stacks.pop(used.name, None)
+                        self.ledger.weighed.pop(used.name, None)
         assert output is not None
         nodes = [n for n in output.args[0] if isinstance(n, fx.Node)]  # type: ignore[union-attr]
         return Findings(

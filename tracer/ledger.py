@@ -14,6 +14,7 @@ from fxplain.labels import FAINT, STRONG, Slot, codes_of, compact, encode, sampl
 from fxplain.sites import Born, Partial, Site, Stack
 
 if TYPE_CHECKING:
+    from fxplain.ops.edges import Taken, Weighed
     from fxplain.ops.table import Operand
 
 
@@ -44,6 +45,10 @@ class Ledger:
     """Nodes that hold the output of an attention, or a sum of some, until something else is done to it."""
     factors: dict[str, tuple[Operand, Operand]] = field(default_factory=dict)
     """Elementwise products of two labelled tensors, while they are alive: what was multiplied."""
+    weighed: dict[str, Weighed] = field(default_factory=dict)
+    """Such products, also laid out otherwise, each with the node that made it."""
+    taken: list[Taken] = field(default_factory=list)
+    """Tokens that were gathered along an axis, and by which index."""
     summaries: dict[fx.Node, tuple[fx.Node, Slot]] = field(default_factory=dict)
     """Products that sum all tokens into features (linear and kernel attention), each with what it summed: the
     second operand's node, and its tokens."""

@@ -16,8 +16,11 @@ def heads_of(site: Site, batch: int, assume: bool = True) -> int:
     """How many rows of the map each query has, whether heads have an axis or are folded into another.
 
     Some queries may have more (a class token that stands in every frame): the fewest count. Where heads
-    choose their queries themselves, some have fewer, and the heads count.
+    choose their queries themselves, some have fewer, and the heads count. A list of pairs has no rows.
     """
+    if not site.column_axes:
+        shown = site.rows.axes | site.cols.axes
+        return torch.Size([size for axis, size in enumerate(site.shape) if axis not in shown]).numel()
     ranks, queries = line_ranks(site, batch, assume)
     per_line = int(torch.Size(_lines_of(site)).numel()) // max(ranks.numel(), 1)
     if _choosing_heads(site, queries) is not None:

@@ -6,13 +6,15 @@ none, what is summed there is a new token. Where no place gets two tokens, the o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fxplain.labels import Slot, Value, codes_of, compact
+from fxplain.labels import Slot, Value, codes_of, compact, encode, samples_of
+from fxplain.ops.edges import along_edges
 from fxplain.ops.mixing import new_tokens, record
 from fxplain.ops.table import Call, Operand, transfer
 from fxplain.ops.writing import write
@@ -57,30 +59,43 @@ def accumulate(call: Call) -> Value:
         return write(call)
     read, new = reader(call), source.value.active[0]
     size = read(torch.zeros(1, dtype=torch.int8).expand(base.shape)).shape
-    if tuple(size) != source.shape or not _meet(read, base, source, new):
+    if tuple(size) != source.shape:
         return write(call)
+    pooled = partial(_places, call, source, by=["scores"])
+    attended = None if base.value.active else along_edges(call, source, pooled)
+    if attended is None and not _meet(read, base, source, new):
+        return write(call)
+    # a place holds what is of one sample; if it seems not to, the batch lies on another axis
+    call.ledger.crossing |= _meet(read, base, source, _samples(new), [_samples(s) for s in base.value.active])
     call.ledger.data_dependent |= any(
         o.value.from_input for o in call.operands() if not o.tensor.is_floating_point()
     )
     if base.value.active:
         return call.carry(base, source, slots=[_taken_in(call, read, base, source, new)])
+    if attended is not None:
+        return replace(call.carry(source, base, slots=[attended]), softmaxes=frozenset())
     return call.carry(source, base, slots=[_merged(call, read, source, new)])
 
 
-def _meet(read: Read, base: Operand, source: Operand, new: Slot) -> bool:
-    """Whether some place gets several tokens."""
+def _samples(slot: Slot) -> Slot:
+    """Labels that name samples alone."""
+    samples = samples_of(slot.labels)
+    return replace(slot, labels=encode(-1, samples))
+
+
+def _meet(read: Read, base: Operand, source: Operand, new: Slot, olds: Sequence[Slot] | None = None) -> bool:
+    """Whether some place gets several tokens, or one of several samples."""
     count = torch.Size(base.shape).numel()
     places = read(torch.arange(count).view(base.shape)).reshape(-1)
-    codes = codes_of(new.expanded(source.shape)).reshape(-1)
-    places, codes = places[codes >= 0], codes[codes >= 0]
-    low, high = torch.full((count,), torch.iinfo(torch.int64).max), torch.full((count,), -1)
-    for slot in base.value.active:
-        own = codes_of(slot.expanded(base.shape)).reshape(-1)
-        high = own.clone()
-        low = torch.where(own >= 0, own, low)
-    low = low.scatter_reduce(0, places, codes, "amin")
-    high = high.scatter_reduce(0, places, codes, "amax")
-    return bool(((high >= 0) & (low != high)).any())
+    labels = new.expanded(source.shape).reshape(-1)
+    places, labels = places[codes_of(labels) >= 0], labels[codes_of(labels) >= 0]
+    low, high = torch.full((count,), torch.iinfo(torch.int64).max), torch.zeros(count, dtype=torch.int64)
+    for slot in base.value.active if olds is None else olds:
+        high = slot.expanded(base.shape).reshape(-1).clone()
+        low = torch.where(codes_of(high) >= 0, high, low)
+    low = low.scatter_reduce(0, places, labels, "amin")
+    high = high.scatter_reduce(0, places, labels, "amax")
+    return bool(((codes_of(high) >= 0) & (low != high)).any())
 
 
 def _taken_in(call: Call, read: Read, base: Operand, source: Operand, new: Slot) -> Slot:
@@ -95,14 +110,19 @@ def _taken_in(call: Call, read: Read, base: Operand, source: Operand, new: Slot)
 
 
 def _merged(call: Call, read: Read, source: Operand, new: Slot) -> Slot:
+    """New tokens, made of the old ones."""
+    rows = _places(call, source, new)
+    spread = replace(rows, labels=compact(read(rows.expanded(call.result.shape)).contiguous()))
+    made = record(call, "pooled", [source], spread, new, source.shape)
+    return replace(rows, reads=made.reads)
+
+
+def _places(call: Call, source: Operand, new: Slot, by: Sequence[object] = ()) -> Slot:
     """A new token for each place along the axes that the index and the old tokens lie on."""
     shape = tuple(call.result.shape)
     indexed = {axis for axis, size in enumerate(source.shape) if size != shape[axis]} | {_axis(call)}
     kept = sorted(indexed | {axis for axis in new.axes if source.shape[axis] == shape[axis]})
-    rows = new_tokens(call, new, kept, [n if axis in kept else 1 for axis, n in enumerate(shape)])
-    spread = replace(rows, labels=compact(read(rows.expanded(shape)).contiguous()))
-    made = record(call, "pooled", [source], spread, new, source.shape)
-    return replace(rows, reads=made.reads)
+    return new_tokens(call, new, kept, [n if axis in kept else 1 for axis, n in enumerate(shape)], by)
 
 
 def _axis(call: Call) -> int:

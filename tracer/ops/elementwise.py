@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     operands = spread(call, completing(call, call.operands() if operands is None else operands))
     ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
     aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
+    call.ledger.crossing |= _samples_meet(aligned)
     if not any(operand.value.labelled for operand in operands):
         aligned = without_tables(call, aligned)
     elif len(operands) == 2:
@@ -82,6 +84,21 @@ def _one_place(call: Call, operands: Sequence[Sequence[Slot]]) -> bool:
         return False
     read = {call.ledger.window_over(slot) for slot in slots}
     return len(read) == 1 and None not in read
+
+
+def _samples_meet(operands: Sequence[Sequence[Slot]]) -> bool:
+    """Whether tokens of different samples meet place by place along one axis: it is no batch axis then.
+
+    Pictures compared with texts meet too, but along axes of their own.
+    """
+    firm = [[compact(samples_of(s.labels)) for s in own if s.strength == STRONG] for own in operands]
+    for place, own in enumerate(firm):
+        for one, other in product(own, (samples for rest in firm[place + 1 :] for samples in rest)):
+            if any(a > 1 and b > 1 for a, b in zip(one.shape, other.shape, strict=True)):
+                one, other = broadcast(one, other)
+                if bool(((one != other) & (one >= 0) & (other >= 0)).any()):
+                    return True
+    return False
 
 
 def _told(call: Call) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fxplain.labels import DORMANT, NOTHING, Slot, Value, align, codes_of, compact, fill_samples, reads_of
 from fxplain.merging import merge
+from fxplain.ops.edges import note_taken
 from fxplain.ops.elementwise import asked_among, beside_among, pointwise
 from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten, transfer
@@ -26,6 +27,8 @@ slice_copy select_copy squeeze_copy unsqueeze_copy _unsafe_index replication_pad
 
 WHOLE = aten("view reshape expand _unsafe_view slice")
 """Operations that hold the very numbers of their operand where they keep its shape."""
+FOLDING = aten("view reshape _unsafe_view flatten unflatten squeeze unsqueeze")
+GATHERING = aten("gather index_select index")
 STRIDED = ("aten::as_strided", "aten::as_strided_copy")
 
 IDENTITY = """clone contiguous detach alias to _to_copy lift_fresh lift_fresh_copy dropout feature_dropout
@@ -43,7 +46,14 @@ def identity(call: Call) -> Value | tuple[Value, ...]:
     value = replace(operand.value, origin=_origin(operand) if same else None)
     if operand.node is not None and operand.node.name in call.ledger.factors:
         call.ledger.factors[call.node.name] = call.ledger.factors[operand.node.name]
+    _still_weighed(call, operand)
     return (value, NOTHING) if isinstance(call.result, tuple) else value
+
+
+def _still_weighed(call: Call, operand: Operand) -> None:
+    """Products of weights and values, features of heads side by side, are summed along edges later on."""
+    if operand.node is not None and operand.node.name in call.ledger.weighed:
+        call.ledger.weighed[call.node.name] = call.ledger.weighed[operand.node.name]
 
 
 def _origin(operand: Operand) -> str | None:
@@ -67,6 +77,10 @@ def unary(call: Call) -> Value | tuple[Value, ...]:
         value = replace(value, beside=replace(beside, slot=_move(call, beside.slot, operand.shape)[0]))
     same = isinstance(call.result, Tensor) and call.result.shape == operand.shape
     reshaping = call.op in WHOLE
+    if call.op in GATHERING:
+        note_taken(call, operand)
+    if call.op in FOLDING:
+        _still_weighed(call, operand)
     return replace(value, origin=_origin(operand)) if same and reshaping else value
 
 

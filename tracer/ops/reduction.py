@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fxplain.labels import DORMANT, NOTHING, Beside, Slot, Value
 from fxplain.ops.contraction import summed_product
+from fxplain.ops.edges import Weighed
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.mixing import pooled
 from fxplain.ops.one_key import weighed_key
@@ -97,6 +98,7 @@ def multiply(call: Call) -> Value:
     if len(operands) != 2 or not all(operand.value.labelled for operand in operands):
         return value
     call.ledger.factors[call.node.name] = (operands[0], operands[1])
+    call.ledger.weighed[call.node.name] = Weighed(call.node, (operands[0], operands[1]))
     weights = [o for o in operands if o.value.softmaxes]
     if len(weights) == 1 and len(weights[0].value.active) < 2:
         return replace(value, softmaxes=frozenset())  # one weight a token: data, and no weight any more
