@@ -106,3 +106,9 @@ def test_training_goes_down(module, monkeypatch, tmp_path, name):
     models.keep(name, model, {"steps": 2}, tmp_path)
     again = models.load(name, tmp_path)
     assert all(torch.allclose(v, again.state_dict()[k], atol=1e-3) for k, v in model.state_dict().items())
+
+
+def test_three_questions_are_drawn(module, tmp_path):
+    draw = module("shape_vqa").SAMPLES["VisualBERT"]
+    draw(tmp_path / "sample.png")
+    assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")

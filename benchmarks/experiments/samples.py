@@ -65,7 +65,7 @@ def draw_maps(path: Path, pictures: Tensor, titles: Sequence[str], found: Mappin
     """One row for each picture: itself, then its map by each method.
 
     Args:
-        pictures: [pictures, H, W], grey.
+        pictures: [pictures, H, W], grey, or [pictures, H, W, 3].
         titles: what is explained, by row.
         found: method -> [pictures, H, W].
     """

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, partial
+from pathlib import Path
+from textwrap import fill
 from typing import Any
 
+import numpy as np
+import samples
 import torch
 from jobs import ACROSS, TERMS, Claim, Job, all_methods, in_parts
 from shape_models import HELD_OUT_SEED, VQA, about, load, vqa_inputs
-from shape_questions import OBJECTS, REGIONS, asked
+from shape_questions import ANSWERS, OBJECTS, REGIONS, WORDS, asked
+from shapes import SIZE, paint
 from torch import Tensor
 
 import fxplain
@@ -22,6 +27,7 @@ _POSITIONS = {"lxmert": ("visual_pos",), "visual_bert": ()}
 # [SEP], and for VisualBERT the token before it, which its head reads
 _LAST = {"lxmert": 1, "visual_bert": 2}
 K = (1, 2)
+SHOWN_SEED = 4
 
 
 def _removal(name: str, side: str) -> evaluate.Delete:
@@ -82,6 +88,31 @@ def found(name: str, side: str, count: int) -> evaluate.Table:
         return run(space=removal.space, counted=removal.removable(own.inputs), k=K, batch=batch)
 
     return in_parts(make, METHODS[name], BATCH)
+
+
+def sample(name: str, path: Path) -> None:
+    """Three questions about scenes; each region's relevance lies in its box."""
+    count = 3
+    scenes, questions = asked(count, SHOWN_SEED)
+    pixels, _ = paint(scenes, np.random.default_rng(SHOWN_SEED))
+    inputs = vqa_inputs(name, questions)
+    traced = fxplain.trace(load(name), inputs)
+    found = samples.explained(traced, inputs, questions.answers, _VISUAL[name])
+    maps = {method: _in_boxes(questions.visual_pos, values) for method, values in found.items()}
+    texts = [" ".join(WORDS[n] for n in ids if n > 2) for ids in questions.input_ids.tolist()]
+    answers = [ANSWERS[answer] for answer in questions.answers.tolist()]
+    titles = [f"{fill(text, 22)}\n{answer}" for text, answer in zip(texts, answers, strict=True)]
+    samples.draw_maps(path, torch.from_numpy(pixels), titles, maps)
+
+
+def _in_boxes(boxes: Tensor, values: Tensor) -> Tensor:
+    """[n, SIZE, SIZE]: every region's relevance where its box is; the most relevant of those that overlap."""
+    maps = torch.zeros(len(values), SIZE, SIZE)
+    for own, corners, relevance in zip(maps, (boxes * SIZE).round().long().tolist(), values, strict=True):
+        for k in relevance.argsort().tolist():
+            left, top, right, bottom = corners[k]
+            own[top:bottom, left:right] = relevance[k]
+    return maps
 
 
 _LEADS = "Relevancy leads rollout, raw attention, Grad-CAM, partial LRP and transformer attribution"
@@ -181,4 +212,5 @@ def _jobs(name: str, side: str, things: str) -> tuple[Job, Job]:
 
 _SIDES = {"image": "regions", "text": "words"}
 JOBS = tuple(job for name in VQA for side, things in _SIDES.items() for job in _jobs(name, side, things))
+SAMPLES = {title: partial(sample, name) for name, title in _TITLES.items()}
 ABOUT = {title: _told(name) for name, title in _TITLES.items()}
