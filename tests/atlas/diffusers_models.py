@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice, product
 from typing import Any
 
@@ -21,7 +22,7 @@ IMPLEMENTATIONS: tuple[str | None, ...] = (None,)
 
 BATCH, WORDS, SIDE, WIDE = 2, 5, 8, 32
 HEADS = 2
-PLANS = ("widths of other models", "own widths", "all widths", "filled", "all filled")
+PLANS = ("widths of other models", "own widths", "all widths", "channels filled", "filled", "all filled")
 """Which widths shrink besides those that follow from the number of heads; at last, what has no default is
 filled in: what is named below, then every width."""
 FILLED = {
@@ -47,12 +48,14 @@ INNER = re.compile(r"^(ffn_dim|d_ff|intermediate_size|ff_dim|feed_forward_dim)$"
 OUTER = re.compile(
     r"(joint_attention|cross_attention|caption|text|pooled_projection|cap_feat|image|context_in|condition"
     r"|encoder_hid|encoder_hidden|in_text|in_context|vec_in|projection_class_embeddings_input)"
-    r".*(dim|channels|size|dim2)$"
+    r".*(dim|channels|size|dim2|dim_t5)$"
 )
 WIDTH = re.compile(r"(dim|size|channels|width|features)$")
+GROUPS = re.compile(r"norm.*groups$")
 SAMPLE = re.compile(r"^sample_(size|height|width)$")
+TEXT_LENGTH = re.compile(r"^(max_text_seq_length|text_len(_.*)?|num_embeddings)$")
 LATENTS = re.compile(r"^(hidden_states|sample|x|latents?)$")
-WORD_STATES = re.compile(r"^(encoder_hidden_states(_.*)?|cap_feats|prompt_embeds|proj_embedding)$")
+WORD_STATES = re.compile(r"^(encoder_hidden_states(_.*)?|cap_feats|prompt_embeds)$")
 OPTIONAL = re.compile(
     r"^(encoder_hidden_states|pooled_projections|guidance|img_ids|txt_ids|timestep|class_labels)$"
 )
@@ -98,9 +101,10 @@ def build(name: str, attention: str | None) -> Case:
 
 def _small(kind: type[nn.Module], plan: str) -> dict[str, Any]:
     """The constructor's defaults, small; equal widths stay equal."""
+    known = inspect.signature(kind.__init__).parameters
     given = {
-        name: _filled(name, plan) if p.default is None else p.default
-        for name, p in inspect.signature(kind.__init__).parameters.items()
+        name: _filled(name, plan, known) if p.default is None else p.default
+        for name, p in known.items()
         if p.default is not inspect.Parameter.empty
     }
     heads = next(
@@ -108,6 +112,8 @@ def _small(kind: type[nn.Module], plan: str) -> dict[str, Any]:
     )
     width = heads * next((v for n, v in given.items() if HEAD.match(n) and type(v) is int), 0)
     small = {}
+    if "cross_attention_dim" in given and given.get("caption_channels") and "filled" in plan:
+        given["cross_attention_dim"] = width  # captions are brought to the width of all first
     for name, value in given.items():
         if heads and width and value == width and type(value) is int:
             small[name] = width // heads * HEADS
@@ -120,16 +126,22 @@ def _small(kind: type[nn.Module], plan: str) -> dict[str, Any]:
             small[name] = value // heads * HEADS
         else:
             small[name] = _smaller(name, value, plan)
+        if HEAD.match(name) and "block_out_channels" in given and type(value) is int:
+            small[name] = min(value, WIDE // 4)  # a head is no wider than a block
     return small
 
 
-def _filled(name: str, plan: str) -> int | None:
+def _filled(name: str, plan: str, names: Iterable[str]) -> int | None:
     """What an argument is that is None by default."""
-    if plan not in ("filled", "all filled"):
+    if "filled" not in plan:
+        return None
+    if name in ("in_channels", "out_channels"):  # what is normalised in groups needs a channel for each
+        return WIDE if any(GROUPS.search(other) for other in names) else FILLED["in_channels"]
+    if plan == "channels filled":
         return None
     if plan == "all filled" and name not in FILLED and WIDTH.search(name) and "out" not in name:
         return WIDE
-    return FILLED.get(name)
+    return HEADS if KEY_HEADS.search(name) else FILLED.get(name)
 
 
 def _smaller(name: str, value: Any, plan: str) -> Any:
@@ -150,6 +162,8 @@ def _smaller(name: str, value: Any, plan: str) -> Any:
         return 2 * WIDE
     if SAMPLE.match(name):
         return min(value, SIDE)
+    if TEXT_LENGTH.match(name):
+        return WORDS
     if plan != "own widths" and OUTER.search(name):
         return WIDE
     return 2 * WIDE if plan not in PLANS[:2] and value >= 512 and WIDTH.search(name) else value
@@ -183,27 +197,40 @@ def _inputs(model: nn.Module) -> dict[str, Any] | NotBuiltError:
     return NotBuiltError("inputs unknown", why[:1500])
 
 
-def _mended(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any] | Exception:
-    """Run the model; where a width is wrong and its message says which is right, believe it."""
-    for _ in range(4):
-        try:
-            with torch.no_grad():
-                output = next(iter(model(**inputs).values()))
-            if isinstance(output, Tensor) and not bool(output.isfinite().all()):
-                return ValueError("the output is not finite")
-            return inputs
-        except Exception as error:
-            found = re.search(r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", str(error))
-            wrong = [
-                n
-                for n, v in inputs.items()
-                if found and isinstance(v, Tensor) and v.shape[-1:] == (int(found[1]),)
-            ]
-            if found is None or not wrong:
-                return error
-            shape = (*inputs[wrong[-1]].shape[:-1], int(found[2]))
-            inputs = {**inputs, wrong[-1]: _numbers(*shape)}
-    return ValueError("widths stay wrong")
+def _mended(model: nn.Module, inputs: dict[str, Any], more: int = 6) -> dict[str, Any] | Exception:
+    """Run the model; where it says what is missing, or which width is right, believe it, so many times."""
+    try:
+        with torch.no_grad():
+            output = next(iter(model(**inputs).values()))
+        if isinstance(output, Tensor) and not bool(output.isfinite().all()):
+            return ValueError("the output is not finite")
+        return inputs
+    except Exception as error:
+        failure = error
+    changes = [*_given_more(model, inputs, failure), *_right_width(inputs, failure)] if more else []
+    found = (_mended(model, {**inputs, **change}, more - 1) for change in changes)
+    return next((each for each in found if isinstance(each, dict)), failure)
+
+
+def _right_width(inputs: Mapping[str, Any], error: Exception) -> Iterator[dict[str, Any]]:
+    """The input that seems to be too wide or too narrow, as the message wants it."""
+    found = re.search(r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", str(error))
+    for name, value in reversed(inputs.items()) if found else ():
+        if found and isinstance(value, Tensor) and value.shape[-1:] == (int(found[1]),):
+            yield {name: _numbers(*value.shape[:-1], int(found[2]))}
+            return
+
+
+def _given_more(model: nn.Module, inputs: Mapping[str, Any], error: Exception) -> Iterator[dict[str, Any]]:
+    """Guesses of an argument that was not given, where a line that failed has it."""
+    if not re.search("None|required|must be", str(error)):
+        return
+    lines = " ".join(frame.line or "" for frame in traceback.extract_tb(error.__traceback__)) + str(error)
+    for name in inspect.signature(model.forward).parameters:
+        guesses = list(_guesses(name, model)) if name not in inputs and re.search(rf"\b{name}", lines) else []
+        if guesses:
+            yield from ({name: guess} for guess in guesses)
+            return
 
 
 def _numbers(*shape: int, seed: int = 1) -> Tensor:
@@ -227,6 +254,7 @@ def _guesses(name: str, model: nn.Module) -> Iterator[Any]:
         yield _numbers(BATCH, 16, channels)
         yield _numbers(BATCH, channels, 16)
         yield _numbers(BATCH, channels, 256)
+        yield _numbers(BATCH, _setting(model, "^embedding_dim$", channels))
     for pattern, guesses in _TABLE.items():
         if re.match(pattern, name):
             yield from guesses(model)
@@ -234,12 +262,9 @@ def _guesses(name: str, model: nn.Module) -> Iterator[Any]:
 
 
 def _words(model: nn.Module) -> Iterator[Any]:
-    yield _numbers(
-        BATCH,
-        WORDS,
-        _setting(model, r"joint_attention_dim|cross_attention_dim|caption_channels|text", WIDE),
-        seed=2,
-    )
+    width = _setting(model, r"joint_attention_dim|cross_attention_dim|caption_channels|text", WIDE)
+    yield _numbers(BATCH, WORDS, width, seed=2)
+    yield _numbers(BATCH, WORDS, width, seed=2).repeat_interleave(2, 0)  # for each of two frames
 
 
 def _axes(model: nn.Module) -> int:
@@ -249,9 +274,17 @@ def _axes(model: nn.Module) -> int:
 
 _TABLE: Mapping[str, Callable[[nn.Module], Iterator[Any]]] = {
     WORD_STATES.pattern: _words,
-    "pooled|image_embeds$": lambda m: iter([_numbers(BATCH, _setting(m, "pooled|image", WIDE), seed=3)]),
+    "pooled|image_embeds$": lambda m: iter(
+        _numbers(*shape, _setting(m, "pooled|image", WIDE), seed=3) for shape in ((BATCH,), (BATCH, 3))
+    ),
+    "proj_embedding": lambda m: iter([_numbers(BATCH, _setting(m, "^embedding_dim$", WIDE), seed=3)]),
+    "padding_mask": lambda m: iter([torch.ones(1, 1, SIDE, SIDE)]),
+    "condition_mask": lambda m: iter([torch.ones(BATCH, 1, 2, SIDE, SIDE)]),
     r"timestep_ratio|r_timestep|timestep_r": lambda m: iter([torch.tensor([0.3, 0.6])]),
-    "timestep|^t$": lambda m: iter([torch.tensor([3.0, 7.0]), torch.tensor([3, 7])]),
+    "timestep_cond": lambda m: iter([None]),
+    "timestep|^t$": lambda m: iter(
+        [torch.tensor([3.0, 7.0]), torch.tensor([3, 7]), torch.tensor([[3.0, 5.0], [7.0, 9.0]])]
+    ),
     "guidance": lambda m: iter([torch.tensor([3.0, 4.0])]),
     "img_ids": lambda m: iter([torch.arange(16.0)[:, None].repeat(1, _axes(m))]),
     "txt_ids": lambda m: iter([torch.zeros(WORDS, _axes(m))]),
@@ -266,7 +299,7 @@ _TABLE: Mapping[str, Callable[[nn.Module], Iterator[Any]]] = {
     "added_cond_kwargs": lambda m: iter([{"resolution": None, "aspect_ratio": None}, {}]),
     "target_size|crop_coords|original_size": lambda m: iter([torch.full((BATCH, 2), 8.0)]),
     "img_shapes": lambda m: iter([[[(1, 4, 4)]] * BATCH]),
-    "(num_)?frames": lambda m: iter([1]),
+    "(num_)?frames": lambda m: iter([1, 2]),
     "height|width": lambda m: iter([4, SIDE]),
     "fps": lambda m: iter([torch.tensor([8, 8])]),
     "input_ids": lambda m: iter([torch.arange(2 * WORDS).view(2, WORDS)]),

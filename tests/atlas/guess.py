@@ -106,6 +106,13 @@ def guess(
             if not named:
                 break
             given += named  # the model asks for them
+    towers = [n for n in given if n in OFFERED[1:] and n not in facts.required]
+    for without in [*([name] for name in towers), towers]:  # those that the default configuration lacks
+        left_out = {*without, *(other for name in without for other in WITH.get(name, ()))}
+        try:
+            return _first_that_works([n for n in given if n not in left_out], facts, works, [])
+        except NoInputsError:
+            continue
     raise NoInputsError(messages[0] if messages else f"nothing is known of {sorted(facts.required)}")
 
 

@@ -9,6 +9,7 @@ from atlas.attributes import assign, is_ints
 from atlas.names import DEPTH, LAYER_INDEX, NOT_DEPTH, PERIOD, STAGES
 
 MOST_KINDS = 6
+ATTENDING = re.compile(r"^[^_].*att.*(layers|ind(ex|ic)(es)?)$")
 FIRST_LAYERS = re.compile(r"^(first_k_dense_replace|insert_layer_id|num_hash_layers)$")
 
 
@@ -28,19 +29,24 @@ def shrink_depths(config: Any) -> list[int]:
     total = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "depth")
     old = next((depths[n] for n in total if n in depths), 0)
     per_layer = {n: v for n, v in facts.items() if _has_entries(n, v, old)}
-    rows = list(zip(*(map(str, v) for v in per_layer.values()), strict=True))
+    numbered = {n: v for n, v in facts.items() if _numbers_layers(n, v, old)}
+    entries = [map(str, v) for v in per_layer.values()]
+    entries += [[str(place in v) for place in range(old)] for v in numbered.values()]
+    rows = list(zip(*entries, strict=True))
     kinds = list(dict.fromkeys(rows))[:MOST_KINDS]
     named = len(facts.get("stage_names") or ()) == old + 1
     few = max(2, len(kinds), len(facts.get("_out_indices") or ()) if named else 0)
     chosen = _one_of_each(rows, kinds, few) if rows else list(range(few))
     for name, value in per_layer.items():
         assign(config, name, type(value)(value[place] for place in chosen))
+    for name, value in numbered.items():
+        assign(config, name, type(value)(new for new, place in enumerate(chosen) if place in value))
     for name, value in depths.items():
         assign(config, name, min(value, few))
     if named:
         _cut_stages(config, few)
     for name, value in facts.items():
-        if not name.startswith("_") and name not in per_layer and name not in depths:
+        if not name.startswith("_") and name not in {**per_layer, **numbered, **depths}:
             fitting = _fitting(name, value, old, few)
             if fitting is not value:
                 assign(config, name, fitting)
@@ -50,6 +56,11 @@ def shrink_depths(config: Any) -> list[int]:
 def _has_entries(name: str, value: Any, layers: int) -> bool:
     """Whether an attribute has an entry for each layer."""
     return isinstance(value, (list, tuple)) and len(value) == layers > 2 and not name.startswith("_")
+
+
+def _numbers_layers(name: str, value: Any, layers: int) -> bool:
+    """Whether an attribute says which of the layers attend in another way."""
+    return bool(ATTENDING.search(name)) and is_ints(value) and 0 < len(value) < layers and max(value) < layers
 
 
 def _one_of_each(rows: list[Any], kinds: list[Any], few: int) -> list[int]:
