@@ -57,7 +57,7 @@ TEXT_LENGTH = re.compile(r"^(max_text_seq_length|text_len(_.*)?|num_embeddings)$
 LATENTS = re.compile(r"^(hidden_states|sample|x|latents?)$")
 WORD_STATES = re.compile(r"^(encoder_hidden_states(_.*)?|cap_feats|prompt_embeds)$")
 OPTIONAL = re.compile(
-    r"^(encoder_hidden_states|pooled_projections|guidance|img_ids|txt_ids|timestep|class_labels)$"
+    r"^(encoder_hidden_states|pooled_projections|guidance|img_ids|txt_ids|timestep|class_labels|num_frames)$"
 )
 
 
@@ -179,6 +179,7 @@ def _inputs(model: nn.Module) -> dict[str, Any] | NotBuiltError:
         optional,
         [n for n in optional if n != "guidance"],
         [n for n in optional if "mask" not in n],
+        [n for n in optional if not WORD_STATES.match(n)],
         [],
         [n for n in arguments if n not in required and [*_guesses(n, model)]],
     ):
@@ -299,7 +300,7 @@ _TABLE: Mapping[str, Callable[[nn.Module], Iterator[Any]]] = {
     "added_cond_kwargs": lambda m: iter([{"resolution": None, "aspect_ratio": None}, {}]),
     "target_size|crop_coords|original_size": lambda m: iter([torch.full((BATCH, 2), 8.0)]),
     "img_shapes": lambda m: iter([[[(1, 4, 4)]] * BATCH]),
-    "(num_)?frames": lambda m: iter([1, 2]),
+    "(num_)?frames": lambda m: iter([2, 1]),
     "height|width": lambda m: iter([4, SIDE]),
     "fps": lambda m: iter([torch.tensor([8, 8])]),
     "input_ids": lambda m: iter([torch.arange(2 * WORDS).view(2, WORDS)]),
