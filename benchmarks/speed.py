@@ -1,6 +1,7 @@
 """How long an explanation takes, and what it holds, beside one forward and one backward pass: the floor.
 
-    python benchmarks/speed.py --large                    # everything: hours on one CPU core
+    python benchmarks/speed.py --large --ways rows,targets  # the bars, on one idle CPU core: 20 minutes
+    python benchmarks/speed.py --large                    # everything: hours
     python benchmarks/speed.py --large "vit-b 224"        # one case
     python benchmarks/speed.py --large --ways rows,hooks  # some ways
     python benchmarks/speed.py                            # small models, minutes
@@ -22,13 +23,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
 import transformers
-from speed_cases import GROWTH, LARGE, SMALL, Case, moved
+from speed_cases import GROWTH, LARGE, MIDDLE, SMALL, Case, moved
 from speed_meters import peak_bytes, seconds
 from speed_ways import ways_of
 from torch import nn
@@ -36,6 +38,8 @@ from torch import nn
 import fxplain
 
 WAYS = ("rows", "checkpoint", "matrix", "targets", "hooks", "ig", "lxt", "autolrp")
+LONG, FEW = 10, 3
+"""Of cases whose floor takes more seconds than that, and how many rounds are enough."""
 Measured = dict[str, tuple[float, int] | str]
 """Way -> seconds and bytes, or why it was not measured."""
 
@@ -63,6 +67,8 @@ def measure(case: Case, options: argparse.Namespace) -> Measured:
     times: dict[str, list[float]] = {way: [] for way in ways}
     peaks: dict[str, int] = {}
     for turn in range(options.rounds + 1):
+        if turn > FEW and max(times["floor"]) > LONG:
+            break
         for way, run in ways.items():
             if way in found or (turn > 1 and way in ("ig", "targets")):
                 continue
@@ -140,10 +146,10 @@ def again(options: argparse.Namespace) -> str:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("cases", nargs="*", help=", ".join([*SMALL, *LARGE]))
+    parser.add_argument("cases", nargs="*", help=", ".join([*SMALL, *MIDDLE, *LARGE]))
     parser.add_argument("--large", action="store_true", help="the sizes of real models")
     parser.add_argument("--ways", default=",".join(WAYS), help=f"of {', '.join(WAYS)}; the floor always")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of long cases 3 at most")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--memory", type=float, default=8, help="gigabytes that maps may take")
@@ -160,17 +166,20 @@ def main() -> None:
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     device = "CPU" if options.device == "cpu" else torch.cuda.get_device_name()
-    print(f"{device}, {options.dtype}, torch {torch.__version__}, median of {options.rounds}\n")
+    begun = time.monotonic()
+    rounds = f"{options.rounds} ({min(FEW, options.rounds)} where the floor takes over {LONG} s)"
+    print(f"{device}, {options.dtype}, torch {torch.__version__}, medians of {rounds}\n")
     print(f"| case | floor: time, peak | {' | '.join(options.ways)} |")
     print("|---" * (2 + len(options.ways)) + "|")
     found, notes = {}, []
     for name in options.cases or (LARGE if options.large else SMALL):
-        case = moved((SMALL | LARGE)[name](), options.device, options.dtype)
+        case = moved((SMALL | MIDDLE | LARGE)[name](), options.device, options.dtype)
         found[name] = measure(case, options)
         print(line(name, case, found[name], options.ways), flush=True)
         notes.append(several(name, case, found[name]))
     for note in filter(None, [*notes, growth(found), again(options)]):
         print(f"\n{note}")
+    print(f"\nAll this took {(time.monotonic() - begun) / 60:.0f} minutes.")
 
 
 if __name__ == "__main__":

@@ -198,6 +198,11 @@ SMALL: dict[str, Maker] = {
     "bart 512 -> 64": bart(512, 64, 3, 384),
     "detr 320": detr(320, 320, 2, 5, (1, 1, 1, 1)),
 }
+MIDDLE: dict[str, Maker] = {
+    "gpt2 512": gpt(512, 12, 768),
+    "bart-base 256 -> 64": bart(256, 64, 6, 768),
+}
+"""Sizes of real models on inputs so short that every way can be run; to be asked for by name."""
 LARGE: dict[str, Maker] = {
     "vit-b 224": vit(224, 12, 768, bar=(1.1, 1.1)),
     "vit-b 224, batch 16": vit(224, 12, 768, 16, bar=(1.1, 1.1)),

@@ -180,6 +180,10 @@ SPELLINGS: dict[str, tuple[Callable[[Attends, Tensor], Tensor], Callable[[Attend
         lambda m, x: m.conv(x.mT).mT,
         lambda m, x: torch.einsum("btkf,gfk->btg", F.pad(x, (0, 0, 1, 1)).unfold(1, 3, 1).mT, m.conv.weight),
     ),
+    "product": (
+        lambda m, x: (x @ m.one(x).mT) @ m.two(x),
+        lambda m, x: torch.stack([torch.tensordot(a, m.one(a), ([1], [1])) for a in x]) @ m.two(x),
+    ),
     "mean": (lambda m, x: x.mean(1, keepdim=True), lambda m, x: x.sum(1, keepdim=True) / 5),
     "grouped": (
         lambda m, x: m.one(x).repeat(1, 1, 2),

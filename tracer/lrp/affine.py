@@ -49,6 +49,12 @@ def _matmul(call: Call) -> Form:
     return Form(names[0], names[1], lambda a, b: call.node.target(a, b))  # type: ignore[operator]
 
 
+@_form("tensordot")
+def _tensordot(call: Call) -> Form:
+    dims = [call.argument(name) for name in ("dims_self", "dims_other")]
+    return Form("self", "other", lambda a, b: call.node.target(a, b, *dims))  # type: ignore[operator]
+
+
 @_form("addmm addbmm baddbmm addmv addr")
 def _added_product(call: Call) -> Form:
     names = [argument.name for argument in call.node.target._schema.arguments]  # type: ignore[union-attr]
