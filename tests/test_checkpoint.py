@@ -143,6 +143,12 @@ def test_random_numbers_are_drawn_as_before() -> None:
     assert not torch.allclose(found[2], found[0])
 
 
+def test_a_mode_that_is_none_is_told() -> None:
+    x = torch.randn(1, 5, 16)
+    with pytest.raises(MethodError, match="no mode"):
+        fxplain.trace(encoder(1), x).explain(x, (0, 1), mode="checkpoints")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("method", ["attnlrp", "legrad", "gradient_x_input"])
 def test_methods_with_ways_of_their_own_refuse(method: str) -> None:
     x = torch.randn(1, 5, 16)

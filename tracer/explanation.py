@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -115,7 +115,9 @@ def check_layers(chosen: frozenset[int] | None, method: Method) -> None:
 
 
 def check_mode(mode: Mode, method: Method) -> None:
-    """Refuse activation checkpointing for a method that goes along the graph in its own way."""
+    """Refuse a mode that is none, and activation checkpointing for a method that goes its own way."""
+    if mode not in get_args(Mode):
+        raise MethodError("this is no mode", expected=", ".join(get_args(Mode)), found=repr(mode))
     if mode == "checkpoint" and not isinstance(method.explain, Scheduled):
         raise MethodError(
             f"the method {method.name!r} cannot be had with activation checkpointing",
