@@ -170,7 +170,7 @@ JOBS = (
         "the model names; what counts for both is whether the model says what people said. They differ in "
         "the snippets that the model gets wrong.",
         true_class,
-        200,
+        120,
         tuple(
             Claim("With the true class it is better", "SRG", name, (PREDICTED.format(name),))
             for name in SPECIFIC
