@@ -20,6 +20,8 @@ LAYOUTS = frozenset(aten("view reshape permute transpose unsqueeze squeeze expan
 SELECTIONS = aten("topk sort argmax multinomial max argsort kthvalue")
 LINEAR = "token mixing", "a linear map over tokens: its weights are the map between them"
 CHANNELS = "channel attention", "a map between features, from which the tokens were summed out"
+PAIRS = "map", "its weights go on as features of pairs of tokens and weigh no values"
+LEARNED = "learned mixture", "weights of parameters only: the same for every input"
 MOVING = frozenset(aten("gather take_along_dim index index_select roll"))
 MOVED = "token mixing", "weighs copies of the sequence that are moved along it"
 POINTS = "sampling over points", "weighs values sampled at a few places per query"
@@ -89,7 +91,7 @@ def _role(node: fx.Node, over: str, findings: Findings, sites: Sequence[Site]) -
         if op_name(use) in CONTRACTIONS:
             return _contracted(use, path, findings)
     if not findings.value(node).from_input:
-        return "learned mixture", "weights of parameters only: the same for every input"
+        return LEARNED
     for use, path in uses:
         if use.op != "output" and op_name(use) == "aten::mul":
             return _multiplied(use, path, findings)
@@ -116,14 +118,20 @@ def _contracted(use: fx.Node, path: fx.Node, findings: Findings) -> tuple[str, s
     summaries = set(findings.ledger.summaries)
     other = findings.value(others[0]) if others else NOTHING
     if not other.from_input:
-        if sum(bool(slot.token_axes) for slot in findings.value(path).active) > 1:
-            return "map", "its weights go on as features of pairs of tokens and weigh no values"
+        if _of_pairs(path, findings):
+            return PAIRS
         return "codebook", "assigns tokens softly to learned vectors"
     if any(_reaches(n, summaries) for n in others):
         return "linear attention", "queries read a summary of all tokens: there is no token-to-token map"
+    if not findings.value(path).from_input:
+        return LEARNED
     if not findings.value(path).labelled:
         return CHANNELS
     return "expert router", "mixes several versions of the same token"
+
+
+def _of_pairs(node: fx.Node, findings: Findings) -> bool:
+    return sum(bool(slot.token_axes) for slot in findings.value(node).active) > 1
 
 
 def _reaches(node: fx.Node, targets: set[fx.Node], depth: int = 8) -> bool:
@@ -143,6 +151,8 @@ def _multiplied(use: fx.Node, path: fx.Node, findings: Findings) -> tuple[str, s
     )
     if narrowed:
         return "expert router", "weighs several versions of the same token"
+    if _of_pairs(path, findings):
+        return PAIRS
     return "feature gate", "scales features, token by token"
 
 

@@ -239,9 +239,12 @@ def _weights_and_values(call: Call, left: Side, right: Side) -> tuple[Side | Non
     if rowed:
         return rowed[0]
     for weights, values in sides:
-        asked = free(weights, values) and _read_by_data(call)
-        if weights.operand.value.softmaxes and not asked:
+        apart = free(weights, values)
+        if weights.operand.value.softmaxes and not (apart and _read_by_data(call)):
             return weights, values
+    for weights, values in sides:
+        if weights.operand.value.asked and not values.operand.value.asked and not free(weights, values):
+            return weights, values  # what a query that was added to the keys makes of them, without a softmax
     return None, None
 
 
