@@ -43,7 +43,8 @@ def write(jobs: Mapping[str, Job], about: Mapping[str, str]) -> None:
     """The page: these experiments in this order, and under each model what is said of it."""
     records = {name: _record(name) for name in jobs}
     made = {name: record for name, record in records.items() if record is not None}
-    parts = [HEAD, *_overview(list(made.values())), *_variants(list(made.values()))]
+    found = list(made.values())
+    parts = [HEAD, *_overview(found), *_in_words(found), *_variants(found)]
     missing = [f"`{name}`" for name in jobs if name not in made]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
@@ -86,8 +87,45 @@ def _overview(records: Sequence[dict[str, Any]]) -> list[str]:
     return ["\n".join(lines) + "\n"]
 
 
-BETTER = ""
+CLAIMS = """
+**What holds:** relevancy leads chance, Grad-CAM and transformer attribution wherever the samples decide,
+and its last layer alone is never better than all. The normalisation of eqs. 8 and 9 and the self-attention
+terms of eq. 10 help LXMERT's map of the picture and are not decided elsewhere. **What does not:** relevancy
+leads rollout on pictures with several things in them, but not on text. There the words that matter are much
+the same whatever the answer, so attention alone finds them, and the gradient of eq. 5 takes away more than
+it adds (`relevancy_no_gradient`); what it is for shows where the same picture is asked for one thing and
+then for the other ([vit-sensitivity](#vit-sensitivity)). And raw attention leads in models that copy from
+one place by their last layers. Reasons are under the tables.
+"""
+"""What the claims of all tables say together, in words."""
+BETTER = """
+**Balanced gradients are the variant that is nowhere surely worse.** `relevancy+libra` is eqs. 5 to 11 with
+the gradients of LibraGrad (CVPR 2025), which take what a norm divides by, and the weights of other
+attentions, for constants. It is a method of its own, beside the papers' and not in their place. The others
+win on one kind of model and lose on another: `attnlrp`, `cp_lrp`, `reslrp` and `gradient_x_input+libra` go
+through the layers to the embeddings and are far ahead on BERT, but not on LightGlue, whose code detaches
+its inputs; LeGrad falls behind on rxnmapper and on VisualBERT's regions, and is not defined where one
+stream attends to another.
+"""
 """What the table of variants says, in words."""
+
+
+def _in_words(records: Sequence[dict[str, Any]]) -> list[str]:
+    """How often relevancy leads each other method: the claims of all tables added up."""
+    said: dict[str, list[str]] = {}
+    for record in records:
+        for claim in record["claims"]:
+            if claim["better"] == "relevancy":
+                said.setdefault(claim["than"], []).append(claim["said"])
+    lines = [
+        "Added up, relevancy against each:\n",
+        "| against | better | worse | not decided |",
+        "|---|---|---|---|",
+    ]
+    for name, answers in said.items():
+        counts = [answers.count(one) for one in ("holds", "does not hold", "not decided")]
+        lines.append(f"| `{name}` | {' | '.join(map(str, counts))} |")
+    return ["\n".join(lines) + "\n", CLAIMS.strip() + "\n"]
 
 
 def _variants(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -108,7 +146,16 @@ def _variants(records: Sequence[dict[str, Any]]) -> list[str]:
         scores = {name: row[measure][0] for name, row in record["scores"].items()}
         cells = [_cell(scores.get(name), record["against"].get(name)) for name in VARIANTS]
         lines.append(f"| {record['name']} | {measure} | {scores['relevancy']:.3f} | {' | '.join(cells)} |")
-    return ["\n".join(lines) + "\n", *([BETTER] if BETTER else [])]
+    sums = " | ".join(_won(compared, name) for name in VARIANTS)
+    lines.append(f"| **surely better, surely worse** | of {len(compared)} | | {sums} |")
+    return ["\n".join(lines) + "\n", BETTER.strip() + "\n"]
+
+
+def _won(records: Sequence[dict[str, Any]], name: str) -> str:
+    """In how many tables a variant is surely better than relevancy, and in how many surely worse."""
+    gains = [record["against"][name] for record in records if name in record["against"]]
+    better, worse = (sum(low > 0 for _, low, _ in gains), sum(high < 0 for *_, high in gains))
+    return f"{better}, {worse}"
 
 
 def _cell(score: float | None, gain: Sequence[float] | None) -> str:
