@@ -13,7 +13,7 @@ from zoo import ZOO
 
 import fxplain
 from fxplain import map_blocks
-from fxplain.checkpoint import PassingGradients, checkpointed
+from fxplain.checkpoint import PassingGradients, Sliced, checkpointed
 from fxplain.errors import MethodError
 from fxplain.replay import gradients_of
 from fxplain.replay import replay as plainly
@@ -118,6 +118,16 @@ def test_gradients_are_forgotten_as_the_rows_pass_unless_they_are_asked_for_agai
         assert torch.equal(passing[name], whole[name])  # type: ignore[arg-type]
     assert passing.hold
     assert len(passing._found) > 1
+
+
+def test_each_slice_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, runs = torch.randn(1, 5, 16), []
+    traced = fxplain.trace(encoder(4), x)
+    traced.explain(x, (0, 1))
+    run = Sliced._run
+    monkeypatch.setattr(Sliced, "_run", lambda self, own, *rest: runs.append(own) or run(self, own, *rest))
+    traced.explain(x, (0, 1), mode="checkpoint")
+    assert [runs.count(own) for own in dict.fromkeys(runs)] == [2] * 4
 
 
 class Noisy(nn.Module):

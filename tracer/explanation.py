@@ -257,6 +257,8 @@ def _unreached(prediction: Prediction) -> tuple[str, ...]:
         return ()
     labelled = prediction.labelled
     taps = {tap_of(site).name for site in labelled.classified.sites if site.attends}
+    if taps & prediction.reached:
+        return ()
     if any(gradients.get(tap) is not None for gradients in prediction.gradients for tap in taps):
         return ()
     return (f"the score depends on no attention: {ended(labelled, prediction.resolved.output)}",)

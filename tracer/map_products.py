@@ -68,10 +68,11 @@ class MapProducts:
 
     def _weights(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Iterable[Tensor]]]:
         """The blocks of Ā, one for each score, heads at size 1; and where they lie."""
-        if not self._keeps:
-            yield from self._formed(live)
-            return
         if self._kept is None:
+            self._own()  # where a slice is run again for them, it leaves what the map is rebuilt from
+            if not self._keeps:
+                yield from self._formed(live)
+                return
             self._kept = self._summed()
         yield from self._kept
 
@@ -90,17 +91,22 @@ class MapProducts:
     @property
     def _keeps(self) -> bool:
         """By then the backward pass has let go of far more than that."""
+        if not self.again:
+            return False
         site, kept = self.plan.site, self.replay.kept
         held = (
             site.operands if site.form == "fused" else [node for node in site.operands if node.name in kept]
         )
         most = 2 * sum(kept[node.name].numel() for node in held)
-        return self.again and torch.Size(self.plan.shape).numel() <= most
+        return bool(torch.Size(self.plan.shape).numel() <= most)
+
+    def _own(self) -> list[Tensor | None]:
+        """The gradients of the site's tapped tensor."""
+        name = tap_of(self.plan.site).name
+        return [None if of_score is None else of_score.get(name) for of_score in self.gradients]
 
     def _formed(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Iterator[Tensor]]]:
-        site = self.plan.site
-        own = [None if of_score is None else of_score.get(tap_of(site).name) for of_score in self.gradients]
-        for block in blocks(site, self.replay, own, live):
+        for block in blocks(self.plan.site, self.replay, self._own(), live):
             yield block.where, (self._mean(block.maps, gradient) for gradient in block.gradients)
 
     def _mean(self, maps: Tensor, gradient: Tensor | None) -> Tensor:

@@ -52,6 +52,8 @@ class Prediction:
     """How schedules are to be run."""
     shared: dict[str, Any] = field(default_factory=dict)
     """What one method has worked out and others can use, by a name of theirs."""
+    reached: set[str] = field(default_factory=set)
+    """The nodes with a gradient, as far as gradients were worked out."""
     given: tuple[Gradients, ...] | None = None
     """:attr:`gradients`, where they were had together with those of other targets."""
 
@@ -85,7 +87,10 @@ class Prediction:
         return tuple(found)
 
     def _check_finite(self, name: str, gradient: Tensor | None) -> None:
-        if gradient is None or bool(torch.isfinite(gradient).all()):
+        if gradient is None:
+            return
+        self.reached.add(name)
+        if bool(torch.isfinite(gradient).all()):
             return
         nodes = self.labelled.captured.graph.graph.nodes
         node = origin(self) or next(node for node in nodes if node.name == name)
