@@ -74,9 +74,7 @@ def test_marked_words_are_of_the_side_of_the_label(module):
 
 @pytest.mark.parametrize("name", ["bert-words", "bert-deleted", "bert-masked"])
 def test_a_short_version_of_bert(module, jobs, monkeypatch, tmp_path, name):
-    monkeypatch.setattr(
-        module("bert"), "METHODS", ["relevancy", "gradient_x_input+libra"]
-    )
+    monkeypatch.setattr(module("bert"), "METHODS", ["relevancy", "gradient_x_input+libra"])
     table = module("jobs").run(jobs[name], 24, tmp_path, None)
     lead = table.measures[0].name
     assert table.difference(lead, "gradient_x_input+libra", "random").low > 0

@@ -89,13 +89,14 @@ def _overview(records: Sequence[dict[str, Any]]) -> list[str]:
 
 CLAIMS = """
 **What holds:** relevancy leads chance, Grad-CAM and transformer attribution wherever the samples decide,
-and its last layer alone is never better than all. The normalisation of eqs. 8 and 9 and the self-attention
-terms of eq. 10 help LXMERT's map of the picture and are not decided elsewhere. **What does not:** relevancy
-leads rollout on pictures with several things in them, but not on text. There the words that matter are much
-the same whatever the answer, so attention alone finds them, and the gradient of eq. 5 takes away more than
-it adds (`relevancy_no_gradient`); what it is for shows where the same picture is asked for one thing and
-then for the other ([vit-sensitivity](#vit-sensitivity)). And raw attention leads in models that copy from
-one place by their last layers. Reasons are under the tables.
+and its last layer alone is never better than all. Class-specific methods gain with the true class
+([bert-true-class](#bert-true-class)). The normalisation of eqs. 8 and 9 and the self-attention terms of eq.
+10 help LXMERT's map of the picture and are not decided elsewhere. **What does not:** relevancy leads
+rollout on pictures with several things in them, but not on text. There the words that matter are much the
+same whatever the answer, so attention alone finds them, and the gradient of eq. 5 takes away more than it
+adds (`relevancy_no_gradient`); what it is for shows where the same picture is asked for one thing and then
+for the other ([vit-sensitivity](#vit-sensitivity)). And raw attention leads in models that copy from one
+place by their last layers. Reasons are under the tables.
 """
 """What the claims of all tables say together, in words."""
 BETTER = """
