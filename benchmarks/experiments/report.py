@@ -92,11 +92,12 @@ CLAIMS = """
 and its last layer alone is never better than all. Class-specific methods gain with the true class
 ([bert-true-class](#bert-true-class)). The normalisation of eqs. 8 and 9 and the self-attention terms of eq.
 10 help LXMERT's map of the picture and are not decided elsewhere. **What does not:** relevancy leads
-rollout on pictures with several things in them, but not on text. There the words that matter are much the
-same whatever the answer, so attention alone finds them, and the gradient of eq. 5 takes away more than it
-adds (`relevancy_no_gradient`); what it is for shows where the same picture is asked for one thing and then
-for the other ([vit-sensitivity](#vit-sensitivity)). And raw attention leads in models that copy from one
-place by their last layers. Reasons are under the tables.
+rollout on the ViT and in the models of other authors, but not on BERT and on the questions about shapes.
+There what matters is much the same whatever the answer (opinion words, the words of the question, regions
+with an object), so attention alone finds it, and the gradient of eq. 5 takes away more than it adds
+(`relevancy_no_gradient`); what it is for shows where the same picture is asked for one thing and then for
+the other ([vit-sensitivity](#vit-sensitivity)). And raw attention leads in models that copy from one place
+by their last layers. Reasons are under the tables.
 """
 """What the claims of all tables say together, in words."""
 BETTER = """
