@@ -23,6 +23,10 @@ ROUNDING = 1e3
 """How many units in the last place two passes may differ by, relative to the sample's largest relevance."""
 
 
+SMALLEST = torch.finfo(torch.float32).tiny
+"""What is smaller than that may be rounded by a power of two as well."""
+
+
 class NotApartError(Exception):
     """It cannot be told whose an element is; the samples are then taken one by one. Never seen by users."""
 
@@ -117,7 +121,7 @@ def is_apart(
         wanted = found.double() * marks.to(found.device)[owners]
         largest = _largest(found.double(), owners, len(marks))
         bound = ROUNDING * torch.finfo(found.dtype).eps * (largest * marks.to(found.device))[owners]
-        if not bool(((again - wanted).abs() <= bound).all()):
+        if not bool(((again - wanted).abs() <= bound + SMALLEST).all()):
             return False
     return True
 
