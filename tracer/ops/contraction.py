@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fxplain.labels import (
+    STRONG,
     Asked,
     Beside,
     Slot,
@@ -153,7 +154,7 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
         return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
     for side, rest in ((left, right), (right, left)):
         if side.killed and not side.alive and side.operand.value.from_input:
-            if rest.alive and rest.operand.value.softmaxes:
+            if rest.alive and (rest.operand.value.softmaxes or _told_by_rows(rest)):
                 return attend(call, rest, side, output)
             return mixed_by_data(call, rest, side, output)
     for side, rest in ((left, right), (right, left)):
@@ -178,6 +179,12 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     if alike and not _has_both_sides(left, right):
         return list(merge([lefts, rights]))
     return [*lefts, *rights]
+
+
+def _told_by_rows(weights: Side) -> bool:
+    """Whether each of several rows tells weights for places by itself, without having met a key."""
+    strong = [slot for slot in weights.alive if slot.strength == STRONG and slot.token_axes]
+    return bool(strong) and weights.operand.value.from_input
 
 
 def _leaves_features(left: Side, right: Side, output: str) -> bool:

@@ -11,6 +11,7 @@ from fxplain.labels import DORMANT, NOTHING, Beside, Slot, Value
 from fxplain.ops.contraction import summed_product
 from fxplain.ops.edges import Weighed
 from fxplain.ops.elementwise import pointwise
+from fxplain.ops.late import features_of_rows
 from fxplain.ops.mixing import pooled
 from fxplain.ops.one_key import weighed_key
 from fxplain.ops.operator import follow_operator
@@ -155,7 +156,7 @@ def _survivors(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot]:
     slots = operand.value.active
     alive = [slot for slot in slots if not any(slot.varies(axis) for axis in axes)]
     if alive:
-        return alive
+        return features_of_rows(call, operand, axes, alive)
     if call.op.removeprefix("aten::") not in SUMS and len(axes) == operand.ndim and call.ledger.batch > 1:
         return []  # one extreme or spread of all samples is a number to scale by, and nobody's token
     new = pooled(call, operand, slots[0], axes) if operand.tensor.is_floating_point() else None
