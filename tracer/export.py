@@ -50,6 +50,8 @@ def program_of(
     with quiet():
         flat, shapes = Flat(model, layout), None if sizes is None else (sizes,)
         program = torch.export.export(flat, tuple(tensors), dynamic_shapes=shapes, strict=False)
+        if any(node.target is torch.ops.higher_order.cond for node in program.graph.nodes):
+            raise RuntimeError("which branch of a condition is taken depends on data")
         restore_origins(program.graph_module, origins_of(model, "model"))
         return functional(program)
 

@@ -61,7 +61,8 @@ def record(model: nn.Module, tensors: list[Tensor], layout: Layout) -> Draft:
 def _traced(model: nn.Module, tensors: list[Tensor], layout: Layout, whole: bool) -> GraphModule:
     """The raw recording; ``whole`` keeps composite operations, else they are decomposed."""
     with ExitStack() as stack:
-        for context in (values_kept(model, tensors), same_random_numbers(), _module_stack(model)):
+        kept = values_kept(model, tensors), same_random_numbers()
+        for context in (*kept, _module_stack(model), _branches_taken()):
             stack.enter_context(context)
         if not whole:  # fused kernels made for inference have no derivative
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -75,6 +76,21 @@ def _traced(model: nn.Module, tensors: list[Tensor], layout: Layout, whole: bool
     if any(_unlifted(node, traced) for node in traced.graph.nodes):
         raise RuntimeError("the recording holds tensors that live only while the model runs")
     return traced
+
+
+@contextmanager
+def _branches_taken() -> Iterator[None]:
+    """While the model runs, ``torch.cond`` is the branch that it takes."""
+
+    def taken(pred: Any, true_fn: Any, false_fn: Any, operands: Any = ()) -> Any:
+        return (true_fn if bool(pred) else false_fn)(*operands)
+
+    own = torch.cond
+    torch.cond = taken
+    try:
+        yield
+    finally:
+        torch.cond = own
 
 
 def _unlifted(node: Node, module: GraphModule) -> bool:
