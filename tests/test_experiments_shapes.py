@@ -112,3 +112,39 @@ def test_three_questions_are_drawn(module, tmp_path):
     draw = module("shape_vqa").SAMPLES["VisualBERT"]
     draw(tmp_path / "sample.png")
     assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_detector_finds_as_much_as_is_said(module):
+    detector = module("shape_detector")
+    said = module("shape_models").about("detr")["held_out_found"]
+    assert said > 0.85
+    scenes, pixels, _ = detector.held_out(60)
+    assert detector.accuracy(detector.load(), scenes, pixels) > said - 0.1
+    assert (module("weights").FOLDER / "detr.safetensors").stat().st_size < 2_000_000
+
+
+def test_the_detectors_queries_become_masks(module, monkeypatch):
+    detr = module("shape_detr")
+    monkeypatch.setattr(detr, "METHODS", ["relevancy", "rollout"])
+    monkeypatch.setattr(detr, "RESAMPLES", 5)
+    cells = detr.weakly_supervised(5).cells
+    for score in ("AP all", "AR all", "mask IoU"):
+        assert cells["relevancy"][score].value > cells["rollout"][score].value > cells["random"][score].value
+
+
+def test_training_the_detector_sees_boxes_and_moves_its_weights(module):
+    train, detector, shapes = (module(name) for name in ("train_shape_detr", "shape_detector", "shapes"))
+    rng = np.random.default_rng(0)
+    scenes = shapes.draw(8, rng, 1, 4)
+    pixels, masks = shapes.paint(scenes, rng)
+    side = 12
+    in_box = train.cells(scenes, side) < len(shapes.SHAPES)
+    middle = shapes.SIZE // side // 2
+    assert in_box[torch.from_numpy(masks.any(1))[:, middle::8, middle::8]].all()
+    model = detector.make()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    train.warm_up(model, scenes, pixels, 2, rng, batch=4)
+    train.train(model, scenes, pixels, 2, rng, batch=4)
+    after = model.state_dict()
+    for part in ("backbone.model.embedder", "encoder.layers.1", "decoder.layers.1", "class_labels"):
+        assert any(not torch.equal(after[key], before[key]) for key in before if part in key), part
