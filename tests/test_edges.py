@@ -89,6 +89,7 @@ def test_edges_are_as_good_as_a_mask(additive: bool, mode: str) -> None:
         traced = fxplain.trace(model, (nodes, EDGES))
         assert found(traced) == [("self", 2, 6, 6, "softmax")] * 2, layer
         assert not traced.mixings
+        assert [entry.role for entry in traced.census] == ["attention"] * 2
         results += [
             [traced.explain((nodes, EDGES), target=(n, 1), mode=mode).relevance["nodes"] for n in (0, 4)]
         ]

@@ -22,6 +22,7 @@ LINEAR = "token mixing", "a linear map over tokens: its weights are the map betw
 CHANNELS = "channel attention", "a map between features, from which the tokens were summed out"
 PAIRS = "map", "its weights go on as features of pairs of tokens and weigh no values"
 LEARNED = "learned mixture", "weights of parameters only: the same for every input"
+EDGES = "attention", "weights of edges, which add up to 1 where they end"
 MOVING = frozenset(aten("gather take_along_dim index index_select roll"))
 MOVED = "token mixing", "weighs copies of the sequence that are moved along it"
 POINTS = "sampling over points", "weighs values sampled at a few places per query"
@@ -44,6 +45,8 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
     for site in sites:
         if site.role == "mixing" and site.form == "weights":
             entries.setdefault(site.node, LINEAR)
+        if site.role == "attention" and site.axes and not site.column_axes:
+            entries.setdefault(site.operands[0], EDGES)
     for node, told in findings.ledger.unfollowed.items():
         entries[node] = told
     for node in findings.ledger.losses.values():
