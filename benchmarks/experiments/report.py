@@ -103,11 +103,11 @@ by their last layers. Reasons are under the tables.
 BETTER = """
 **Balanced gradients are the variant that is nowhere surely worse.** `relevancy+libra` is eqs. 5 to 11 with
 the gradients of LibraGrad (CVPR 2025), which take what a norm divides by, and the weights of other
-attentions, for constants. It is a method of its own, beside the papers' and not in their place. The others
-win on one kind of model and lose on another: `attnlrp`, `cp_lrp`, `reslrp` and `gradient_x_input+libra` go
-through the layers to the embeddings and are far ahead on BERT, but not on LightGlue, whose code detaches
-its inputs; LeGrad falls behind on rxnmapper and on VisualBERT's regions, and is not defined where one
-stream attends to another.
+attentions, for constants. It is a method of its own, beside the papers' and not in their place. ResLRP
+comes next. The others win on one kind of model and lose on another: `attnlrp`, `cp_lrp` and
+`gradient_x_input+libra` go through the layers to the embeddings, as ResLRP does, and are far ahead on BERT,
+but not on LightGlue, whose code detaches its inputs, nor on LXMERT's regions; LeGrad falls behind on
+rxnmapper and on VisualBERT's regions, and is not defined where one stream attends to another.
 """
 """What the table of variants says, in words."""
 
