@@ -41,7 +41,7 @@ def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
     """The labels of ``einsum(spec, one, other)``; finds attentions and mixings on the way."""
     inputs, output = spec.split("->")
     left_letters, right_letters = inputs.split(",")
-    summed = "".join(letter for letter in set(left_letters + right_letters) if letter not in output)
+    summed = "".join(letter for letter in dict.fromkeys(left_letters + right_letters) if letter not in output)
     left, right = Side(one, left_letters, summed), Side(other, right_letters, summed)
     left, right = (_without_padding(side) for side in _wake(call, left, right))
     points = _points(call, left, right, output)
