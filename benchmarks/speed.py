@@ -179,7 +179,7 @@ def main() -> None:
         notes.append(several(name, case, found[name]))
     for note in filter(None, [*notes, growth(found), again(options)]):
         print(f"\n{note}")
-    print(f"\nAll this took {(time.monotonic() - begun) / 60:.0f} minutes.")
+    print(f"\nAll this took {(time.monotonic() - begun) / 60:.1f} min.")
 
 
 if __name__ == "__main__":
