@@ -59,10 +59,11 @@ For each model all of this must hold (`tests/atlas/judge.py`):
 * every softmax-like operation has a role, and no labels were lost at an operation;
 * every attention has a kind, and its tokens come from inputs or parameters;
 * the relevancy is finite, not negative and not all zero; eager and fused attention give the same to 1e-4
-  (in float64, where float32 does not tell);
+  (in float64, where float32 does not tell: then all that a model computes in float32 is float64, too);
 * a model without attention is said to have none, and reports no map either.
 
-Otherwise it counts as *refused*, where an error of fxplain says why, or as *something does not hold*.
+Otherwise it counts as *refused*, where an error of fxplain says why, or as *something does not hold*. Some
+refusals are all that can be said: of a model whose own gradient is NaN, or ends at a choice of codes.
 """
 
 
@@ -223,10 +224,10 @@ def _failed(built: Sequence[Record]) -> Iterator[list[str]]:
 
 
 def _first(text: str) -> str:
-    """What went wrong and where, without the next steps."""
+    """What went wrong, where and what was found, without the next steps."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    where = [line for line in lines[1:] if line.startswith("where:")]
-    return " ".join(lines[:1] + where)[:300]
+    said = [line for line in lines[1:] if line.startswith(("where:", "found:"))]
+    return " ".join(lines[:1] + said)[:450]
 
 
 def _without(built: Sequence[Record]) -> str:
