@@ -120,8 +120,8 @@ def revisions(records: Sequence[Record]) -> str:
         return f"All {total} records are of one commit: {next(iter(counts))}."
     parts = ", ".join(f"{count} of {name}" for name, count in counts.most_common())
     return (
-        f"The {total} records are not all of one commit; {parts}. After a change those models were judged "
-        "again that had not been good, and then of the others as many as there was time for."
+        f"The {total} records are of several commits, the latest of each model: {parts}. After a change "
+        "those were judged again that had not been good, and of the others as many as there was time for."
     )
 
 
