@@ -165,16 +165,30 @@ def embedding_bag(call: Call) -> Value | tuple[Value, ...]:
     if weights is not None and weights.value.labelled and weights.ndim == 2:
         kept = [slot for slot in weights.value.active if not slot.varies(1)]
         value = call.carry(*operands, slots=kept)
-    elif index.value.labelled or index.ndim != 2 or not call.ledger.is_raw(index.value.dormant):
+    elif index.value.labelled or not call.ledger.is_raw(index.value.dormant):
         value = call.carry(*operands)
     else:
-        dormant = index.value.dormant
-        assert dormant is not None
-        codes = call.ledger.elements.without_features(codes_of(dormant.labels), [1])
-        bags = replace(dormant, labels=encode(samples_of(dormant.labels), codes).narrow(1, 0, 1))
+        bags = _bags(call, index)
         tag = index.value.origin or call.node.name
         value = call.carry(*operands, slots=[call.ledger.wake(bags, call.node, tag=tag)])
     return (value,) * len(call.result) if isinstance(call.result, tuple | list) else value
+
+
+def _bags(call: Call, index: Operand) -> Slot:
+    """The labels of each bag: those of its ids but for their place in it, or of the first of them."""
+    dormant = index.value.dormant
+    assert dormant is not None
+    if index.ndim == 2:
+        codes = call.ledger.elements.without_features(codes_of(dormant.labels), [1])
+        return replace(dormant, labels=encode(samples_of(dormant.labels), codes).narrow(1, 0, 1))
+    starts = call.argument("offsets").cpu()
+    offsets = call.operand("offsets")
+    call.ledger.data_dependent |= offsets is not None and offsets.value.from_input
+    if call.argument("include_last_offset", False):
+        starts = starts[:-1]
+    ends = torch.cat([starts[1:], starts.new_tensor([index.shape[0]])])
+    firsts = dormant.expanded(index.shape)[starts.clamp_max(max(index.shape[0] - 1, 0))]
+    return replace(dormant, labels=torch.where(ends > starts, firsts, 0)[:, None])  # 0: of no token
 
 
 def places(old: Slot, axes: Iterable[int], shape: tuple[int, ...]) -> Slot:
