@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from jobs import TERMS, Claim, Job, all_methods, in_parts
+from jobs import TERMS, Claim, Job, all_methods
 from others import Matcher, annalog, rxnmapper, stereo_points
 from torch import Tensor
 
@@ -167,11 +167,8 @@ def _aligned(
     traced = fxplain.trace(model, {name: value[:batch] for name, value in inputs.items()})
     space = next(space.name for space in traced.spaces if space.source == given)
 
-    def make(methods: Sequence[str], batch: int) -> evaluate.Table:
-        found = partial(evaluate.alignment, traced, inputs, source, targets, methods)
-        return found(space=space, counted=counted, batch=batch)
-
-    return in_parts(make, methods, batch)
+    found = partial(evaluate.alignment, traced, inputs, source, targets, methods)
+    return found(space=space, counted=counted, batch=batch)
 
 
 def _spread(all_of_them: int, count: int) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import samples
 import torch
-from jobs import TERMS, VARIANTS, Claim, Job, all_methods, in_parts
+from jobs import TERMS, VARIANTS, Claim, Job, all_methods
 from reviews import MASK, Reviews, held_out, load
 
 import fxplain
@@ -46,11 +45,8 @@ def words(count: int) -> evaluate.Table:
     reviews = held_out(count)
     traced = _traced(reviews)
 
-    def make(methods: Sequence[str], batch: int) -> evaluate.Table:
-        found = partial(evaluate.rationales, traced, reviews.inputs(), reviews.marked)
-        return found(reviews.labels, methods, counted=reviews.counted, k=K, batch=batch)
-
-    return in_parts(make, METHODS, BATCH)
+    found = partial(evaluate.rationales, traced, reviews.inputs(), reviews.marked)
+    return found(reviews.labels, METHODS, counted=reviews.counted, k=K, batch=BATCH)
 
 
 def perturbed(removal: evaluate.Removal, count: int) -> evaluate.Table:
@@ -58,11 +54,8 @@ def perturbed(removal: evaluate.Removal, count: int) -> evaluate.Table:
     reviews = held_out(count)
     traced = _traced(reviews)
 
-    def make(methods: Sequence[str], batch: int) -> evaluate.Table:
-        found = partial(evaluate.perturbation, traced, reviews.inputs(), None, methods)
-        return found(removal=removal, steps="tokens", batch=batch)
-
-    return in_parts(make, METHODS, BATCH)
+    found = partial(evaluate.perturbation, traced, reviews.inputs(), None, METHODS)
+    return found(removal=removal, steps="tokens", batch=BATCH)
 
 
 def true_class(count: int) -> evaluate.Table:

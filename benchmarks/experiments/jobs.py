@@ -16,8 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = Path(__file__).parent / "results"
 IMAGES = ROOT / "docs" / "images"
 
-# those whose maximum flows, one for each token, take minutes
-SLOW = ("attention_flow",)
 # identical to relevancy where no attention runs between two streams
 ACROSS = ("relevancy_no_normalisation", "relevancy_no_self_in_eq10")
 LIBRA = ("relevancy+libra", "gradient_x_input+libra")
@@ -126,12 +124,7 @@ def against(table: Table) -> Iterator[tuple[str, list[float]]]:
             yield name, [gap.value, gap.low, gap.high]
 
 
-def in_parts(make: Callable[[Sequence[str], int], Table], methods: Sequence[str], batch: int) -> Table:
-    """The table of these methods, so many samples at a time."""
-    return make(methods, batch)
-
-
 def all_methods(across: bool) -> list[str]:
     """Every method that applies, ``across``: to attention between two streams."""
-    left_out = (*SLOW, *(() if across else ACROSS))
+    left_out = () if across else ACROSS
     return [name for name in (*METHODS, *LIBRA) if name not in left_out]

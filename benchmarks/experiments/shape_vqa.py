@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import samples
 import torch
-from jobs import ACROSS, TERMS, Claim, Job, all_methods, in_parts
+from jobs import ACROSS, TERMS, Claim, Job, all_methods
 from shape_models import HELD_OUT_SEED, VQA, about, load, vqa_inputs
 from shape_questions import ANSWERS, OBJECTS, REGIONS, WORDS, asked
 from shapes import SIZE, paint
@@ -69,12 +69,8 @@ def _asked(name: str, count: int) -> Asked:
 def perturbation(name: str, side: str, count: int) -> evaluate.Table:
     """Regions or words are deleted by their relevance to the model's answer; right answers count."""
     own = _asked(name, count)
-
-    def make(methods: Sequence[str], batch: int) -> evaluate.Table:
-        run = partial(evaluate.perturbation, own, own.inputs, own.answered, methods)
-        return run(removal=_removal(name, side), steps="tokens", labels=own.questions.answers, batch=batch)
-
-    return in_parts(make, METHODS[name], BATCH)
+    run = partial(evaluate.perturbation, own, own.inputs, own.answered, METHODS[name])
+    return run(removal=_removal(name, side), steps="tokens", labels=own.questions.answers, batch=BATCH)
 
 
 def found(name: str, side: str, count: int) -> evaluate.Table:
@@ -82,12 +78,8 @@ def found(name: str, side: str, count: int) -> evaluate.Table:
     own = _asked(name, count)
     marked = own.questions.regions if side == "image" else own.questions.words
     removal = _removal(name, side)
-
-    def make(methods: Sequence[str], batch: int) -> evaluate.Table:
-        run = partial(evaluate.rationales, own, own.inputs, marked, own.questions.answers, methods)
-        return run(space=removal.space, counted=removal.removable(own.inputs), k=K, batch=batch)
-
-    return in_parts(make, METHODS[name], BATCH)
+    run = partial(evaluate.rationales, own, own.inputs, marked, own.questions.answers, METHODS[name])
+    return run(space=removal.space, counted=removal.removable(own.inputs), k=K, batch=BATCH)
 
 
 def sample(name: str, path: Path) -> None:

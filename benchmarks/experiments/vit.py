@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import samples
-from jobs import ROOT, Claim, Job, all_methods, in_parts
+from jobs import ROOT, Claim, Job, all_methods
 from torch import Tensor
 
 import fxplain
@@ -45,19 +44,16 @@ def perturbation_asked(count: int) -> evaluate.Table:
     def still_seen(output: Any, part: slice) -> Tensor:
         return asked.named_right(output.logits, part)
 
-    def make(methods: Sequence[str], batch: int) -> evaluate.Table:
-        return evaluate.perturbation(
-            traced,
-            {"pixel_values": asked.pixel_values},
-            asked.targets,
-            methods,
-            removal=evaluate.Pixels(value=BLACK),
-            steps="pixels",
-            score=still_seen,
-            batch=batch,
-        )
-
-    return in_parts(make, METHODS, BATCH)
+    return evaluate.perturbation(
+        traced,
+        {"pixel_values": asked.pixel_values},
+        asked.targets,
+        METHODS,
+        removal=evaluate.Pixels(value=BLACK),
+        steps="pixels",
+        score=still_seen,
+        batch=BATCH,
+    )
 
 
 def perturbation_predicted(count: int) -> evaluate.Table:
@@ -66,13 +62,10 @@ def perturbation_predicted(count: int) -> evaluate.Table:
     traced = _traced(asked)
     canvases = {"pixel_values": asked.pixel_values[::2]}
 
-    def make(methods: Sequence[str], batch: int) -> evaluate.Table:
-        removal = evaluate.Pixels(value=BLACK)
-        return evaluate.perturbation(
-            traced, canvases, None, methods, removal=removal, steps="pixels", batch=batch
-        )
-
-    return in_parts(make, METHODS, BATCH)
+    removal = evaluate.Pixels(value=BLACK)
+    return evaluate.perturbation(
+        traced, canvases, None, METHODS, removal=removal, steps="pixels", batch=BATCH
+    )
 
 
 def segmentation(count: int) -> evaluate.Table:
@@ -80,11 +73,8 @@ def segmentation(count: int) -> evaluate.Table:
     asked = _asked(count)
     traced = _traced(asked)
 
-    def make(methods: Sequence[str], batch: int) -> evaluate.Table:
-        inputs = {"pixel_values": asked.pixel_values}
-        return evaluate.localisation(traced, inputs, asked.masks, asked.targets, methods, batch=batch)
-
-    return in_parts(make, METHODS, BATCH)
+    inputs = {"pixel_values": asked.pixel_values}
+    return evaluate.localisation(traced, inputs, asked.masks, asked.targets, METHODS, batch=BATCH)
 
 
 def sensitivity(count: int) -> evaluate.Table:
@@ -92,18 +82,15 @@ def sensitivity(count: int) -> evaluate.Table:
     asked = _asked(count)
     traced = _traced(asked)
 
-    def make(methods: Sequence[str], batch: int) -> evaluate.Table:
-        return evaluate.class_sensitivity(
-            traced,
-            {"pixel_values": asked.pixel_values},
-            asked.targets,
-            asked.others,
-            methods,
-            space="pixel_values",
-            batch=batch,
-        )
-
-    return in_parts(make, METHODS, BATCH)
+    return evaluate.class_sensitivity(
+        traced,
+        {"pixel_values": asked.pixel_values},
+        asked.targets,
+        asked.others,
+        METHODS,
+        space="pixel_values",
+        batch=BATCH,
+    )
 
 
 def sample(path: Path) -> None:
