@@ -1,7 +1,7 @@
 """Late interaction: similarities of two texts' tokens, of which each row's largest, or their sum, is read.
 
 Such a number is a feature of the row's token, and made of those of its columns. A softmax takes the largest
-score of a row too, but to give it back to the scores it came from: that is no feature.
+score of a row too, or its sum, but to scale what else is made of these columns: that is no feature.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels import STRONG, Slot, broadcast, samples_of
+from fxplain.labels import STRONG, Slot, Value, broadcast, codes_of, samples_of
 from fxplain.ops.mixing import record
 from fxplain.ops.table import Call, Operand, aten, op_name
 
 MOVING = frozenset(
-    aten("view reshape unsqueeze squeeze expand expand_as clone detach permute transpose where")
+    aten("view reshape unsqueeze squeeze expand expand_as clone detach permute transpose where cat stack")
 )
-NUMBERS = frozenset(aten("sum mean amax amin max min logsumexp norm linalg_vector_norm var std"))
 
 
 def features_of_rows(call: Call, operand: Operand, axes: Sequence[int], alive: Sequence[Slot]) -> list[Slot]:
@@ -30,7 +29,7 @@ def features_of_rows(call: Call, operand: Operand, axes: Sequence[int], alive: S
     result = call.result[0] if isinstance(call.result, tuple) else call.result
     if not isinstance(result, Tensor) or not result.is_floating_point() or operand.node is None:
         return list(alive)
-    if _samples_apart(alive[0], columns[0]) or _given_back(call.node, operand.node):
+    if _samples_apart(alive[0], columns[0]) or _scales(call, columns[0]):
         return list(alive)
     return [record(call, "pooled", [operand], alive[0], columns[0], operand.shape, adds=True)]
 
@@ -41,27 +40,35 @@ def _samples_apart(rows: Slot, columns: Slot) -> bool:
     return bool(((one != other) & (one >= 0) & (other >= 0)).any())
 
 
-def _given_back(reduced: fx.Node, map: fx.Node) -> bool:
-    """Whether what became of a map's rows meets the map again, or something else made of it."""
-    made = _behind(map, reduced)
-    stack, seen = [reduced], {reduced}
+def _scales(call: Call, columns: Slot) -> bool:
+    """Whether what becomes of a row's number multiplies, or is taken from, something else that is made of the
+    input whose tokens the columns are: it is a statistic of a softmax then, or a gate on an attention."""
+    sources = {
+        call.ledger.source_of(code) for code in torch.unique(codes_of(columns.labels)).tolist() if code >= 0
+    }
+    chain, stack = {call.node}, [call.node]
     while stack:
         for user in stack.pop().users:
-            if any(node in made for node in user.all_input_nodes):
-                return True
-            passes = torch.Tag.pointwise in getattr(user.target, "tags", ()) or op_name(user) in MOVING
-            if user not in seen and (passes or "getitem" in op_name(user)):
-                seen.add(user)
+            passes = torch.Tag.pointwise in getattr(user.target, "tags", ())
+            if passes and op_name(user).removesuffix("_") != "aten::add":
+                others = [node for node in user.all_input_nodes if node not in chain]
+                if _comes_of(call, others, sources, chain):
+                    return True
+            if user not in chain and (passes or op_name(user) in MOVING or "getitem" in op_name(user)):
+                chain.add(user)
                 stack.append(user)
     return False
 
 
-def _behind(map: fx.Node, but: fx.Node) -> set[fx.Node]:
-    """All nodes that depend on the map otherwise than through one of its users, or such a number."""
-    found, stack = {map}, [map]
+def _comes_of(call: Call, nodes: Sequence[fx.Node], sources: set[str], chain: set[fx.Node]) -> bool:
+    """Whether one of these inputs is behind some nodes, otherwise than through the chain."""
+    stack, seen = list(nodes), set(nodes) | chain
     while stack:
-        for user in stack.pop().users:
-            if user is not but and user not in found and op_name(user) not in NUMBERS:
-                found.add(user)
-                stack.append(user)
-    return found
+        node = stack.pop()
+        value = call.values.get(node)
+        if node.op == "placeholder" and isinstance(value, Value) and value.root in sources:
+            return True
+        fresh = [used for used in node.all_input_nodes if used not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    return False
