@@ -157,7 +157,9 @@ answers); with balanced gradients (`relevancy+libra`: what the normalisations di
 it is 0.2 to 0.9, and then the right region leads. On 262 questions with such a region, AP is 0.93 where
 the answer is a colour, 0.95 a size, 0.78 a shape, 0.62 "yes"; with balanced gradients 1.00, 1.00, 1.00
 and 0.99. The rules on plain heads (`relevancy_no_gradient`) have 0.99. Raw attention does well, because
-one question asks about one thing and the last map looks at it.""",
+one question asks about one thing and the last map looks at it. Attention flow is below chance: it asks
+how much could arrive by all ways together, and in the first of these scenes five of ten regions can take
+all that leaves the row (a flow of 1), the right one 0.80.""",
     "lxmert-text-found": """
 Here balanced gradients are not enough, though by perturbation they find what the model minds as well as
 the rules on plain heads do: the marked words are not all that this model reads. "The red thing", for one,
