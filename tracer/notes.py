@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fxplain.attentions import Mixing
 from fxplain.labelled import Labelled
 from fxplain.labels import STRONG
-from fxplain.unfollowed import carried, followed
+from fxplain.unfollowed import carried, followed, makes_scores
 from fxplain.where import module_path
 
 
@@ -49,10 +49,13 @@ def _taken_for_one(labelled: Labelled) -> Iterator[str]:
 
 
 def _unnamed(labelled: Labelled) -> Iterator[str]:
-    """Inputs whose tokens are named after another one, to which they were added place by place."""
-    ledger = labelled.findings.ledger
+    """Inputs whose data reach an output without tokens of their own: they came to tokens of others, or were
+    never made tokens of. Not those that only make scores, as biases and masks do."""
+    ledger, findings = labelled.findings.ledger, labelled.findings
     named = {space.source for space in labelled.classified.spaces}
-    born = {space.source for space in ledger.spaces if space.origin == "input"}
     data = {root.name for root, *_ in ledger.elements.ranges if root.is_input and root.strength == STRONG}
-    for path in sorted((born & data) - named) if named else ():
-        yield f"{path} has no tokens of its own: what it holds goes into those of others, place by place"
+    for placeholder in labelled.captured.placeholders if named else ():
+        node = next(n for n in findings.values if n.name == placeholder.node)
+        if placeholder.path in data - named and node.users and not makes_scores(findings, node):
+            goes = "what it holds goes into those of others, place by place"
+            yield f"{placeholder.path} has no tokens of its own: {goes}"

@@ -13,6 +13,7 @@ from fxplain.labels import DORMANT, NOTHING, Slot, Value, align, codes_of, compa
 from fxplain.merging import merge
 from fxplain.ops.edges import note_taken
 from fxplain.ops.elementwise import asked_among, beside_among, pointwise
+from fxplain.ops.raw_data import with_tokens
 from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten, transfer
 
@@ -182,6 +183,8 @@ def side_by_side(call: Call, parts: Sequence[Operand], axis: int) -> Value:
     lead = _lead(parts, axis)
     if lead is None:
         return call.carry(*operands)
+    if _of_features(lead, axis):
+        parts = with_tokens(call, parts, axis)
     if _pairs(parts, axis):
         return call.carry(*operands, slots=merge([part.value.active for part in parts]))
     slots = []
@@ -258,7 +261,7 @@ def unsqueezed(operand: Operand, axis: int) -> Operand:
 def _piece(call: Call, part: Operand, pattern: Slot, place: int, lead: Operand, axis: int) -> Slot:
     """The slot that one part contributes where the leading part has ``pattern``."""
     same = [s for s in part.value.slots if (s.strength > DORMANT) == (pattern.strength > DORMANT)]
-    along_tokens = pattern.varies(axis) or (lead.shape[axis] == 1 and axis != lead.ndim - 1)
+    along_tokens = _along_tokens(pattern, lead, axis)
     if same:
         slot = same[min(place, len(same) - 1)]
         gives_way = not along_tokens and (
@@ -271,6 +274,16 @@ def _piece(call: Call, part: Operand, pattern: Slot, place: int, lead: Operand, 
     if dormant is None or pattern.strength == DORMANT or len(lead.value.active) != 1:
         return Slot(torch.zeros((1,) * part.ndim, dtype=torch.int64), DORMANT)
     return _awake(call, dormant, pattern, axis)
+
+
+def _along_tokens(pattern: Slot, lead: Operand, axis: int) -> bool:
+    return pattern.varies(axis) or (lead.shape[axis] == 1 and axis != lead.ndim - 1)
+
+
+def _of_features(lead: Operand, axis: int) -> bool:
+    """Whether features of tokens are laid side by side, not tokens."""
+    active = lead.value.active
+    return len(active) == 1 and not _along_tokens(active[0], lead, axis)
 
 
 def _awake(call: Call, dormant: Slot, pattern: Slot, axis: int) -> Slot:
