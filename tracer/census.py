@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
@@ -38,7 +38,8 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
         else:
             entries[node] = _role(node, over, findings, sites)
     beyond = followed(findings)
-    for node in findings.ledger.summaries:
+    scores = _channel_scores(findings, entries)
+    for node in (node for node in findings.ledger.summaries if node not in scores):
         had = "its map is had by its gradient" if node in beyond else "there is no token-to-token map"
         reason = f"sums all tokens into features before the queries read them: {had}"
         entries.setdefault(node, ("linear attention", reason))
@@ -68,6 +69,14 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
         )
         for node, (role, reason) in sorted(entries.items(), key=lambda entry: order[entry[0]])
     )
+
+
+def _channel_scores(findings: Findings, entries: Mapping[fx.Node, tuple[str, str]]) -> set[fx.Node]:
+    """Products of features that are the scores of a channel attention, which its softmax tells."""
+    maps = (node for node, (role, _) in entries.items() if role == CHANNELS[0])
+    return {
+        scores for node in maps for given in node.all_input_nodes for scores in findings.value(given).summed
+    }
 
 
 def _nodes(findings: Findings) -> list[fx.Node]:

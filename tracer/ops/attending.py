@@ -5,23 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import fx
 
 from fxplain.labels import Slot, encode, fill_samples, same_tokens, samples_of
 from fxplain.ops.mixing import check_lines, check_samples, new_tokens
 from fxplain.ops.normaliser import is_positive, normaliser_of, row_sums
+from fxplain.ops.one_map import weighing_once
 from fxplain.ops.partial import begin
 from fxplain.ops.sides import Side, moved, sizes_of
-from fxplain.ops.table import Call, aten, op_name
+from fxplain.ops.table import Call
 from fxplain.ops.tied import spread_over_rows
 from fxplain.ops.twins import note_blanks, note_rows, note_twins
-from fxplain.sites import Site
-
-LAYING = aten(
-    "view reshape _unsafe_view permute transpose t unsqueeze squeeze flatten unflatten movedim expand clone "
-    "contiguous detach dropout alias to _to_copy"
-)
-"""Operations after which all numbers of a map are still there, laid out otherwise."""
 
 
 def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
@@ -65,7 +58,7 @@ def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
         axes=f"{letters},{values.letters}->{output}",
         tied=letters != weights.letters,
     )
-    site, alone = _weighing_once(call, site)
+    site, alone = weighing_once(call, site)
     if alone and call.result.ndim == len(output):
         begin(call, site, moved(sums, weights.letters, output), is_positive(weights.operand))
     columns = [axis for axis, letter in enumerate(letters) if letter not in output]
@@ -76,42 +69,6 @@ def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
         replace(lived, labels=moved(lived.labels, letters, output)),
         *[values.moved(slot, output) for slot in others],
     ]
-
-
-def _weighing_once(call: Call, site: Site) -> tuple[Site, bool]:
-    """The attention that a site is, and whether it is one by itself.
-
-    A map that weighs several values, such as those of keys and of relative places, is one map: its gradient
-    is had where it comes from for all of them.
-    """
-    for other in reversed(call.ledger.sites[: site.index]):
-        if other.role != site.role or other.form != site.form or not _weigh_alike(call, site, other):
-            continue
-        nodes = site.operands[0], other.operands[0]
-        if nodes[1] in _laid_out(nodes[0]) or nodes[0] in _laid_out(nodes[1]):
-            call.ledger.sites.pop()
-            if nodes[1] not in _laid_out(nodes[0]):
-                call.ledger.sites[other.index] = replace(site, index=other.index)
-            return call.ledger.sites[other.index], False
-    return site, True
-
-
-def _weigh_alike(call: Call, one: Site, other: Site) -> bool:
-    """Whether two softmaxed maps are of the same tokens, as they were at the same time."""
-    pairs = (one.rows, other.rows), (one.cols, other.cols)
-    if one.by_output or other.by_output or not all(same_tokens(*pair) for pair in pairs):
-        return False
-    learned = not all(call.values[site.operands[1]].from_input for site in (one, other))
-    return learned or all(a.reads == b.reads for a, b in pairs)
-
-
-def _laid_out(node: fx.Node) -> list[fx.Node]:
-    """A node and those that hold all its numbers before it, however laid out."""
-    found = [node]
-    while op_name(node) in LAYING and node.all_input_nodes:
-        node = node.all_input_nodes[0]
-        found.append(node)
-    return found
 
 
 def _query_told(weights: Side, cols: Slot) -> Slot | None:

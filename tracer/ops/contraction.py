@@ -160,7 +160,12 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     for side, rest in ((left, right), (right, left)):
         if not (side.killed or rest.killed) and _weighs_one(side, rest):
             return attend(call, side, rest, output)
-        if not (side.killed or rest.killed) and side.operand.value.softmaxes and free(side, rest):
+        if (
+            not (side.killed or rest.killed)
+            and side.slots
+            and side.operand.value.softmaxes
+            and free(side, rest)
+        ):
             note_content(call, rest)
     lefts = [left.moved(slot, output) for slot in left.alive]
     rights = [right.moved(slot, output) for slot in right.alive]
