@@ -20,6 +20,7 @@ LAYOUTS = frozenset(aten("view reshape permute transpose unsqueeze squeeze expan
 SELECTIONS = aten("topk sort argmax multinomial max argsort kthvalue")
 LINEAR = "token mixing", "a linear map over tokens: its weights are the map between them"
 CHANNELS = "channel attention", "a map between features, from which the tokens were summed out"
+VERSIONS = "expert router", "mixes several versions of the same token"
 PAIRS = "map", "its weights go on as features of pairs of tokens and weigh no values"
 LEARNED = "learned mixture", "weights of parameters only: the same for every input"
 EDGES = "attention", "weights of edges, which add up to 1 where they end"
@@ -88,6 +89,8 @@ def _role(node: fx.Node, over: str, findings: Findings, sites: Sequence[Site]) -
     """What a softmax that weighs no values is for, read off the operations that use it."""
     if over == "channels":
         return CHANNELS
+    if over == "versions":
+        return VERSIONS
     summaries = set(findings.ledger.summaries)
     uses = list(_uses(node))
     if any(use in site.path for use, _ in uses for site in sites if site.form == "sampled"):
@@ -139,7 +142,7 @@ def _contracted(use: fx.Node, path: fx.Node, findings: Findings) -> tuple[str, s
         return LEARNED
     if not findings.value(path).labelled:
         return CHANNELS
-    return "expert router", "mixes several versions of the same token"
+    return VERSIONS
 
 
 def _of_pairs(node: fx.Node, findings: Findings) -> bool:

@@ -29,7 +29,8 @@ class Ledger:
     spaces: list[Born] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
     softmaxes: dict[str, tuple[fx.Node, str]] = field(default_factory=dict)
-    """Softmax-like node -> (node, what the normalised axis holds: ``tokens`` or ``features``)."""
+    """Softmax-like node -> (node, what the normalised axis holds: ``tokens``, ``features``, ``channels`` or
+    ``versions`` of one token)."""
     losses: dict[str, fx.Node] = field(default_factory=dict)
     """Nodes that labelled data reached and that have no transfer function."""
     failures: dict[str, str] = field(default_factory=dict)

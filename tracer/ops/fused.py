@@ -19,6 +19,7 @@ from fxplain.labels import (
     same_tokens,
     samples_of,
 )
+from fxplain.merging import merge
 from fxplain.ops.births import woken
 from fxplain.ops.mixing import check_lines, check_samples
 from fxplain.ops.partial import begin
@@ -40,6 +41,9 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
         out = call.carry(query, key, value, sampled=frozenset())
         call.ledger.losses.setdefault(call.node.name, call.node)
         return _with_sums(call, replace(out, lost=out.lost | {call.node.name}))
+    if _of_versions(key) and _of_versions(value):
+        call.ledger.softmaxes[call.node.name] = (call.node, "versions")
+        return _with_sums(call, _mixed_versions(call, query, key, value))
     if all(_along_features(operand) for operand in (query, key, value)):
         call.ledger.softmaxes[call.node.name] = (call.node, "channels")
         slots = [
@@ -81,6 +85,24 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
 def _along_features(operand: Operand) -> bool:
     """Whether tokens lie on the last axis, which the kernel sums over: channels attend to channels."""
     return any({operand.ndim - 1} == slot.token_axes for slot in operand.value.active[:1])
+
+
+def _of_versions(operand: Operand) -> bool:
+    """Whether all places that the kernel sums over are of one token: its states in several layers, say."""
+    places = operand.ndim - 2
+    slots = operand.value.active
+    return (
+        operand.shape[places] > 1
+        and any(slot.token_axes for slot in slots)
+        and not any(slot.varies(places) for slot in slots)
+    )
+
+
+def _mixed_versions(call: Call, query: Operand, key: Operand, value: Operand) -> Value:
+    """What comes of mixing versions of the same token is that token still, whoever asks for it."""
+    asking = query.value.active if query.value.from_input else ()
+    slots = merge([value.value.active, key.value.active, asking])
+    return call.carry(value, key, query, slots=slots, softmaxes=frozenset(), sampled=frozenset())
 
 
 def _on_samples(call: Call, keys: Slot, cols: Slot) -> Tensor:
