@@ -175,6 +175,7 @@ def _inputs(model: nn.Module) -> dict[str, Any] | NotBuiltError:
     required = [name for name, p in arguments.items() if p.default is inspect.Parameter.empty]
     optional = [name for name in arguments if OPTIONAL.match(name) and name not in required]
     reasons: dict[str, Exception] = {}
+    failed: dict[str, Exception] = {}
     for more in (
         optional,
         [n for n in optional if n != "guidance"],
@@ -190,7 +191,7 @@ def _inputs(model: nn.Module) -> dict[str, Any] | NotBuiltError:
             missing = ", ".join(name for name, own in zip(chosen, guesses, strict=True) if not own)
             return NotBuiltError("inputs unknown", f"no guess for {missing}")
         for values in islice(product(*guesses), TRIES):
-            found = _mended(model, dict(zip(chosen, values, strict=True)))
+            found = _mended(model, dict(zip(chosen, values, strict=True)), failed)
             if isinstance(found, dict):
                 return found
             reasons[str(found)] = found
@@ -198,8 +199,16 @@ def _inputs(model: nn.Module) -> dict[str, Any] | NotBuiltError:
     return NotBuiltError("inputs unknown", why[:1500])
 
 
-def _mended(model: nn.Module, inputs: dict[str, Any], more: int = 6) -> dict[str, Any] | Exception:
-    """Run the model; where it says what is missing, or which width is right, believe it, so many times."""
+def _mended(
+    model: nn.Module, inputs: dict[str, Any], failed: dict[str, Exception], more: int = 6
+) -> dict[str, Any] | Exception:
+    """Run the model; where it says what is missing, or which width is right, believe it, so many times.
+
+    What failed is not tried again, by whatever way it is reached.
+    """
+    known = str(sorted((name, _looks(value)) for name, value in inputs.items()))
+    if known in failed:
+        return failed[known]
     try:
         with torch.no_grad():
             output = next(iter(model(**inputs).values()))
@@ -207,19 +216,26 @@ def _mended(model: nn.Module, inputs: dict[str, Any], more: int = 6) -> dict[str
             return ValueError("the output is not finite")
         return inputs
     except Exception as error:
-        failure = error
+        failure = failed[known] = error
     changes = [*_given_more(model, inputs, failure), *_right_width(inputs, failure)] if more else []
-    found = (_mended(model, {**inputs, **change}, more - 1) for change in changes)
+    found = (_mended(model, {**inputs, **change}, failed, more - 1) for change in changes)
     return next((each for each in found if isinstance(each, dict)), failure)
+
+
+def _looks(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else str(value)
 
 
 def _right_width(inputs: Mapping[str, Any], error: Exception) -> Iterator[dict[str, Any]]:
     """The input that seems to be too wide or too narrow, as the message wants it."""
-    found = re.search(r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", str(error))
-    for name, value in reversed(inputs.items()) if found else ():
-        if found and isinstance(value, Tensor) and value.shape[-1:] == (int(found[1]),):
-            yield {name: _numbers(*value.shape[:-1], int(found[2]))}
-            return
+    found = re.search(r"shapes cannot be multiplied \((\d+)x(\d+) and (\d+)x\d+\)", str(error))
+    if found is None:
+        return
+    rows, width, right = map(int, found.groups())
+    wide = {n: v for n, v in inputs.items() if isinstance(v, Tensor) and v.shape[-1:] == (width,)}
+    named = [name for name in reversed(wide) if wide[name].numel() == rows * width]
+    for name in [*named, *reversed(wide)][:1]:
+        yield {name: _numbers(*wide[name].shape[:-1], right)}
 
 
 def _given_more(model: nn.Module, inputs: Mapping[str, Any], error: Exception) -> Iterator[dict[str, Any]]:

@@ -41,15 +41,15 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
         out = call.carry(query, key, value, sampled=frozenset())
         call.ledger.losses.setdefault(call.node.name, call.node)
         return _with_sums(call, replace(out, lost=out.lost | {call.node.name}))
-    if _of_versions(key) and _of_versions(value):
-        call.ledger.softmaxes[call.node.name] = (call.node, "versions")
-        return _with_sums(call, _mixed_versions(call, query, key, value))
     if all(_along_features(operand) for operand in (query, key, value)):
         call.ledger.softmaxes[call.node.name] = (call.node, "channels")
         slots = [
             replace(value.value.active[0], reads=reads_of([query.value.active[0], value.value.active[0]]))
         ]
         return _with_sums(call, call.carry(query, key, value, slots=slots, sampled=frozenset()))
+    if _of_versions(key) and _of_versions(value):
+        call.ledger.softmaxes[call.node.name] = (call.node, "versions")
+        return _with_sums(call, _mixed_versions(call, query, key, value))
     rows, cols = query.value.active[0], key.value.active[0]
     ours = value.value.active[0] if value.value.active else cols
     if cols.strength < ours.strength:
