@@ -11,13 +11,13 @@ from fxplain.find import Findings
 from fxplain.labels import NOTHING
 from fxplain.ops.sampling import is_sampler
 from fxplain.ops.table import aten, op_name
+from fxplain.picking import picked
 from fxplain.sites import Site
 from fxplain.unfollowed import followed
 from fxplain.where import module_path, source_line
 
 CONTRACTIONS = aten("matmul mm bmm einsum baddbmm addmm linear tensordot mv dot")
 LAYOUTS = frozenset(aten("view reshape permute transpose unsqueeze squeeze expand clone contiguous"))
-SELECTIONS = aten("topk sort argmax multinomial max argsort kthvalue")
 LINEAR = "token mixing", "a linear map over tokens: its weights are the map between them"
 CHANNELS = "channel attention", "a map between features, from which the tokens were summed out"
 VERSIONS = "expert router", "mixes several versions of the same token"
@@ -100,8 +100,9 @@ def _role(node: fx.Node, over: str, findings: Findings, sites: Sequence[Site]) -
             "linear attention",
             "keys are normalised and summed with the values before any query reads them",
         )
-    if over == "features" and any(op_name(use) in SELECTIONS for use, _ in uses):
-        return "expert router", "its largest weights select among parts of the network"
+    picks = picked(node, findings) if over == "features" else None
+    if picks is not None:
+        return picks
     for use, path in uses:
         if op_name(use) in CONTRACTIONS:
             return _contracted(use, path, findings)
