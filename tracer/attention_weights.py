@@ -11,7 +11,7 @@ from fxplain.maps import Plan, attention_weights, dense
 from fxplain.prediction import Prediction
 from fxplain.rules.gradcam import head_weighted
 from fxplain.rules.transformer_attribution import gradient_head_mean
-from fxplain.where import module_path
+from fxplain.where import place_of
 
 
 def gradcam(prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
@@ -38,7 +38,7 @@ def _check_has_map(plan: Plan, what: str) -> None:
     if plan.site.form == "sampled":
         raise MethodError(
             f"{what} needs a map with a gradient of its own, and a sampling at points has none",
-            where=f"node {plan.site.node.name}, module {module_path(plan.site.node)}",
+            where=place_of(plan.site.node),
             expected="attention by a map from queries to keys",
             found="a sampling whose weights differ from feature to feature",
             hint="use relevancy, which takes gradient times contribution there",

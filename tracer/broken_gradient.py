@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.replay import execute, tap, tap_of
-from fxplain.target import resolve
-from fxplain.where import module_path, source_line
+from fxplain.target import rescored
+from fxplain.where import place_of
 
 if TYPE_CHECKING:
     from fxplain.labelled import Labelled
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 def origin(prediction: Prediction) -> fx.Node | None:
     """The operation whose result has a finite gradient and whose operand has none, if that is seen."""
-    labelled, target = prediction.labelled, prediction.resolved.target
-    captured, findings = labelled.captured, labelled.findings
+    labelled, captured = prediction.labelled, prediction.labelled.captured
     taps = {tap_of(site) for site in labelled.classified.sites}
     tapped: list[Tensor] = []
     finite: dict[fx.Node, bool] = {}
@@ -36,16 +35,8 @@ def origin(prediction: Prediction) -> fx.Node | None:
 
     with torch.enable_grad():
         outputs = execute(captured, prediction.bound, watch, prediction.surrogates)
-        resolved = resolve(
-            outputs,
-            findings.outputs,
-            captured.outputs,
-            target if callable(target) else list(target),
-            prediction.resolved.output,
-            findings.batch,
-            captured.rebuild,
-        )
-        torch.autograd.grad(resolved.scores.sum(), tapped, allow_unused=True)
+        scores = rescored(prediction.resolved, outputs, labelled.findings, captured)
+        torch.autograd.grad(scores.sum(), tapped, allow_unused=True)
     last = next((node for node in reversed(captured.graph.graph.nodes) if finite.get(node) is False), None)
     return None if last is None else next((user for user in last.users if finite.get(user)), last)
 
@@ -56,8 +47,7 @@ def ended(labelled: Labelled, output: str) -> str:
     choice = _choice(labelled, output)
     if choice is None:
         return text
-    where = f"node {choice.name} ({choice.target}), module {module_path(choice)}, {source_line(choice)}"
-    return f"{text}: {where} chooses numbers of entries, and no gradient passes a choice"
+    return f"{text}: {place_of(choice)} chooses numbers of entries, and no gradient passes a choice"
 
 
 def _choice(labelled: Labelled, output: str) -> fx.Node | None:

@@ -34,7 +34,7 @@ from fxplain.replay import (
 )
 from fxplain.sites import Site
 from fxplain.slices import Slice, slices_of
-from fxplain.where import module_path, source_line
+from fxplain.where import place_of
 
 
 def checkpointed(
@@ -283,7 +283,7 @@ def _refuse_writing(graph: fx.Graph) -> None:
         if schema is not None and schema.is_mutable:
             raise MethodError(
                 f"the graph cannot be run again in slices: an operation writes into a tensor: {node.target}",
-                where=f"node {node.name}, module {module_path(node)}, {source_line(node)}",
+                where=place_of(node),
                 expected="operations that leave what they are given as it is",
                 found="one that would write into it twice",
                 hint='leave mode="checkpoint" out',

@@ -29,7 +29,7 @@ from fxplain.prediction import Mode, Prediction, aim, run_graph
 from fxplain.replay import tap_of
 from fxplain.result import Relevance, Result
 from fxplain.scheduled import Explained, Scheduled
-from fxplain.where import module_path, source_line
+from fxplain.where import place_of
 
 
 def explain_labelled(
@@ -149,7 +149,7 @@ def _refuse(labelled: Labelled, name: str) -> None:
     node = labelled.findings.ledger.losses[name]
     raise UnknownOpError(
         f"token labels were lost at an operation without a transfer function: {node.target}",
-        where=f"node {node.name}, module {module_path(node) or '(the model itself)'}, {source_line(node)}",
+        where=place_of(node),
         hint="add a transfer function (docs/add-an-op.md), or report the operation",
     )
 

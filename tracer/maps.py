@@ -20,7 +20,7 @@ from fxplain.mixing_maps import contributions
 from fxplain.ops.convolution import concrete
 from fxplain.replay import Replay
 from fxplain.sites import Site
-from fxplain.where import module_path
+from fxplain.where import place_of
 
 HeadMean = Callable[[Tensor, "Tensor | None", tuple[int, ...]], Tensor]
 """(maps, gradients, axes of the heads) -> maps without these axes: eq. 5, or a plain mean."""
@@ -204,7 +204,7 @@ def check_rebuilt(plans: Mapping[int, Plan], replay: Replay, tolerance: float) -
         if not gap <= tolerance and not gap <= largest_score(site, replay) * ROUNDING:
             raise VerificationError(
                 "a map rebuilt from query and key does not reproduce its attention's output",
-                where=f"node {site.node.name}, module {module_path(site.node)}",
+                where=place_of(site.node),
                 expected=f"a relative difference of at most {tolerance:g}",
                 found=f"{gap:g}",
                 hint="please report this model: a variant of fused attention is not understood",

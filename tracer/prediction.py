@@ -22,7 +22,7 @@ from fxplain.schedule import Step
 from fxplain.steps import steps_of
 from fxplain.target import Readout, Resolved, default_output, resolve
 from fxplain.verify import tolerance
-from fxplain.where import module_path, source_line
+from fxplain.where import place_of
 
 Mode = Literal["auto", "rows", "matrix", "checkpoint"]
 """Single rows of R, all of it, or what is cheaper and can be had; rows with activation checkpointing."""
@@ -96,7 +96,7 @@ class Prediction:
         node = origin(self) or next(node for node in nodes if node.name == name)
         raise NonFiniteError(
             "the gradient of the score is NaN or infinite",
-            where=f"node {node.name} ({node.target}), module {module_path(node)}, {source_line(node)}",
+            where=place_of(node),
             expected="finite gradients",
             found=f"{int((~gradient.isfinite()).sum())} of {gradient.numel()} entries at node {name} are not",
             hint="the derivative of this operation is not finite in the model itself (an overflow beside a "
@@ -215,7 +215,7 @@ def _check_differentiable(blocked: Sequence[fx.Node]) -> None:
         node = blocked[0]
         raise UnknownOpError(
             f"no gradient passes an operation: {node.target}",
-            where=f"node {node.name}, module {module_path(node)}, {source_line(node)}",
+            where=place_of(node),
             expected="operations with a derivative, for a method with gradients",
             found=f"{len(blocked)} operations without",
             hint="explain the model before it is quantised, or take a method without gradients (rollout)",

@@ -45,6 +45,20 @@ def source_line(node: Node) -> str:
     return f"{_short(file)}:{line}"
 
 
+def place_of(node: Node) -> str:
+    """Node, operation, module and source line, as errors name them.
+
+    Example:
+        >>> graph = torch.fx.Graph()
+        >>> x = graph.placeholder("x")
+        >>> place_of(graph.call_function(torch.ops.aten.exp.default, (x,)))
+        'node exp_default (aten.exp.default), module (the model itself)'
+    """
+    module = module_path(node) or "(the model itself)"
+    parts = f"node {node.name} ({node.target})", f"module {module}", source_line(node)
+    return ", ".join(part for part in parts if part)
+
+
 def _short(file: str) -> str:
     parts = Path(file).parts
     for folder in ("site-packages", "dist-packages"):

@@ -20,9 +20,8 @@ from fxplain.lrp.samples import Samples
 from fxplain.lrp.sides import Sides, is_pointwise
 from fxplain.lrp.table import TABLE, Call, Shares
 from fxplain.lrp.tokens import Reader
-from fxplain.ops.table import op_name
 from fxplain.replay import execute
-from fxplain.where import module_path, source_line
+from fxplain.where import place_of
 
 Relevances = list["Tensor | None"]
 
@@ -186,8 +185,3 @@ def rule_for(call: Call) -> Callable[[Call], Shares | None]:
         if key in TABLE:
             return TABLE[key]
     return pointwise if is_pointwise(call.node) else by_experiment
-
-
-def place_of(node: fx.Node) -> str:
-    module = module_path(node) or "(the model itself)"
-    return f"node {node.name} ({op_name(node)}), module {module}, {source_line(node)}"

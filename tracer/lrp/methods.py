@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fxplain.errors import MethodError
 from fxplain.fused_maps import map_of
 from fxplain.layers import Layers
-from fxplain.lrp.interpret import Propagated, forward, place_of, propagate
+from fxplain.lrp.interpret import Propagated, forward, propagate
 from fxplain.lrp.rule_sets import RuleSet
 from fxplain.lrp.samples import NotApartError, Samples, is_apart, tags
 from fxplain.lrp.sides import Sides, analyse
@@ -21,7 +21,8 @@ from fxplain.maps import HeadMean, Plan, folded_heads
 from fxplain.prediction import Prediction
 from fxplain.schedule import Rules, Step
 from fxplain.scheduled import Explained, Scheduled, read
-from fxplain.target import resolve
+from fxplain.target import rescored
+from fxplain.where import place_of
 
 
 @dataclass(frozen=True)
@@ -166,20 +167,8 @@ def _starts(
     with torch.enable_grad():
         leaves = [values[node].detach() for node in nodes]
         leaves = [leaf.clone().requires_grad_() if leaf.is_floating_point() else leaf for leaf in leaves]
-        captured, findings, target = (
-            prediction.labelled.captured,
-            prediction.labelled.findings,
-            prediction.resolved.target,
-        )
-        scores = resolve(
-            leaves,
-            findings.outputs,
-            captured.outputs,
-            target if callable(target) else list(target),
-            prediction.output if callable(target) else prediction.resolved.output,
-            findings.batch,
-            captured.rebuild,
-        ).scores
+        labelled = prediction.labelled
+        scores = rescored(prediction.resolved, leaves, labelled.findings, labelled.captured)
     floating = [leaf for leaf in leaves if leaf.requires_grad]
     for weight in weights.to(scores):
         gradients = iter(torch.autograd.grad(scores, floating, weight, allow_unused=True, retain_graph=True))
