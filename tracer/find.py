@@ -46,6 +46,8 @@ class Findings:
     values: Mapping[fx.Node, Value | tuple[Value, ...]]
     batch: int
     batch_axis: int | None
+    joined: tuple[tuple[int, fx.Node], ...] = ()
+    """Axes that were taken for the batch at first, each with the operation that joins places along it."""
 
     def value(self, node: fx.Node) -> Value:
         """What is known of a node; of several results, of the first."""
@@ -64,10 +66,14 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
         captured: the graph and its placeholders.
         bound: a tensor for each placeholder node, as :meth:`Captured.bind` gives them.
     """
+    joined: dict[int, fx.Node] = {}
     for axis, batch in batch_guesses(captured, bound):
-        findings = Labelling(captured, bound, axis, batch).run()
+        labelling = Labelling(captured, bound, axis, batch)
+        findings = labelling.run()
         if findings is not None and (axis is None or _names_samples(findings)):
-            return _with_copies(findings, captured, bound)
+            return replace(_with_copies(findings, captured, bound), joined=tuple(joined.items()))
+        if findings is None and axis is not None and labelling.refuted is not None:
+            joined.setdefault(axis, labelling.refuted)
     raise AssertionError("where there is no batch, nothing crosses it")
 
 
@@ -112,6 +118,8 @@ class Labelling:
         self.ledger = Ledger(batch=batch, batch_axis=axis)
         self.values: dict[fx.Node, Value] = {}
         self.real: dict[fx.Node, Any] = {}
+        self.refuted: fx.Node | None = None
+        """The operation that joins what would be samples."""
 
     def run(self) -> Findings | None:
         """What is seen; None as soon as information crosses what was taken for the batch."""
@@ -124,6 +132,7 @@ class Labelling:
                     break
                 self._step(node)
                 if self.ledger.crossing and self.axis is not None:
+                    self.refuted = node
                     return None
                 for used in node.all_input_nodes:
                     if last_use[used] is node:

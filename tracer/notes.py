@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from fxplain.attentions import Mixing
 from fxplain.labelled import Labelled
 from fxplain.labels import STRONG
+from fxplain.ops.table import op_name
 from fxplain.unfollowed import carried, followed, makes_scores
-from fxplain.where import module_path
+from fxplain.where import module_path, source_line
 
 
 def notes_of(labelled: Labelled) -> tuple[str, ...]:
     """What a reader of an explanation must know: steps taken by approximation, and those not followed."""
     notes = list(labelled.captured.notes)
     if labelled.findings.batch_axis is None:
-        notes.append("no axis of the inputs holds separate samples: all of them are explained as one sample")
+        notes.append(_one_sample(labelled))
     notes += map(mixing_note, labelled.classified.mixings)
     beyond = followed(labelled.findings)
     for node in (node for node in labelled.findings.ledger.summaries if node not in beyond):
@@ -29,6 +30,17 @@ def notes_of(labelled: Labelled) -> tuple[str, ...]:
         notes.append(f"{where} weighs places that are no tokens too (padding): their share is in no map")
     notes += [*_taken_for_one(labelled), *_unnamed(labelled)]
     return tuple(dict.fromkeys(notes))
+
+
+def _one_sample(labelled: Labelled) -> str:
+    """That samples, if there are any, are explained as one, and what joins the places along each axis."""
+    joins = (
+        f"{op_name(node).removeprefix('aten::')} in {module_path(node) or 'the model'} ({source_line(node)}) "
+        f"joins places along axis {axis}"
+        for axis, node in labelled.findings.joined
+    )
+    told = "no axis of the inputs holds separate samples: all of them are explained as one sample"
+    return "; ".join([told, *joins])
 
 
 def mixing_note(mixing: Mixing) -> str:
