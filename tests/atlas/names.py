@@ -36,7 +36,7 @@ VOCAB = re.compile(
 TOKEN = re.compile(r".*(token_id|token_index|_token|token_ids|_id|_ids)$")
 LENGTH = re.compile(
     r"^(.*max_position_embeddings|n_positions|n_ctx|max_seq_len|max_seq(uence)?_length|seq_length|max_length|max_target_positions"
-    r"|.*max_source_positions|max_.*positions|context_length|.*max_positions|sequence_length|max_sequence_length|block_size|num_position_embeddings)$"
+    r"|.*max_source_positions|max_.*positions|context_length|max_text_length|.*max_positions|sequence_length|max_sequence_length|block_size|num_position_embeddings)$"
 )
 IMAGE = re.compile(r"^((.*_)?image_size|spec_size|img_size|.*resolution|crop_size|input_size)$")
 PATCH = re.compile(r"^(patch_size|.*_patch_size|tubelet_size)$")
