@@ -78,3 +78,52 @@ def test_weights_told_by_rows_alone_are_an_attention() -> None:
     (attention,) = traced.attentions
     assert (attention.kind, attention.queries.size, attention.keys.size) == ("encoder_decoder", 3, 5)
     assert traced.explain(inputs, target=(1, 0)).relevance["text"].sum() > 0
+
+
+class OneInput(Matched):
+    """Question and answer in one sequence; a word's best match is scaled by what the word itself tells."""
+
+    def __init__(self, scale: str, joint: bool) -> None:
+        super().__init__()
+        self.scale, self.joint, self.weight = scale, joint, nn.Linear(8, 1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.joint:
+            x, y = self.read(ids).split([3, 4], 1)
+        else:
+            x, y = self.read(ids[:, :3]), self.read(ids[:, 3:])
+        best = (x @ y.mT).amax(-1)
+        if self.scale == "norm":
+            best = best / (x.norm(dim=-1) + 1)
+        elif self.scale == "weight":
+            best = best * self.weight(x)[..., 0].sigmoid()
+        return best.sum(1)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("scale", ["none", "norm", "weight"])
+def test_a_match_within_one_input_may_be_scaled_by_its_own_word(scale: str, joint: bool) -> None:
+    model, ids = OneInput(scale, joint).eval(), torch.randint(1, 20, (2, 7))
+    traced = fxplain.trace(model, ids)
+    (match,) = (mixing for mixing in traced.mixings if mixing.op == "amax")
+    assert (match.queries.size, match.keys.size) == (3, 4)
+    relevance = traced.explain(ids, target=lambda scores: scores).relevance
+    answer = relevance["ids"][:, 3:] if joint else relevance["ids@embed"]
+    assert bool((answer.sum(-1) > 0).all())
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_gate_on_an_attention_within_one_input_is_no_feature(late: bool) -> None:
+    class Gated(Matched):
+        def forward(self, ids: Tensor) -> Tensor:
+            x, y = self.read(ids).split([3, 4], 1)
+            scores = x @ y.mT
+            if late:
+                gate = scores.amax(-1, keepdim=True)
+                return (scores.softmax(-1) @ y * gate)[:, 0]
+            read = scores.softmax(-1) @ y
+            return (read * scores.amax(-1, keepdim=True))[:, 0]
+
+    traced = fxplain.trace(Gated().eval(), torch.randint(1, 20, (2, 7)))
+    assert [a.kind for a in traced.attentions] == ["self", "encoder_decoder"]
+    assert not [mixing for mixing in traced.mixings if mixing.op == "amax"]

@@ -29,7 +29,7 @@ def features_of_rows(call: Call, operand: Operand, axes: Sequence[int], alive: S
     result = call.result[0] if isinstance(call.result, tuple) else call.result
     if not isinstance(result, Tensor) or not result.is_floating_point() or operand.node is None:
         return list(alive)
-    if _samples_apart(alive[0], columns[0]) or _scales(call, columns[0]):
+    if _samples_apart(alive[0], columns[0]) or _scales(call, alive[0], columns[0]):
         return list(alive)
     return [record(call, "pooled", [operand], alive[0], columns[0], operand.shape, adds=True)]
 
@@ -40,19 +40,17 @@ def _samples_apart(rows: Slot, columns: Slot) -> bool:
     return bool(((one != other) & (one >= 0) & (other >= 0)).any())
 
 
-def _scales(call: Call, columns: Slot) -> bool:
+def _scales(call: Call, rows: Slot, columns: Slot) -> bool:
     """Whether what becomes of a row's number multiplies, or is taken from, something else that is made of the
-    input whose tokens the columns are: it is a statistic of a softmax then, or a gate on an attention."""
-    sources = {
-        call.ledger.source_of(code) for code in torch.unique(codes_of(columns.labels)).tolist() if code >= 0
-    }
+    columns: it is a statistic of a softmax then, or a gate on an attention. What is made of the row alone
+    (its norm, a weight that it tells) only scales the feature."""
     chain, stack = {call.node}, [call.node]
     while stack:
         for user in stack.pop().users:
             passes = torch.Tag.pointwise in getattr(user.target, "tags", ())
             if passes and op_name(user).removesuffix("_") != "aten::add":
                 others = [node for node in user.all_input_nodes if node not in chain]
-                if _comes_of(call, others, sources, chain):
+                if _made_of(call, others, rows, columns, chain):
                     return True
             if user not in chain and (passes or op_name(user) in MOVING or "getitem" in op_name(user)):
                 chain.add(user)
@@ -60,15 +58,33 @@ def _scales(call: Call, columns: Slot) -> bool:
     return False
 
 
-def _comes_of(call: Call, nodes: Sequence[fx.Node], sources: set[str], chain: set[fx.Node]) -> bool:
-    """Whether one of these inputs is behind some nodes, otherwise than through the chain."""
+def _made_of(call: Call, nodes: Sequence[fx.Node], rows: Slot, columns: Slot, chain: set[fx.Node]) -> bool:
+    """Whether the columns are behind some nodes, otherwise than through the chain: told by labels where there
+    are any already, else by inputs."""
+    codes = torch.unique(codes_of(columns.labels))
+    sources = {call.ledger.source_of(code) for code in codes.tolist() if code >= 0}
     stack, seen = list(nodes), set(nodes) | chain
     while stack:
         node = stack.pop()
         value = call.values.get(node)
+        if isinstance(value, Value) and value.labelled:
+            if value.summed or any(_holds(call, slot, rows, columns) for slot in value.active):
+                return True
+            continue
         if node.op == "placeholder" and isinstance(value, Value) and value.root in sources:
             return True
         fresh = [used for used in node.all_input_nodes if used not in seen]
         seen.update(fresh)
         stack.extend(fresh)
     return False
+
+
+def _holds(call: Call, slot: Slot, rows: Slot, columns: Slot) -> bool:
+    """Whether some tokens are among these columns, or pooled from them, or have read them since the rows met
+    them."""
+    since = [call.ledger.sites[read].cols for read in slot.reads - rows.reads]
+    among = [codes_of(own.labels) for own in (slot, *since)]
+    known = torch.unique(codes_of(columns.labels))
+    return call.ledger.mixed_from(slot, [columns]) or any(
+        bool((torch.isin(codes, known) & (codes >= 0)).any()) for codes in among
+    )

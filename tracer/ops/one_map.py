@@ -105,8 +105,8 @@ def _held(chain: list[fx.Node], shape: tuple[int, ...]) -> Tensor:
     for node in reversed(chain):
         if op_name(node) not in KEEPING:
             elements = _run(node, elements)
-    found: Tensor = elements
-    return torch.unique(found)
+    found: Tensor = torch.unique(elements)
+    return found
 
 
 def _run(node: fx.Node, operand: Any) -> Any:
