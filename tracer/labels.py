@@ -126,6 +126,12 @@ class Beside:
     """Laid out as the tensor."""
     products: int = 0
     """How many sums of products their sum went through since."""
+    main: Slot | None = None
+    """Where all pairs of two tokens lie along one axis: the one of each pair, as ``slot`` is the other."""
+
+    def moved(self, move: Callable[[Slot], Slot]) -> Beside:
+        """The same tokens, laid out otherwise."""
+        return replace(self, slot=move(self.slot), main=None if self.main is None else move(self.main))
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _query_told(weights: Side, cols: Slot) -> Slot | None:
 def _query_beside(weights: Side) -> Slot | None:
     """The rows of a map whose own labels are of columns alone: the queries that were added to their keys."""
     beside = weights.operand.value.beside
-    return None if beside is None or weights.over(beside.slot) else beside.slot
+    return None if beside is None or beside.main or weights.over(beside.slot) else beside.slot
 
 
 def _pooled_rows(call: Call, weights: Side, values: Side, cols: Slot) -> Slot:

@@ -23,6 +23,7 @@ from fxplain.labels import (
 from fxplain.merging import merge
 from fxplain.ops.attending import attend, free, note_content
 from fxplain.ops.births import woken
+from fxplain.ops.features import one_token_a_place, pair_of_features
 from fxplain.ops.linear_mixing import mixed_by_data, mixed_by_parameter
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.sides import Side, letters_for, sizes_of
@@ -91,6 +92,8 @@ def _wake(call: Call, left: Side, right: Side) -> tuple[Side, Side]:
         # weights without labels times labelled values are a pooling, not scores: leave them without
         for_left = call.ledger.is_raw(left.operand.value.dormant) and not right.killed
         for_right = call.ledger.is_raw(right.operand.value.dormant) and not left.killed
+        left, right = (replace(side, operand=one_token_a_place(call, side.operand)) for side in (left, right))
+        left, right = _place_by_place(call, left, right), _place_by_place(call, right, left)
     if both_data:
         left, right = _raw_values(call, left, right), _raw_values(call, right, left)
     if for_left:
@@ -102,6 +105,23 @@ def _wake(call: Call, left: Side, right: Side) -> tuple[Side, Side]:
             right, operand=woken(call, right.operand, right.axes_of(right.summed), right.axes_of(shared))
         )
     return left, right
+
+
+def _place_by_place(call: Call, raw: Side, weights: Side) -> Side:
+    """Raw data whose features are mixed by weights that each place tells for itself: places are tokens."""
+    told = set().union(*(_letters(weights, slot) for slot in weights.slots))
+    rows = {letter for letter, size in sizes_of(weights).items() if size > 1} - {*raw.letters}
+    alone = bool(rows) and not told & rows and told <= {*raw.letters} - {*raw.summed}
+    if not (told and alone) or not call.ledger.is_raw(raw.operand.value.dormant):
+        return raw
+    features = "".join(c for c in raw.letters if c in raw.summed or c not in weights.letters)
+    heads = "".join(c for c in raw.letters if c not in told)
+    return replace(raw, operand=woken(call, raw.operand, raw.axes_of(features), raw.axes_of(heads)))
+
+
+def _letters(side: Side, slot: Slot) -> set[str]:
+    """The letters along which a slot's tokens lie."""
+    return {side.letters[axis] for axis in slot.token_axes}
 
 
 def _raw_values(call: Call, values: Side, weights: Side) -> Side:
@@ -284,10 +304,11 @@ def _still_asked(value: Value) -> tuple[Asked, ...]:
 
 
 def _still_beside(data: Side, output: str) -> Beside | None:
-    beside = data.operand.value.beside
+    beside = data.operand.value.beside or pair_of_features(data)
     if beside is None or beside.products >= LONGEST_SCORE or data.over(beside.slot):
         return None
-    return Beside(data.moved(beside.slot, output), beside.products + 1)
+    beside = beside.moved(lambda slot: data.moved(slot, output))
+    return replace(beside, products=beside.products + 1)
 
 
 def summed_product(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot] | None:

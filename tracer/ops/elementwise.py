@@ -24,7 +24,8 @@ from fxplain.labels import (
     samples_of,
 )
 from fxplain.merging import merge
-from fxplain.ops.naming import ADDING, completing, placed, spread, without_tables
+from fxplain.ops.features import pair_among
+from fxplain.ops.naming import ADDING, completing, placed, spread, under_condition, without_tables
 from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten
 from fxplain.where import module_path
@@ -41,6 +42,9 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     """Merge the labels of all operands, broadcast against each other."""
     operands = spread(call, completing(call, call.operands() if operands is None else operands))
     ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
+    raw = under_condition(call, operands)
+    if raw is not None:
+        return replace(raw.value, slots=tuple(align(slot, ndim) for slot in raw.value.slots), origin=None)
     aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
     call.ledger.crossing |= _samples_meet(aligned)
     if not any(operand.value.labelled for operand in operands):
@@ -124,7 +128,10 @@ def _beside(call: Call, operands: Sequence[Operand], slots: Sequence[Slot]) -> B
     ndim = call.result.ndim if isinstance(call.result, Tensor) else 0
     known = [operand.value.beside for operand in operands if operand.value.beside is not None]
     if known:
-        return replace(known[0], slot=align(known[0].slot, ndim)) if ndim else None
+        return known[0].moved(lambda slot: align(slot, ndim)) if ndim else None
+    pairs = pair_among([operand.value.active for operand in operands], ndim)
+    if pairs is not None:
+        return pairs
     if call.op.removesuffix("_") not in ADDING:
         return None
     return beside_among([[align(s, ndim) for s in o.value.active] for o in operands], slots)

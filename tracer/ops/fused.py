@@ -21,6 +21,7 @@ from fxplain.labels import (
 )
 from fxplain.merging import merge
 from fxplain.ops.births import woken
+from fxplain.ops.features import one_token_a_place
 from fxplain.ops.mixing import check_lines, check_samples
 from fxplain.ops.partial import begin
 from fxplain.ops.table import Call, Operand, aten, transfer
@@ -35,7 +36,7 @@ _scaled_dot_product_fused_attention_overrideable"""
 @transfer(*aten(KERNELS), "flex_attention")
 def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     """Rows are the queries' labels, columns the keys'; the output carries the rows."""
-    query, key, value = (_awake(call, operand) for operand in call.operands()[:3])
+    query, key, value = (one_token_a_place(call, _awake(call, operand)) for operand in call.operands()[:3])
     result = call.result[0] if isinstance(call.result, tuple | list) else call.result
     if not (query.value.active and key.value.active):
         out = call.carry(query, key, value, sampled=frozenset())

@@ -13,6 +13,7 @@ from fxplain.labels import DORMANT, NOTHING, Slot, Value, align, codes_of, compa
 from fxplain.merging import merge
 from fxplain.ops.edges import note_taken
 from fxplain.ops.elementwise import asked_among, beside_among, pointwise
+from fxplain.ops.features import laid_apart
 from fxplain.ops.raw_data import with_tokens
 from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten, transfer
@@ -75,7 +76,8 @@ def unary(call: Call) -> Value | tuple[Value, ...]:
     value = call.carry(operand, slots=[part[0] for part in moved])
     beside = operand.value.beside
     if beside is not None:
-        value = replace(value, beside=replace(beside, slot=_move(call, beside.slot, operand.shape)[0]))
+        beside = beside.moved(lambda slot: _move(call, slot, operand.shape)[0])
+        value = replace(value, beside=beside, slots=tuple(laid_apart(beside)) or value.slots)
     same = isinstance(call.result, Tensor) and call.result.shape == operand.shape
     reshaping = call.op in WHOLE
     if call.op in GATHERING:
@@ -199,7 +201,8 @@ def side_by_side(call: Call, parts: Sequence[Operand], axis: int) -> Value:
         slots.append(Slot(labels, strength, reads_of(pieces)))
     value = call.carry(*operands, slots=slots)
     given = [part.value.active for part in parts]
-    beside = None if any(slot.varies(axis) for own in given for slot in own) else beside_among(given, slots)
+    along = any(slot.varies(axis) for own in (*given, slots) for slot in own)
+    beside = None if along else beside_among(given, slots)
     asked = (*value.asked, *asked_among(given, slots, features=axis))
     return replace(value, asked=asked, beside=beside)
 

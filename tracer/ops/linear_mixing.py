@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxplain.labels import Slot, codes_of, compact
+from fxplain.ops.features import crossed
 from fxplain.ops.mixing import new_tokens, pooled, record
 from fxplain.ops.sides import Side, moved, sizes_of
 from fxplain.ops.table import Call
@@ -23,6 +24,9 @@ def mixed_by_parameter(call: Call, data: Side, weight: Side, output: str) -> lis
     if whole is not None:
         return [data.moved(whole, output)]
     summed = data.over(slot)
+    sides = crossed(slot, data.letters.index(summed)) if len(summed) == 1 else []
+    if sides:
+        return [data.moved(side, output) for side in sides]
     free = [letter for letter in weight.letters if letter not in data.letters and letter in output]
     if (
         len(summed) == 1

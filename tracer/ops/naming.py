@@ -27,6 +27,24 @@ def without_tables(call: Call, slots: Sequence[list[Slot]]) -> list[list[Slot]]:
     return [[slot for slot in own if call.ledger.is_raw(slot) or not adds_features(slot)] for own in slots]
 
 
+def under_condition(call: Call, operands: Sequence[Operand]) -> Operand | None:
+    """The one of two operands that is raw data with places and features, where the other is a condition, one
+    token a sample: the data go on as they are, for their tokens are yet to be born."""
+    if len(operands) != 2:
+        return None
+    for raw, other in (operands, operands[::-1]):
+        dormant = raw.value.dormant
+        if raw.value.labelled or not raw.tensor.is_floating_point() or not call.ledger.is_raw(dormant):
+            continue
+        assert dormant is not None
+        ndim = max(raw.ndim, other.ndim)
+        given = [align(slot, ndim) for slot in other.value.active]
+        free = align(dormant, ndim).axes - frozenset().union(*(slot.axes for slot in given))
+        if given and len(free) > 1 and not any(slot.token_axes for slot in given):
+            return raw
+    return None
+
+
 def placed(call: Call, operands: Sequence[Operand], slots: Sequence[list[Slot]]) -> list[list[Slot]]:
     """Raw data that meets tokens of a table (positions, a vector for each column) place by place: the tokens
     are the data's."""

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from fxplain.labels import NOTHING, Slot, Value, codes_of, compact, encode, samples_of
 from fxplain.merging import merge
 from fxplain.ops.births import woken
+from fxplain.ops.features import features_pooled
 from fxplain.ops.table import Call, Operand, aten, transfer
 from fxplain.where import module_path
 
@@ -94,7 +95,7 @@ def layer(call: Call) -> tuple[Value, ...]:
     """Places of the output are the tokens at their time; the last states are one token of all of them."""
     call.ledger.unfollowed[call.node] = RECURRENCE
     operand = call.operands()[0]
-    operand = woken(call, operand, [operand.ndim - 1])
+    operand = features_pooled(call, woken(call, operand, [operand.ndim - 1]), operand.ndim - 1)
     step = _step(call, operand)
     if step is not None:
         return step

@@ -136,8 +136,9 @@ def _beside_after(operand: Operand, axes: Sequence[int], keep: bool) -> Beside |
     beside = operand.value.beside
     if beside is None or any(beside.slot.varies(axis) for axis in axes):
         return None
-    slot = beside.slot
-    return replace(beside, slot=slot if keep else replace(slot, labels=_squeezed(slot.labels, axes)))
+    if keep:
+        return beside
+    return beside.moved(lambda slot: replace(slot, labels=_squeezed(slot.labels, axes)))
 
 
 def _axes(call: Call, operand: Operand) -> list[int]:
