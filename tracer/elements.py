@@ -75,9 +75,12 @@ class Elements:
 
     def by_root(self, codes: Tensor) -> dict[Root, Tensor]:
         """Which of these codes belong to which root, as masks."""
+        owners = torch.bucketize(
+            codes, torch.tensor([stop for _, _, stop in self.ranges], dtype=torch.int64), right=True
+        )
         found: dict[Root, Tensor] = {}
-        for root, start, stop in self.ranges:
-            inside = (codes >= start) & (codes < stop)
-            if bool(inside.any()):
-                found[root] = found.get(root, torch.zeros_like(inside)) | inside
+        for owner in torch.unique(owners[codes >= 0]).tolist():
+            if owner < len(self.ranges):  # codes beyond are no elements
+                root, inside = self.ranges[owner][0], (owners == owner) & (codes >= 0)
+                found[root] = found[root] | inside if root in found else inside
         return found
