@@ -13,6 +13,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fxplain.inplace import make_out_of_place
 from fxplain.pairwise import take_in_pairs
+from fxplain.written_parts import read_as_written
 
 # Checks that a replay on other values must not trip over; they compute nothing.
 _ASSERTIONS = {
@@ -158,6 +159,7 @@ def tidy_graph(module: GraphModule) -> GraphModule:
             graph.erase_node(node)
         elif node.op == "call_function":
             _differentiable(graph, node)
+    read_as_written(graph)
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
