@@ -26,6 +26,7 @@ from fxplain.labels import (
 from fxplain.merging import merge
 from fxplain.ops.features import pair_among
 from fxplain.ops.naming import ADDING, completing, placed, spread, under_condition, without_tables
+from fxplain.ops.relaid import relaid_on
 from fxplain.ops.spectrum import taken_for_data
 from fxplain.ops.table import Call, Operand, aten
 from fxplain.where import module_path
@@ -53,8 +54,15 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
         aligned = placed(call, operands, aligned)
     additive = call.op.removesuffix("_") in JOINING
     ordered = _newest_first(call, operands, aligned) if additive else _older_first(call, aligned)
-    slots = merge(ordered, additive=additive and not _one_place(call, aligned))
-    if isinstance(call.result, Tensor) and call.result.is_floating_point() and len(slots) == 1:
+    relaid = relaid_on(call, operands, aligned) if additive else None
+    one_place = additive and not _one_place(call, aligned)
+    slots = merge(ordered, additive=one_place) if relaid is None else (relaid,)
+    if (
+        relaid is None
+        and isinstance(call.result, Tensor)
+        and call.result.is_floating_point()
+        and len(slots) == 1
+    ):
         slots = (_joined(call, operands, aligned, slots[0]),)
     value = call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
     if call.op == "aten::abs":
