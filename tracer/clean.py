@@ -12,6 +12,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, GraphModule, Node
 
 from fxplain.inplace import make_out_of_place
+from fxplain.loops import body_in_place, replace_region, unroll_loops
 from fxplain.pairwise import take_in_pairs
 from fxplain.written_parts import read_as_written
 
@@ -37,6 +38,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     all other composite operations whole.  It costs a second trace, so it runs only where it is needed.
     """
     inline_grad_regions(program.graph_module)
+    unroll_loops(program.graph_module)
     make_out_of_place(program)
     program.graph_module.recompile()
     if not needs_work(program.graph):
@@ -109,26 +111,8 @@ def inline_grad_regions(root: GraphModule) -> None:
 def _inline(module: GraphModule, region: Node) -> None:
     body_node = region.args[1]
     assert isinstance(body_node, Node)
-    body = module.get_submodule(str(body_node.target))
-    assert isinstance(body, GraphModule)
-    inputs = [node for node in body.graph.nodes if node.op == "placeholder"]
-    values: dict[Node, Node] = dict(zip(inputs, region.args[2:], strict=True))  # type: ignore[arg-type]
-    results: Any = ()
-    with module.graph.inserting_before(region):
-        for node in body.graph.nodes:
-            if node.op == "output":
-                results = torch.fx.node.map_arg(node.args[0], lambda n: values[n])
-            elif node.op == "get_attr":
-                setattr(module, f"{body_node.target}_{node.target}", getattr(body, str(node.target)))
-                values[node] = module.graph.get_attr(f"{body_node.target}_{node.target}")
-            elif node.op != "placeholder":
-                values[node] = module.graph.node_copy(node, lambda n: values[n])
-    for user in list(region.users):
-        user.replace_all_uses_with(results[user.args[1]])
-        module.graph.erase_node(user)
-    module.graph.erase_node(region)
-    if not body_node.users:
-        module.graph.erase_node(body_node)
+    results = body_in_place(module, region, body_node, region.args[2:])
+    replace_region(module, region, body_node, results)
 
 
 def tidy(program: ExportedProgram, rename: Callable[[str], str], own: Graph | None = None) -> GraphModule:

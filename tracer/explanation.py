@@ -147,10 +147,12 @@ def check_understood(labelled: Labelled) -> None:
 
 def _refuse(labelled: Labelled, name: str) -> None:
     node = labelled.findings.ledger.losses[name]
+    add = "add a transfer function (docs/add-an-op.md), or report the operation"
+    higher = isinstance(node.target, torch._ops.HigherOrderOperator)
     raise UnknownOpError(
         f"token labels were lost at an operation without a transfer function: {node.target}",
         where=place_of(node),
-        hint="add a transfer function (docs/add-an-op.md), or report the operation",
+        hint="write it as plain Python, which is followed" if higher else add,
     )
 
 

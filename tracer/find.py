@@ -211,9 +211,10 @@ class Labelling:
         operands = [o for o in call.operands() if o.value.labelled and o.tensor.is_floating_point()]
         value = call.carry(*call.operands()) if call.operands() else NOTHING
         if not operands:
-            if any(self.ledger.is_raw(o.value.dormant) for o in call.operands()) and self._is_data(
-                call.result
-            ):
+            raw = any(self.ledger.is_raw(operand.value.dormant) for operand in call.operands())
+            if raw and isinstance(call.node.target, torch._ops.HigherOrderOperator):
+                return self._lost(call, value)  # there is a graph in it, which may attend
+            if raw and self._is_data(call.result):
                 self.ledger.unfollowed[call.node] = STEM
             return value
         if isinstance(call.result, Tensor) and not call.result.numel():
@@ -222,6 +223,9 @@ class Labelling:
         if probed is not None:
             self.ledger.probed.append(call.node)
             return probed
+        return self._lost(call, value)
+
+    def _lost(self, call: ops.Call, value: Value) -> Value:
         self.ledger.losses[call.node.name] = call.node
         return replace(value, lost=value.lost | {call.node.name}, softmaxes=frozenset())
 
