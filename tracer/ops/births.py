@@ -19,6 +19,7 @@ def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable
         return operand
     dormant = operand.value.dormant or fresh(call, operand)
     features = list(features)
+    dormant = replace(dormant, labels=_of_places(dormant.labels, features))
     labels = _all_numbered(call, operand, dormant.labels)
     labels = encode(_filled(samples_of(labels), features), codes_of(labels))
     leading = {axis: _leading(call, codes_of(labels), axis) for axis in features}
@@ -45,6 +46,12 @@ def _taken_from(call: Call, node: fx.Node | None) -> Value | None:
     if op_name(node) == "aten::slice" and shape[axis] != 1:
         return None
     return call.values.get(source) if isinstance(source, fx.Node) else None
+
+
+def _of_places(labels: Tensor, features: list[int]) -> Tensor:
+    """Constants among the features of a place that an input fills (a state of zeros) are of its token."""
+    known = labels.amax(features, keepdim=True) if features else labels
+    return torch.where((codes_of(labels) < 0) & (codes_of(known) >= 0), known, labels)
 
 
 def _filled(samples: Tensor, features: list[int]) -> Tensor:
@@ -83,6 +90,20 @@ def _pieces(call: Call, elements: Tensor, labels: Tensor) -> Tensor | None:
         places = places.narrow(axis, 0, size)
     samples = samples_of(labels).reshape(-1, 1)
     return encode(samples, places.reshape(1, -1) + start)
+
+
+def taken_place(call: Call, operand: Operand, feature: int) -> Slot | None:
+    """The token of raw data that is one place of several of an input, as a loop over time takes them."""
+    dormant = operand.value.dormant
+    raw = call.ledger.is_raw(dormant) and operand.tensor.is_floating_point()
+    if dormant is None or operand.value.labelled or not raw:
+        return None
+    if (
+        _pieces(call, dormant.labels, dormant.labels.narrow(feature, 0, min(1, operand.shape[feature])))
+        is None
+    ):
+        return None
+    return woken(call, operand, [feature]).value.slots[0]
 
 
 def _samples_vary(labels: Tensor, axis: int) -> bool:

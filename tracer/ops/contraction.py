@@ -24,9 +24,9 @@ from fxplain.merging import merge
 from fxplain.ops.attending import attend, free, note_content
 from fxplain.ops.births import woken
 from fxplain.ops.features import one_token_a_place, pair_of_features
-from fxplain.ops.linear_mixing import mixed_by_data, mixed_by_parameter
+from fxplain.ops.linear_mixing import mixed_by_data, mixed_by_parameter, summed_place_by_place
 from fxplain.ops.sampling import sum_up
-from fxplain.ops.sides import Side, letters_for, sizes_of
+from fxplain.ops.sides import Side, letters_for, sizes_of, unexpanded
 from fxplain.ops.summaries import read_summaries, still_summed
 from fxplain.ops.table import Call, Operand, aten, op_name
 from fxplain.ops.tied import tied_scores
@@ -125,11 +125,13 @@ def _letters(side: Side, slot: Slot) -> set[str]:
 
 
 def _raw_values(call: Call, values: Side, weights: Side) -> Side:
-    """Raw data that softmaxed weights of rows and columns multiply are tokens along the summed axis."""
-    weighs = weights.alive and weights.killed and weights.operand.value.softmaxes
-    if not weighs or not call.ledger.is_raw(values.operand.value.dormant):
+    """Raw data that softmaxed weights of tokens multiply are tokens along the summed axis: no linear map need
+    to lie between an input and its weighted mean."""
+    weighs = weights.killed and weights.operand.value.softmaxes
+    if not weighs or values.operand.value.labelled or not call.ledger.is_raw(values.operand.value.dormant):
         return values
-    features = "".join(letter for letter in values.letters if letter not in weights.letters)
+    sizes = sizes_of(weights)
+    features = "".join(letter for letter in values.letters if sizes.get(letter, 1) == 1)
     return replace(values, operand=woken(call, values.operand, values.axes_of(features)))
 
 
@@ -160,6 +162,9 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
         if _is_map(left, right) and _is_map(right, left):
             # a product of maps is a map: what multiplies the values in the end is their product
             return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
+        pooled = summed_place_by_place(call, left, right, output)
+        if pooled is not None:
+            return pooled
         weights, values = _weights_and_values(call, left, right)
         if weights is not None and values is not None:
             if not weights.operand.value.softmaxes and _has_columns(values, weights):
@@ -322,7 +327,9 @@ def summed_product(call: Call, operand: Operand, axes: Sequence[int]) -> list[Sl
     letters = letters_for(operand.ndim)
     output = "".join(c for axis, c in enumerate(letters) if axis not in axes)
     summed = "".join(c for c in letters if c not in output)
+    factors = unexpanded(call, *factors), unexpanded(call, *factors[::-1])
     one, other = (Side(factor, letters[operand.ndim - factor.ndim :], summed) for factor in factors)
+    one, other = _raw_values(call, one, other), _raw_values(call, other, one)
     if one.killed and other.killed:
         if None in _weights_and_values(call, one, other):
             return None

@@ -219,7 +219,9 @@ def _others(call: Call, slots: Sequence[Slot], kept: Slot) -> list[Slot]:
     several of its kind."""
     found = []
     for slot in slots:
-        if not (slot.strength == STRONG >= kept.strength > DORMANT and kept.token_axes):
+        # a learned query that meets all tokens counts too, once it has read some
+        asks = DORMANT < slot.strength < kept.strength == STRONG and not slot.token_axes
+        if not kept.token_axes or kept.strength == DORMANT or not (slot.strength == STRONG or asks):
             continue
         if kept.strength < STRONG:
             told = not slot.token_axes  # learned tokens, and one of an input that is added to all of them

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fxplain.labels import DORMANT, NOTHING, Slot, Value, align, codes_of, compact, fill_samples, reads_of
 from fxplain.merging import merge
+from fxplain.ops.births import taken_place
 from fxplain.ops.edges import note_taken
 from fxplain.ops.elementwise import asked_among, beside_among, pointwise
 from fxplain.ops.features import laid_apart
@@ -84,7 +85,8 @@ def unary(call: Call) -> Value | tuple[Value, ...]:
         note_taken(call, operand)
     if call.op in FOLDING:
         _still_weighed(call, operand)
-    return replace(value, origin=_origin(operand)) if same and reshaping else value
+    ids = call.op in FOLDING and not operand.tensor.is_floating_point()  # the same ids, laid out otherwise
+    return replace(value, origin=_origin(operand)) if (same and reshaping) or ids else value
 
 
 def _move(call: Call, slot: Slot, shape: Sequence[int]) -> list[Slot]:
@@ -267,12 +269,17 @@ def _piece(call: Call, part: Operand, pattern: Slot, place: int, lead: Operand, 
     along_tokens = _along_tokens(pattern, lead, axis)
     if same:
         slot = same[min(place, len(same) - 1)]
+        if len(lead.value.active) > 1 and not pattern.varies(axis):
+            # scores of queries and keys beside those of queries and places: rows go with rows
+            alike = [s for s in (slot, *same) if s.token_axes == pattern.token_axes]
+            slot = alike[0] if alike else slot if along_tokens else pattern
         gives_way = not along_tokens and (
             slot.strength < pattern.strength or slot.token_axes < pattern.token_axes
         )
         return pattern if gives_way else slot
     if not along_tokens:
-        return replace(pattern, labels=_first(pattern.labels, axis))
+        other = taken_place(call, part, axis) if lead.value.labelled and not pattern.token_axes else None
+        return other or replace(pattern, labels=_first(pattern.labels, axis))
     dormant = part.value.dormant
     if dormant is None or pattern.strength == DORMANT or len(lead.value.active) != 1:
         return Slot(torch.zeros((1,) * part.ndim, dtype=torch.int64), DORMANT)

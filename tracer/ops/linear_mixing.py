@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from fxplain.labels import Slot, codes_of, compact
+from fxplain.labels import STRONG, Slot, broadcast, codes_of, compact, same_tokens
 from fxplain.ops.features import crossed
 from fxplain.ops.mixing import new_tokens, pooled, record
-from fxplain.ops.sides import Side, moved, sizes_of
-from fxplain.ops.table import Call
+from fxplain.ops.sides import LAYING, Side, moved, sizes_of
+from fxplain.ops.table import Call, op_name
 
 
 def mixed_by_parameter(call: Call, data: Side, weight: Side, output: str) -> list[Slot]:
     """Data times a parameter: labels that vary along the contracted features only are mixed."""
     alive = [data.moved(slot, output) for slot in data.alive]
     if alive or not data.killed:
-        return alive
+        return _with_columns(call, data, output) or alive
     slot = data.killed[0]
     whole = _of_one_token(slot, data.axes_of(data.summed))
     if whole is not None:
@@ -36,7 +36,47 @@ def mixed_by_parameter(call: Call, data: Side, weight: Side, output: str) -> lis
     ):
         return [_token_mixing(call, data, weight, slot, free[0], output)]
     new = pooled(call, data.operand, slot, data.axes_of(summed))
+    for other in data.killed[1:] if new is not None else ():
+        new = _taken_in(call, data, new, slot, other)
     return [data.moved(new, output)] if new is not None else []
+
+
+def _taken_in(call: Call, data: Side, new: Slot, first: Slot, other: Slot) -> Slot:
+    """The new token, where some features are of two tokens (a sum of both): it is made of the others too."""
+    one, two = broadcast(first.labels, other.labels)
+    apart = two != one
+    if not bool(apart.any()) or new.axes != other.axes - set(data.axes_of(data.summed)):
+        return new
+    cols = replace(other, labels=compact(torch.where(apart, two, 0)))
+    grown = record(call, "pooled", [data.operand], new, cols, tuple(data.operand.shape))
+    return replace(grown, reads=grown.reads | new.reads)
+
+
+def _with_columns(call: Call, data: Side, output: str) -> list[Slot]:
+    """The rows of softmaxed weights, which take in the columns that a table of numbers was weighed by: the
+    place that a query finds. None where the map weighs data as well: its gradient tells of both then."""
+    rows, columns = data.alive, data.killed
+    alone = len(rows) == len(columns) == 1 and bool(rows[0].token_axes) and data.operand.value.softmaxes
+    if not alone or columns[0].strength < STRONG or _weighs_data(call, data.operand.node):
+        return []
+    found = record(call, "pooled", [data.operand], rows[0], columns[0], data.operand.shape, adds=True)
+    return [data.moved(found, output)]
+
+
+def _weighs_data(call: Call, node: fx.Node | None) -> bool:
+    """Whether a map, however laid out, meets data in some product, or data that come later."""
+    while node is not None and op_name(node) in LAYING and "softmax" not in op_name(node):
+        node = node.all_input_nodes[0]
+    stack = [node] if node is not None else []
+    while stack:
+        node = stack.pop()
+        for user in node.users:
+            others = [other for other in user.all_input_nodes if other is not node]
+            if any(other not in call.values or call.values[other].from_input for other in others):
+                return True
+            if op_name(user) in LAYING:
+                stack.append(user)
+    return False
 
 
 def _of_one_token(slot: Slot, features: list[int]) -> Slot | None:
@@ -111,3 +151,18 @@ def mixed_by_data(call: Call, weights: Side, values: Side, output: str) -> list[
         return [_token_mixing(call, values, weights, old, free[0], output)]
     new = pooled(call, values.operand, old, values.axes_of(summed))
     return [values.moved(new, output)] if new is not None else []
+
+
+def summed_place_by_place(call: Call, left: Side, right: Side, output: str) -> list[Slot] | None:
+    """Two tensors of the same tokens, multiplied feature by feature and summed up: what the tokens pool is
+    their product. None where each feature of the one meets every feature of the other, or other tokens."""
+    sides = left, right
+    if any(len(side.killed) != 1 or side.alive or side.operand.value.softmaxes for side in sides):
+        return None
+    wide = [{c for c, size in sizes_of(side).items() if size > 1} for side in sides]
+    tokens = {c for side in sides for axis, c in enumerate(side.letters) if side.killed[0].varies(axis)}
+    if wide[0] != wide[1] or wide[0] <= tokens or not same_tokens(left.killed[0], right.killed[0]):
+        return None
+    old = replace(right.killed[0], reads=right.killed[0].reads | left.killed[0].reads)
+    new = pooled(call, right.operand, old, right.axes_of(right.summed))
+    return [right.moved(new, output)] if new is not None else []

@@ -16,15 +16,10 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels import Slot, Value, reads_of, same_tokens
-from fxplain.ops.sides import letters_for
+from fxplain.ops.sides import LAYING, letters_for
 from fxplain.ops.table import Call, aten, op_name
 from fxplain.sites import Site
 
-LAYING = aten(
-    "view reshape _unsafe_view permute transpose t unsqueeze squeeze flatten unflatten expand clone "
-    "contiguous detach dropout alias to _to_copy mT numpy_T movedim adjoint swapaxes swapdims moveaxis"
-)
-"""Operations after which all numbers of a map are still there, laid out otherwise."""
 CUTTING = (*LAYING, *aten("slice narrow split split_with_sizes chunk"), str(getitem))
 KEEPING = aten("clone contiguous detach dropout alias to _to_copy")
 

@@ -90,15 +90,21 @@ def log_softmax(call: Call) -> Value | tuple[Value, ...]:
 
 @transfer("aten::mul")
 def multiply(call: Call) -> Value:
-    """Pointwise; a product of two labelled tensors may be half of a sum of products."""
+    """Pointwise; a product of two labelled tensors, or of weights and raw data, may be half of a sum of
+    products."""
     weighed = weighed_key(call)
     if weighed is not None:
         return weighed
     value = pointwise(call)
     operands = call.operands()
-    if len(operands) != 2 or not all(operand.value.labelled for operand in operands):
+    if len(operands) != 2:
         return value
-    call.ledger.factors[call.node.name] = (operands[0], operands[1])
+    labelled = [operand for operand in operands if operand.value.labelled]
+    raw = [operand for operand in operands if call.ledger.is_raw(operand.value.dormant)]
+    if len(labelled) == 2 or (labelled and raw and labelled[0].value.softmaxes):
+        call.ledger.factors[call.node.name] = (operands[0], operands[1])
+    if len(labelled) < 2:
+        return value
     call.ledger.weighed[call.node.name] = Weighed(call.node, (operands[0], operands[1]))
     weights = [o for o in operands if o.value.softmaxes]
     if len(weights) == 1 and len(weights[0].value.active) < 2:

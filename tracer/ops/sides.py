@@ -8,7 +8,16 @@ from string import ascii_letters
 from torch import Tensor
 
 from fxplain.labels import Slot
-from fxplain.ops.table import Operand
+from fxplain.ops.table import Call, Operand, aten, op_name
+
+LAYING = aten(
+    "view reshape _unsafe_view permute transpose t unsqueeze squeeze flatten unflatten expand clone "
+    "contiguous detach dropout alias to _to_copy mT numpy_T movedim adjoint swapaxes swapdims moveaxis"
+)
+"""Operations after which all numbers of a map are still there, laid out otherwise."""
+
+SPREADING = aten("expand expand_as repeat expand_copy clone contiguous")
+"""Operations whose result holds copies of the same numbers along axes where the operand has one."""
 
 
 def letters_for(count: int, skip: str = "") -> str:
@@ -70,3 +79,27 @@ def moved(labels: Tensor, letters: str, target: str) -> Tensor:
     return labels.reshape(
         [labels.shape[[t for t in target if t in present].index(c)] if c in present else 1 for c in target]
     )
+
+
+def unexpanded(call: Call, weights: Operand, values: Operand) -> Operand:
+    """Softmaxed weights as they were before they were copied along features of the values: one map, and not
+    one for each feature."""
+    source = weights.node
+    while weights.value.softmaxes and source is not None and op_name(source) in SPREADING:
+        source = source.all_input_nodes[0]
+        sizes = call.ledger.shapes.get(source.name, ())
+        if len(sizes) != weights.ndim or not all(
+            a in (b, 1) for a, b in zip(sizes, weights.shape, strict=True)
+        ):
+            break
+        copied = [axis for axis, size in enumerate(sizes) if size != weights.shape[axis]]
+        behind = [axis - weights.ndim + values.ndim for axis in copied]
+        if any(
+            slot.varies(axis) for slot in values.value.slots if slot.strength for axis in behind if axis >= 0
+        ):
+            break
+        tensor = weights.tensor
+        for axis in copied:
+            tensor = tensor.narrow(axis, 0, 1)
+        weights = Operand(source, tensor, call.values[source])
+    return weights
