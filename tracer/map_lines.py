@@ -16,7 +16,8 @@ def heads_of(site: Site, batch: int, assume: bool = True) -> int:
     """How many rows of the map each query has, whether heads have an axis or are folded into another.
 
     Some queries may have more (a class token that stands in every frame): the fewest count. Where heads
-    choose their queries themselves, some have fewer, and the heads count. A list of pairs has no rows.
+    choose their queries themselves, some have fewer, and the heads count. A list of pairs has no rows. Where
+    windows overlap, so that each query stands in several, rows of other windows are no heads.
     """
     if not site.column_axes:
         shown = site.rows.axes | site.cols.axes
@@ -26,7 +27,36 @@ def heads_of(site: Site, batch: int, assume: bool = True) -> int:
     if _choosing_heads(site, queries) is not None:
         return per_line * (int(ranks.max()) + 1)
     known = queries[queries >= 0]
-    return per_line * int(torch.unique(known, return_counts=True)[1].min()) if len(known) else per_line
+    fewest = int(torch.unique(known, return_counts=True)[1].min()) if len(known) else 1
+    return per_line * (_in_one_window(site, queries, fewest) if fewest > 1 else 1)
+
+
+def _in_one_window(site: Site, queries: Tensor, fewest: int) -> int:
+    """How many of a query's rows are of one window: heads ask for all its queries again, while windows
+    that overlap have some in common. Heads may also sort all queries into windows of their own."""
+    across, columns = _query_axes(site), site.column_axes
+    apart = [
+        axis for axis in range(queries.ndim) if axis not in (*across, *columns) and queries.shape[axis] > 1
+    ]
+    if not across or not apart:
+        return fewest
+    alike = _times_alike(queries, apart)
+    sorted_anew = alike == 1 and any(_times_alike(queries, [axis]) > 1 for axis in apart)
+    return fewest if alike > fewest or sorted_anew else alike
+
+
+def _times_alike(queries: Tensor, axes: list[int]) -> int:
+    """How often each set of queries comes along some axes, the one that comes least."""
+    lines = queries.movedim(axes, list(range(len(axes)))).flatten(0, len(axes) - 1).flatten(1)
+    lines = lines[(lines >= 0).any(1)]
+    numbers = torch.rand(
+        int(queries.max()) + 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    numbers[-1] = 0.0  # no query
+    held = numbers[lines].sort(-1).values
+    again = held[:, 1:] == held[:, :-1]
+    sums = torch.cat([held[:, :1], held[:, 1:].masked_fill(again, 0.0)], 1).sum(1)
+    return int(torch.unique((sums * 2**30).round(), return_counts=True)[1].min())
 
 
 def line_ranks(site: Site, batch: int, assume: bool = True) -> tuple[Tensor, Tensor]:

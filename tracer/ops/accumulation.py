@@ -55,9 +55,12 @@ def accumulate(call: Call) -> Value:
     base, source = call.operands()[0], call.operand(name)
     if "put" in call.op and not bool(call.argument("accumulate", False)):
         return write(call)
-    if source is None or len(source.value.active) != 1 or len(base.value.active) > 1:
+    along = [slot for slot in source.value.active if slot.token_axes] if source is not None else []
+    beside = [slot for slot in source.value.active if not slot.token_axes] if source is not None else []
+    if source is None or len(along or beside) != 1 or len(base.value.active) > 1:
         return write(call)
-    read, new = reader(call), source.value.active[0]
+    beside = beside if along else []  # a token that all of them have met, such as a question
+    read, new = reader(call), (along or source.value.active)[0]
     size = read(torch.zeros(1, dtype=torch.int8).expand(base.shape)).shape
     if tuple(size) != source.shape:
         return write(call)
@@ -73,8 +76,8 @@ def accumulate(call: Call) -> Value:
     if base.value.active:
         return call.carry(base, source, slots=[_taken_in(call, read, base, source, new)])
     if attended is not None:
-        return replace(call.carry(source, base, slots=[attended]), softmaxes=frozenset())
-    return call.carry(source, base, slots=[_merged(call, read, source, new)])
+        return replace(call.carry(source, base, slots=[attended, *beside]), softmaxes=frozenset())
+    return call.carry(source, base, slots=[_merged(call, read, source, new), *beside])
 
 
 def _samples(slot: Slot) -> Slot:

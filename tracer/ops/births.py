@@ -49,9 +49,15 @@ def _taken_from(call: Call, node: fx.Node | None) -> Value | None:
 
 
 def _of_places(labels: Tensor, features: list[int]) -> Tensor:
-    """Constants among the features of a place that an input fills (a state of zeros) are of its token."""
-    known = labels.amax(features, keepdim=True) if features else labels
-    return torch.where((codes_of(labels) < 0) & (codes_of(known) >= 0), known, labels)
+    """Features that are constant at all places (a first state of zeros, beside a frame) are of the places'
+    tokens."""
+    places = [axis for axis in range(labels.ndim) if axis not in features]
+    if not features or not places:
+        return labels
+    constant = (codes_of(labels) < 0).all(places[0], keepdim=True)
+    for axis in places[1:]:
+        constant = constant.all(axis, keepdim=True)
+    return torch.where(constant, labels.amax(features, keepdim=True), labels)
 
 
 def _filled(samples: Tensor, features: list[int]) -> Tensor:
