@@ -253,3 +253,75 @@ def test_a_cell_updates_each_of_several_tokens() -> None:
     for sample in range(2):
         alone = fxplain.explain(model, x[sample : sample + 1], target=(1, 0))
         torch.testing.assert_close(result.relevance["x"][sample : sample + 1], alone.relevance["x"])
+
+
+class FirstFrame(nn.Module):
+    """A decoder over time whose first frame and first state are zeros that the model makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.frames = nn.Embedding(20, 8), nn.Linear(4, 8)
+        self.cell, self.ask, self.head = nn.LSTMCell(16, 8), nn.Linear(8, 8), nn.Linear(16, 4)
+
+    def forward(self, ids: Tensor, frames: Tensor) -> Tensor:
+        memory = self.words(ids)
+        batch = memory.shape[0]
+        given = torch.cat([torch.zeros(1, batch, 4), frames.transpose(0, 1)])
+        given, made = self.frames(given), []
+        state, cell = memory.new_zeros(batch, 8), memory.new_zeros(batch, 8)
+        read = None
+        for frame in given.unbind(0):
+            if read is None:
+                asked = self.ask(state.view(batch, 1, 8))
+                read = ((asked * memory).sum(-1).softmax(-1).unsqueeze(-1) * memory).sum(1)
+            state, cell = self.cell(torch.cat([frame, read], -1), (state, cell))
+            weights = (memory @ self.ask(state).unsqueeze(-1)).squeeze(-1).softmax(-1)
+            read = (weights.unsqueeze(1) @ memory).squeeze(1)
+            made.append(self.head(torch.cat([state, read], -1)))
+        return torch.stack(made, 1)
+
+
+def test_a_first_frame_and_a_first_state_of_zeros() -> None:
+    torch.manual_seed(0)
+    model, inputs = FirstFrame().eval(), (torch.randint(0, 20, (2, 5)), torch.randn(2, 2, 4))
+    traced = fxplain.trace(model, inputs)
+    assert [a.queries.size for a in traced.attentions] == [1] * 4
+    assert traced.attentions[0].queries.name == "new_zeros"
+    assert len({a.queries.tokens for a in traced.attentions}) == 4
+    assert all((a.kind, a.keys.name, a.keys.size) == ("encoder_decoder", "ids", 5) for a in traced.attentions)
+    assert fxplain.check(model, inputs).understood
+    together = traced.explain(inputs, target=(2, 1)).relevance["ids"]
+    alone = fxplain.explain(model, tuple(part[1:] for part in inputs), target=(2, 1)).relevance["ids"]
+    torch.testing.assert_close(together[1:], alone)
+
+
+class Forward(nn.Module):
+    """Weights of each step are scaled by those of the step before, moved on by one place or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source, self.target = nn.Embedding(20, 8), nn.Embedding(20, 8)
+        self.key, self.ask, self.score = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.cell, self.head = nn.LSTMCell(16, 8), nn.Linear(16, 20)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        memory = self.source(source)
+        state = cell = memory.new_zeros(memory.shape[0], 8)
+        weights, made = nn.functional.one_hot(torch.zeros_like(source[:, 0]), source.shape[1]).float(), []
+        for word in self.target(target).unbind(1):
+            scores = self.score((self.key(memory) + self.ask(state)[:, None]).tanh()).squeeze(-1)
+            moved = weights + nn.functional.pad(weights, (1, 0))[:, :-1]
+            weights = nn.functional.normalize((moved * scores.softmax(-1)).clamp(1e-6), p=1, dim=1)
+            read = (memory * weights[..., None]).sum(1)
+            state, cell = self.cell(torch.cat([word, read], -1), (state, cell))
+            made.append(self.head(torch.cat([state, read], -1)))
+        return torch.stack(made, 1)
+
+
+def test_weights_that_are_scaled_by_those_of_the_step_before_are_of_their_own_query() -> None:
+    torch.manual_seed(0)
+    model, inputs = Forward().eval(), (torch.randint(0, 20, (2, 6)), torch.randint(0, 20, (2, 3)))
+    found = [a.queries.tokens for a in fxplain.trace(model, inputs).attentions]
+    assert len(found) == len(set(found)) == 3
+    relevance = fxplain.explain(model, inputs, target=lambda out: out[:, 2].square().sum(-1)).relevance
+    assert (relevance["source"].sum(-1) > 0).all()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from fxplain.labels import Slot, encode, fill_samples, same_tokens, samples_of
+from fxplain.labels import Asked, Slot, encode, fill_samples, same_tokens, samples_of
 from fxplain.ops.mixing import check_lines, check_samples, new_tokens
 from fxplain.ops.normaliser import is_positive, normaliser_of, row_sums
 from fxplain.ops.one_map import weighing_once
@@ -29,7 +29,7 @@ def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
             moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
         )
     cols = replace(cols, reads=ours.reads if same_tokens(cols, ours) else ours.reads | cols.reads)
-    query = None if weights.alive else _query_told(weights, cols) or _query_beside(weights)
+    query = None if weights.alive else _query_told(call, weights, cols) or _query_beside(weights)
     rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
     tied = spread_over_rows(weights, values, rows, output)
     letters = weights.letters if tied is None else tied.letters
@@ -71,12 +71,18 @@ def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
     ]
 
 
-def _query_told(weights: Side, cols: Slot) -> Slot | None:
+def _query_told(call: Call, weights: Side, cols: Slot) -> Slot | None:
     """The row of a map whose own labels are of columns alone: the query that was added to the keys."""
     summed = weights.axes_of(weights.summed)
     if not weights.operand.value.asked or cols.token_axes - set(summed):
         return None
-    query = min(weights.operand.value.asked, key=lambda query: query.products)
+
+    def nearness(query: Asked) -> tuple[int, int]:
+        # weights that were scaled by those of the step before have its query too: the newer state asks
+        made = call.ledger.space_of(query.code).origin == "mixing"
+        return query.products, -query.code if made else 1
+
+    query = min(weights.operand.value.asked, key=nearness)
     samples = samples_of(cols.labels).amax(summed, keepdim=True)
     return Slot(encode(samples, torch.full_like(samples, query.code)), query.strength, query.reads)
 

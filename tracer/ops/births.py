@@ -136,11 +136,21 @@ def fresh(call: Call, operand: Operand) -> Slot:
 
 def _numbers(call: Call, operand: Operand, shape: list[int]) -> Tensor:
     value = operand.value
-    name = value.root or (operand.node.name if operand.node else call.node.name)
+    name = value.root or _made_by(call, operand.node or call.node).name
     strength = STRONG if value.from_input else FAINT if value.root is None else WEAK
     constant = not value.from_input and value.root is None
     start = call.ledger.elements.reserve(Root(name, value.from_input, strength, constant), shape)
     return torch.arange(torch.Size(shape).numel()).view(shape) + start
+
+
+def _made_by(call: Call, node: fx.Node) -> fx.Node:
+    """The operation that made a tensor from nothing, which was only laid out otherwise since."""
+    while len(node.all_input_nodes) == 1:
+        before = call.values.get(node.all_input_nodes[0])
+        if not isinstance(before, Value) or before.from_input or before.root is not None:
+            break
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _all_numbered(call: Call, operand: Operand, labels: Tensor) -> Tensor:
@@ -153,7 +163,7 @@ def _all_numbered(call: Call, operand: Operand, labels: Tensor) -> Tensor:
     for axis in range(labels.ndim):
         others = [other for other in range(labels.ndim) if other != axis]
         line = samples.amax(others, keepdim=True) if others else samples
-        if bool((line != line.narrow(axis, 0, 1)).any()):
+        if bool(((line >= 0) & (line != line.max())).any()):  # what constants fill is of no known sample
             samples, shape[axis] = line, 1
     return torch.where(missing, encode(samples, _numbers(call, operand, shape)), labels)
 
