@@ -29,7 +29,7 @@ COPYING = frozenset(
     aten(
         "cat stack hstack vstack index _unsafe_index index_select gather take_along_dim repeat"
         " repeat_interleave tile index_put masked_scatter scatter index_copy slice_scatter select_scatter"
-        " copy copy_ where"
+        " copy copy_ where grid_sampler grid_sampler_2d grid_sampler_3d"
     )
 )
 """Operations that put copies of a token at several places of a sequence."""

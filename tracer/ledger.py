@@ -72,7 +72,7 @@ class Ledger:
     rows_alike: set[int] = field(default_factory=set)
     """Tokens that several rows of a map are of, along an axis that the values lack: copies, or heads."""
     _tokens: dict[tuple[str, int], int] = field(default_factory=dict)
-    _mixed: dict[tuple[object, ...], Slot] = field(default_factory=dict)
+    _mixed: dict[tuple[object, ...], int] = field(default_factory=dict)
 
     def elements_of(self, tokens: Collection[int]) -> list[int]:
         """The element codes that became these tokens."""
@@ -175,16 +175,15 @@ class Ledger:
     ) -> Slot:
         """New tokens, one for each place of ``labels`` (whose codes number the places within a sample)."""
         key = (memo, tuple(labels.labels.shape))
+        codes = codes_of(labels.labels)
         if key not in self._mixed:
-            codes = codes_of(labels.labels)
             count = int(codes.max()) + 1 if codes.numel() else 0
-            start = self.new_tokens(
+            self._mixed[key] = self.new_tokens(
                 count, grid=grid_of(labels, count), origin=origin, source=source, node=node
             )
-            self._mixed[key] = replace(
-                labels, labels=encode(samples_of(labels.labels), torch.where(codes >= 0, codes + start, -1))
-            )
-        return replace(self._mixed[key], reads=labels.reads)
+        # the tokens are the same every time, their sample may be another: one after the other, in a loop
+        tokens = torch.where(codes >= 0, codes + self._mixed[key], -1)
+        return replace(labels, labels=encode(samples_of(labels.labels), tokens))
 
     def lay_beside(self, slots: Sequence[Slot]) -> None:
         """Note heads whose outputs are laid side by side: slots of the same tokens, behind one site each."""
