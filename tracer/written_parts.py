@@ -47,30 +47,32 @@ def _read(graph: Graph, node: Node) -> None:
 
 def _span(node: Node, tensor: object, first: int = 1) -> Span | None:
     """What a slice of a tensor reads or writes, its arguments from ``first`` on; None if not all between."""
-    value = tensor.meta.get("val") if isinstance(tensor, Node) else None
+    value = _value(tensor)
     given = [*node.args[first:], *[0, None, None, 1][len(node.args) - first :]]
     dim, start, end, step = given[:4]
-    if node.kwargs or not isinstance(value, Tensor) or not isinstance(dim, int) or step != 1:
+    if node.kwargs or value is None or not isinstance(dim, int) or step != 1:
         return None
     size = value.shape[dim]
     if not isinstance(size, int) or not all(isinstance(bound, int | None) for bound in (start, end)):
         return None
-    bounds = slice(start, end).indices(size)  # type: ignore[arg-type]
+    bounds = slice(start, end).indices(size)
     return dim % value.ndim, bounds[0], bounds[1]
 
 
 def _is_whole(node: Node) -> bool:
-    span = _span(node, node, 2)
-    value = node.meta.get("val")
-    return span is not None and span[1:] == (0, value.shape[span[0]]) and _alike(node, node.args[1])
+    span, value = _span(node, node, 2), _value(node)
+    whole = span is not None and value is not None and span[1:] == (0, value.shape[span[0]])
+    return whole and _alike(node, node.args[1])
 
 
 def _alike(node: Node, other: object) -> bool:
-    values = [n.meta.get("val") if isinstance(n, Node) else None for n in (node, other)]
-    if not all(isinstance(value, Tensor) for value in values):
-        return False
-    one, two = values
-    return one.shape == two.shape and one.dtype == two.dtype
+    one, two = _value(node), _value(other)
+    return one is not None and two is not None and (one.shape, one.dtype) == (two.shape, two.dtype)
+
+
+def _value(node: object) -> Tensor | None:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value if isinstance(value, Tensor) else None
 
 
 def _replace(graph: Graph, node: Node, other: object) -> None:
