@@ -36,9 +36,11 @@ def mixed_by_parameter(call: Call, data: Side, weight: Side, output: str) -> lis
     ):
         return [_token_mixing(call, data, weight, slot, free[0], output)]
     new = pooled(call, data.operand, slot, data.axes_of(summed))
-    for other in data.killed[1:] if new is not None else ():
+    if new is None:
+        return []
+    for other in data.killed[1:]:
         new = _taken_in(call, data, new, slot, other)
-    return [data.moved(new, output)] if new is not None else []
+    return [data.moved(new, output)]
 
 
 def _taken_in(call: Call, data: Side, new: Slot, first: Slot, other: Slot) -> Slot:
