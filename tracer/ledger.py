@@ -166,6 +166,7 @@ class Ledger:
                 origin="input" if root.is_input else "parameter",
                 source=root.name,
                 node=node,
+                filled=root.is_input and root.is_constant,
             )
             self._tokens.update({key: start + place for place, key in enumerate(fresh)})
         return torch.tensor([self._tokens[key] for key in keys], dtype=torch.int64)

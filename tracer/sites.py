@@ -21,6 +21,8 @@ class Born:
     source: str
     """The input or parameter that they come from, in the end."""
     node: fx.Node
+    filled: bool = False
+    """Whether constants fill these places beside those of the source (padding)."""
 
 
 @dataclass(frozen=True)

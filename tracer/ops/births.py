@@ -134,11 +134,11 @@ def fresh(call: Call, operand: Operand) -> Slot:
     return Slot(encode(samples, _numbers(call, operand, shape)), DORMANT)
 
 
-def _numbers(call: Call, operand: Operand, shape: list[int]) -> Tensor:
+def _numbers(call: Call, operand: Operand, shape: list[int], filled: bool = False) -> Tensor:
     value = operand.value
     name = value.root or _made_by(call, operand.node or call.node).name
     strength = STRONG if value.from_input else FAINT if value.root is None else WEAK
-    constant = not value.from_input and value.root is None
+    constant = filled or (not value.from_input and value.root is None)
     start = call.ledger.elements.reserve(Root(name, value.from_input, strength, constant), shape)
     return torch.arange(torch.Size(shape).numel()).view(shape) + start
 
@@ -154,7 +154,8 @@ def _made_by(call: Call, node: fx.Node) -> fx.Node:
 
 
 def _all_numbered(call: Call, operand: Operand, labels: Tensor) -> Tensor:
-    """Places that constants fill (padding tokens) are tokens too, where others beside them are."""
+    """Places that constants fill (padding tokens, a first frame of zeros) are tokens too, where others beside
+    them are: of a space of their own, for they are no places of the input."""
     missing = codes_of(labels) < 0
     if not bool(missing.any()):
         return labels
@@ -165,7 +166,7 @@ def _all_numbered(call: Call, operand: Operand, labels: Tensor) -> Tensor:
         line = samples.amax(others, keepdim=True) if others else samples
         if bool(((line >= 0) & (line != line.max())).any()):  # what constants fill is of no known sample
             samples, shape[axis] = line, 1
-    return torch.where(missing, encode(samples, _numbers(call, operand, shape)), labels)
+    return torch.where(missing, encode(samples, _numbers(call, operand, shape, filled=True)), labels)
 
 
 @transfer("aten::embedding")
