@@ -19,7 +19,7 @@ class Root:
     is_input: bool
     strength: int
     is_constant: bool = False
-    """Whether the graph makes it out of nothing: the name is that of a node, or of the input that it fills."""
+    """Whether the graph makes it out of nothing: the name is that of a node, or of the input it fills."""
 
 
 @dataclass

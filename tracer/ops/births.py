@@ -67,14 +67,15 @@ def _filled(samples: Tensor, features: list[int]) -> Tensor:
 
 
 def _leading(call: Call, codes: Tensor, axis: int) -> int:
-    """The first place along the features at which an input stands: it names the token, not a position."""
+    """The first place along the features at which most of an input stands: it names the token, no position
+    does, nor the neighbour that comes before the first with padding."""
     others = [other for other in range(codes.ndim) if other != axis]
-    line = (codes.amax(others) if others else codes).reshape(-1)
-    roots = call.ledger.elements.by_root(line)
-    of_input = [inside for root, inside in roots.items() if root.is_input]
+    roots = call.ledger.elements.by_root(codes)
+    of_input = [inside for root, inside in roots.items() if root.is_input and not root.is_constant]
     if not of_input or len(roots) == 1:
         return 0
-    return int(torch.stack(of_input).any(0).int().argmax())
+    stands = torch.stack(of_input).any(0).long()
+    return int((stands.sum(others) if others else stands).reshape(-1).argmax())
 
 
 def _pieces(call: Call, elements: Tensor, labels: Tensor) -> Tensor | None:
