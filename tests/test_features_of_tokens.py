@@ -214,3 +214,34 @@ class Copies(nn.Module):
 
 def test_raw_rows_whose_copies_are_mixed_by_weights_of_their_own() -> None:
     assert streams(Copies(), data(2, 6, WIDTH)) == [("self", "x", "x")]
+
+
+class Answers(nn.Module):
+    """Questions ask questions, and read the answers that were given to them."""
+
+    def __init__(self, kernel: bool) -> None:
+        super().__init__()
+        self.questions, self.answers = nn.Embedding(20, WIDTH), nn.Embedding(20, WIDTH)
+        self.kernel, self.query, self.key, self.value = kernel, *(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, asked: Tensor, given: Tensor) -> Tensor:
+        x, y = self.questions(asked), self.answers(given)
+        q, k, v = self.query(x), self.key(x), self.value(y)
+        if self.kernel:
+            return self.head(nn.functional.scaled_dot_product_attention(q, k, v)[:, -1])
+        return self.head(((q @ k.transpose(1, 2) / WIDTH**0.5).softmax(-1) @ v)[:, -1])
+
+
+def test_values_of_another_input_than_the_keys_have_relevance() -> None:
+    inputs, found = (ids(2, 6), ids(2, 6).flip(1)), []
+    for kernel in (False, True):
+        torch.manual_seed(0)
+        model = Answers(kernel).eval()
+        assert streams(model, *inputs) == [("self", "asked", "asked")]
+        found.append(fxplain.explain(model, inputs, target=lambda out: out.square().sum(-1)).relevance)
+        together = fxplain.explain(model, inputs, target=1).relevance["given"]
+        alone = fxplain.explain(model, tuple(part[1:] for part in inputs), target=1).relevance["given"]
+        torch.testing.assert_close(together[1:], alone)
+    assert (found[0]["given"].sum(-1) > 0).all()
+    torch.testing.assert_close(found[0]["given"], found[1]["given"])

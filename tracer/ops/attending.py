@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from fxplain.labels import Asked, Slot, encode, fill_samples, same_tokens, samples_of
+from fxplain.ops.features import values_of_others
 from fxplain.ops.mixing import check_lines, check_samples, new_tokens
 from fxplain.ops.normaliser import is_positive, normaliser_of, row_sums
 from fxplain.ops.one_map import weighing_once
@@ -28,7 +29,13 @@ def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
         cols = Slot(
             moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
         )
-    cols = replace(cols, reads=ours.reads if same_tokens(cols, ours) else ours.reads | cols.reads)
+    reads = ours.reads if same_tokens(cols, ours) else ours.reads | cols.reads
+    if not told and not any(
+        cols.varies(weights.letters.index(c)) for c in {*weights.letters} - {*values.letters}
+    ):
+        keys = replace(cols, labels=moved(cols.labels, weights.letters, values.letters))
+        reads |= values_of_others(call, values.operand, keys, ours)
+    cols = replace(cols, reads=reads)
     query = None if weights.alive else _query_told(call, weights, cols) or _query_beside(weights)
     rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
     tied = spread_over_rows(weights, values, rows, output)

@@ -137,3 +137,18 @@ def features_pooled(call: Call, operand: Operand, axis: int) -> Operand:
         return operand
     made = pooled(call, operand, slots[0], [axis])
     return operand.with_slots([made] if made is not None else [])
+
+
+def values_of_others(call: Call, values: Operand, keys: Slot, theirs: Slot) -> frozenset[int]:
+    """The step by which tokens that are asked as keys take in those of another input that lie at their places
+    as values: answers that are weighed by the likeness of questions. None where both are of one input."""
+    tokens = [torch.unique(codes_of(slot.labels)) for slot in (keys, theirs)]
+    firm = all(slot.strength == STRONG and slot.token_axes for slot in (keys, theirs))
+    if not firm or keys.token_axes != theirs.token_axes or any(int(own.min()) < 0 for own in tokens):
+        return frozenset()
+    ends = [(int(own.min()), int(own.max())) for own in tokens]
+    sources = [{call.ledger.source_of(token) for token in both} for both in ends]
+    if sources[0] & sources[1]:
+        return frozenset()
+    made = record(call, "pooled", [values], replace(keys, reads=frozenset()), theirs, values.shape, adds=True)
+    return made.reads

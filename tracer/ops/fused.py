@@ -21,7 +21,7 @@ from fxplain.labels import (
 )
 from fxplain.merging import merge
 from fxplain.ops.births import woken
-from fxplain.ops.features import one_token_a_place
+from fxplain.ops.features import one_token_a_place, values_of_others
 from fxplain.ops.mixing import check_lines, check_samples
 from fxplain.ops.partial import begin
 from fxplain.ops.table import Call, Operand, aten, transfer
@@ -55,7 +55,11 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     ours = value.value.active[0] if value.value.active else cols
     if cols.strength < ours.strength:
         cols = ours
-    cols = replace(cols, reads=ours.reads if same_tokens(cols, ours) else cols.reads | ours.reads)
+    reads = ours.reads if same_tokens(cols, ours) else cols.reads | ours.reads
+    if cols is not ours and key.shape[:-1] == value.shape[:-1]:
+        keys = replace(cols, labels=compact(cols.labels.narrow(-1, 0, 1)))
+        reads |= values_of_others(call, value, keys, ours)
+    cols = replace(cols, reads=reads)
     shape = (*result.shape[:-1], key.shape[-2])
     on_rows = replace(rows, labels=compact(rows.labels.narrow(-1, 0, 1)))
     on_cols = replace(cols, labels=_as_columns(cols, query, key))
