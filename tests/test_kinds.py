@@ -383,3 +383,34 @@ def test_pooling_by_several_maps_without_queries_is_attention() -> None:
         weights = model.scores(model.hidden(model.embed(x)).tanh()).mT.softmax(-1)
     torch.testing.assert_close(traced.maps(x)[0][:, 0], weights)
     assert bool((traced.explain(x).relevance["x"].sum(-1) > 0).all())
+
+
+class Gathered(Kind):
+    """Every query has keys of its own, gathered; several heads of queries share each head of keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(WIDTH, 2 * WIDTH)
+        self.out = nn.Linear(2 * WIDTH, WIDTH)
+        self.register_buffer("seen", torch.stack([torch.randperm(TOKENS)[:3] for _ in range(TOKENS)]))
+
+    def attend(self, x: Tensor) -> Tensor:
+        _, k, v = self.qkv(x).chunk(3, -1)
+        q = self.query(x).unflatten(-1, (HEADS, 2, DIM)).permute(0, 2, 3, 1, 4)
+        k, v = (heads(part)[:, :, self.seen] for part in (k, v))
+        weights = torch.einsum("bhgid,bhijd->bhgij", q, k).softmax(-1)
+        read = torch.einsum("bhgij,bhijd->bhgid", weights, v)
+        gathered: Tensor = self.out(read.permute(0, 3, 1, 2, 4).flatten(2))
+        return gathered
+
+
+def test_gathered_keys_of_grouped_heads() -> None:
+    model, x = Gathered(), tokens()
+    found, _ = traced(model, x)
+    assert [(a.kind, a.queries.size, a.keys.size, a.heads) for a in found.attentions] == [
+        ("self", TOKENS, TOKENS, 2 * HEADS)
+    ]
+    (map,) = found.maps((x,))
+    torch.testing.assert_close(map.sum(-1), torch.ones(map.shape[:-1]))
+    seen = torch.zeros(TOKENS, TOKENS, dtype=torch.bool).scatter(1, model.seen, True)
+    assert bool((map[..., ~seen] == 0).all()) and bool((map[..., seen] > 0).all())

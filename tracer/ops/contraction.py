@@ -199,7 +199,8 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     if _leaves_features(left, right, output):
         # no map: a token that reads a state which it is part of itself, or the state of a whole chunk
         rights = [slot for slot in rights if not any(_same_single(slot, other) for other in lefts)]
-        if any(_nested(one, other) for one in lefts for other in rights):
+        nested = any(_nested(one, other) for one in lefts for other in rights)
+        if nested and _reads_state(left, right, output):
             return list(merge([lefts, rights]))
     if not left.summed and (
         set(left.letters) <= set(right.letters) or set(right.letters) <= set(left.letters)
@@ -226,6 +227,12 @@ def _leaves_features(left: Side, right: Side, output: str) -> bool:
         if alone and not any(slot.varies(wide[0].letters.index(letter)) for slot in wide[0].slots):
             return True
     return False
+
+
+def _reads_state(left: Side, right: Side, output: str) -> bool:
+    """Whether what leaves features are a state's, and not several heads of a query with keys of its own."""
+    summed = left.operand.value.summed | right.operand.value.summed
+    return bool(summed) or _leaves_features(left, right, output[-1])
 
 
 def _nested(one: Slot, other: Slot) -> bool:
