@@ -413,4 +413,5 @@ def test_gathered_keys_of_grouped_heads() -> None:
     (map,) = found.maps((x,))
     torch.testing.assert_close(map.sum(-1), torch.ones(map.shape[:-1]))
     seen = torch.zeros(TOKENS, TOKENS, dtype=torch.bool).scatter(1, model.seen, True)
-    assert bool((map[..., ~seen] == 0).all()) and bool((map[..., seen] > 0).all())
+    assert bool((map[..., ~seen] == 0).all())
+    assert bool((map[..., seen] > 0).all())
