@@ -3,6 +3,7 @@
 from fxplain.ops import (
     accumulation,
     births,
+    catenation,
     contraction,
     convolution,
     creation,
@@ -26,6 +27,7 @@ __all__ = [
     "Operand",
     "accumulation",
     "births",
+    "catenation",
     "contraction",
     "convolution",
     "creation",

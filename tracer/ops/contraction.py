@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fxplain.labels import (
-    STRONG,
     Asked,
     Beside,
     Slot,
     Value,
     codes_of,
     compact,
-    same_tokens,
 )
 from fxplain.merging import merge
 from fxplain.ops.attending import attend, free, note_content
@@ -26,6 +24,17 @@ from fxplain.ops.births import woken
 from fxplain.ops.features import one_token_a_place, pair_of_features
 from fxplain.ops.linear_mixing import mixed_by_data, mixed_by_parameter, summed_place_by_place
 from fxplain.ops.sampling import sum_up
+from fxplain.ops.side_relations import (
+    has_both_sides,
+    has_columns,
+    is_map,
+    leaves_features,
+    nested,
+    reads_state,
+    same_single,
+    told_by_rows,
+    weighs_one,
+)
 from fxplain.ops.sides import Side, letters_for, sizes_of, unexpanded
 from fxplain.ops.summaries import read_summaries, still_summed
 from fxplain.ops.table import Call, Operand, aten, op_name
@@ -159,7 +168,7 @@ def _past_padding(slot: Slot, side: Side) -> Slot:
 def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     """Data times data: scores (both slots live on), or weights times values (an attention)."""
     if left.killed and right.killed:
-        if _is_map(left, right) and _is_map(right, left):
+        if is_map(left, right) and is_map(right, left):
             # a product of maps is a map: what multiplies the values in the end is their product
             return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
         pooled = summed_place_by_place(call, left, right, output)
@@ -167,7 +176,7 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
             return pooled
         weights, values = _weights_and_values(call, left, right)
         if weights is not None and values is not None:
-            if not weights.operand.value.softmaxes and _has_columns(values, weights):
+            if not weights.operand.value.softmaxes and has_columns(values, weights):
                 return [side.moved(slot, output) for side in (weights, values) for slot in side.alive]
             return attend(call, weights, values, output)
         scores = tied_scores(left, right, output)
@@ -179,11 +188,11 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
         return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
     for side, rest in ((left, right), (right, left)):
         if side.killed and not side.alive and side.operand.value.from_input:
-            if rest.alive and (rest.operand.value.softmaxes or _told_by_rows(rest)):
+            if rest.alive and (rest.operand.value.softmaxes or told_by_rows(rest)):
                 return attend(call, rest, side, output)
             return mixed_by_data(call, rest, side, output)
     for side, rest in ((left, right), (right, left)):
-        if not (side.killed or rest.killed) and _weighs_one(side, rest):
+        if not (side.killed or rest.killed) and weighs_one(side, rest):
             return attend(call, side, rest, output)
         if (
             not (side.killed or rest.killed)
@@ -196,81 +205,20 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     rights = [right.moved(slot, output) for slot in right.alive]
     if not left.summed:
         return list(merge([lefts, rights]))
-    if _leaves_features(left, right, output):
+    if leaves_features(left, right, output):
         # no map: a token that reads a state which it is part of itself, or the state of a whole chunk
-        rights = [slot for slot in rights if not any(_same_single(slot, other) for other in lefts)]
-        nested = any(_nested(one, other) for one in lefts for other in rights)
-        if nested and _reads_state(left, right, output):
+        rights = [slot for slot in rights if not any(same_single(slot, other) for other in lefts)]
+        finer = any(nested(one, other) for one in lefts for other in rights)
+        if finer and reads_state(left, right, output):
             return list(merge([lefts, rights]))
     if not left.summed and (
         set(left.letters) <= set(right.letters) or set(right.letters) <= set(left.letters)
     ):
         return list(merge([lefts, rights]))  # no sum: the one scales the other
     alike = len(lefts) == len(rights) == 1 and lefts[0].axes == rights[0].axes and lefts[0].token_axes
-    if alike and not _has_both_sides(left, right):
+    if alike and not has_both_sides(left, right):
         return list(merge([lefts, rights]))
     return [*lefts, *rights]
-
-
-def _told_by_rows(weights: Side) -> bool:
-    """Whether each of several rows tells weights for places by itself, without having met a key."""
-    strong = [slot for slot in weights.alive if slot.strength == STRONG and slot.token_axes]
-    return bool(strong) and weights.operand.value.from_input
-
-
-def _leaves_features(left: Side, right: Side, output: str) -> bool:
-    """Whether the result has an axis of features, of one side alone, along which no token lies."""
-    for letter in output:
-        sides = [side for side in (left, right) if letter in side.letters]
-        wide = [side for side in sides if sizes_of(side)[letter] > 1]
-        alone = len(wide) == 1 and (len(sides) == 1 or letter == output[-1])
-        if alone and not any(slot.varies(wide[0].letters.index(letter)) for slot in wide[0].slots):
-            return True
-    return False
-
-
-def _reads_state(left: Side, right: Side, output: str) -> bool:
-    """Whether what leaves features are a state's, and not several heads of a query with keys of its own."""
-    summed = left.operand.value.summed | right.operand.value.summed
-    return bool(summed) or _leaves_features(left, right, output[-1])
-
-
-def _nested(one: Slot, other: Slot) -> bool:
-    """Whether tokens of the one lie along all axes of the other, and more."""
-    axes = one.token_axes, other.token_axes
-    return all(axes) and (axes[0] < axes[1] or axes[1] < axes[0])
-
-
-def _same_single(one: Slot, other: Slot) -> bool:
-    return not (one.token_axes or other.token_axes) and same_tokens(one, other)
-
-
-def _has_both_sides(left: Side, right: Side) -> bool:
-    """True for queries times keys: an axis for the rows and one for the columns, be they of size 1."""
-    ours, theirs = set(left.letters) - set(left.summed), set(right.letters) - set(right.summed)
-    return bool(ours - theirs) and bool(theirs - ours)
-
-
-def _is_map(side: Side, other: Side) -> bool:
-    """True for softmaxed weights with rows or columns of their own beside the summed ones."""
-    free = [axis for axis, letter in enumerate(side.letters) if letter not in other.letters]
-    own = bool(free) and all(any(slot.varies(axis) for slot in side.alive) for axis in free)
-    return own and bool(side.operand.value.softmaxes)
-
-
-def _has_columns(values: Side, weights: Side) -> bool:
-    """True for values that are a map themselves: tokens of their own lie along an axis that the weights
-    lack."""
-    sizes = sizes_of(weights)
-    own = {axis for axis, letter in enumerate(values.letters) if sizes.get(letter, 1) == 1}
-    return any(slot.token_axes & own for slot in values.alive)
-
-
-def _weighs_one(weights: Side, values: Side) -> bool:
-    """True for a softmax over a single key: a row slot, a column slot, and nothing that varies to tell."""
-    sizes = sizes_of(weights)
-    single = bool(weights.summed) and all(sizes[letter] == 1 for letter in weights.summed)
-    return single and len(weights.slots) > 1 and bool(weights.operand.value.softmaxes) and bool(values.slots)
 
 
 def _weights_and_values(call: Call, left: Side, right: Side) -> tuple[Side | None, Side | None]:

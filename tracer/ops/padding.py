@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fxplain.labels import Value
-from fxplain.ops.layout import side_by_side, unsqueezed
+from fxplain.ops.catenation import side_by_side, unsqueezed
 from fxplain.ops.table import Call, Operand, transfer
 
 

@@ -1,0 +1,159 @@
+"""Tensors laid side by side: tokens one after the other, or features of the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fxplain.labels import DORMANT, Slot, Value, codes_of, compact, fill_samples, reads_of
+from fxplain.merging import merge
+from fxplain.ops.births import taken_place
+from fxplain.ops.elementwise import asked_among, beside_among
+from fxplain.ops.raw_data import with_tokens
+from fxplain.ops.table import Call, Operand, transfer
+
+
+@transfer("aten::cat", "aten::stack", "aten::hstack", "aten::vstack")
+def cat(call: Call) -> Value:
+    """Concatenate the labels; parts without any are completed from their neighbours or wake up."""
+    operands = call.operands()
+    axis = int(call.argument("dim", 0)) % call.result.ndim
+    if call.op in ("aten::hstack", "aten::vstack"):
+        if any(operand.ndim != call.result.ndim for operand in operands):
+            raise ValueError("stacks vectors as rows")
+        axis = 1 if call.op == "aten::hstack" and call.result.ndim > 1 else 0
+    stacked = call.op == "aten::stack"
+    return side_by_side(call, [unsqueezed(o, axis) if stacked else o for o in operands], axis)
+
+
+def side_by_side(call: Call, parts: Sequence[Operand], axis: int) -> Value:
+    """The value of parts laid one after the other along an axis."""
+    operands = call.operands()
+    full = [part for part in parts if part.tensor.numel()]  # what is empty adds nothing
+    parts = full or [part for part in parts if part.ndim == call.result.ndim]
+    lead = _lead(parts, axis)
+    if lead is None:
+        return call.carry(*operands)
+    if _of_features(lead, axis):
+        parts = with_tokens(call, parts, axis)
+    if _pairs(parts, axis):
+        return call.carry(*operands, slots=merge([part.value.active for part in parts]))
+    slots = []
+    for place, pattern in enumerate(lead.value.active or lead.value.slots):
+        pieces = _of_one_place([_piece(call, part, pattern, place, lead, axis) for part in parts], call, axis)
+        labels = compact(
+            torch.cat([piece.expanded(p.shape) for piece, p in zip(pieces, parts, strict=True)], axis)
+        )
+        strength = max(piece.strength for piece in pieces)
+        if not any(piece.varies(axis) for piece in pieces) and _all_alike(pieces):
+            call.ledger.lay_beside(pieces)
+        slots.append(Slot(labels, strength, reads_of(pieces)))
+    value = call.carry(*operands, slots=slots)
+    given = [part.value.active for part in parts]
+    along = any(slot.varies(axis) for own in (*given, slots) for slot in own)
+    beside = None if along else beside_among(given, slots)
+    asked = (*value.asked, *asked_among(given, slots, features=axis))
+    return replace(value, asked=asked, beside=beside)
+
+
+def _lead(parts: Sequence[Operand], axis: int) -> Operand | None:
+    """The part that says along which axes tokens lie: the first labelled one.
+
+    Of features side by side it is the finest: a query that is repeated beside each key gives way to the keys.
+    """
+    labelled = [part for part in parts if part.value.labelled]
+    slots = [slot for part in labelled for slot in part.value.active]
+    if labelled and not any(slot.varies(axis) for slot in slots) and all(p.shape[axis] > 1 for p in parts):
+        return max(labelled, key=lambda part: max(len(slot.token_axes) for slot in part.value.active))
+    return next(iter(labelled), None) or next((part for part in parts if part.value.slots), None)
+
+
+def _all_alike(slots: Sequence[Slot]) -> bool:
+    """Whether all are of the same tokens, place by place."""
+    first = slots[0].labels
+    return len(slots) > 1 and all(torch.equal(slot.labels, first) for slot in slots[1:])
+
+
+def _pairs(parts: Sequence[Operand], axis: int) -> bool:
+    """Whether features of tokens on other axes lie side by side: every query's beside every key's."""
+    slots = [slot for part in parts for slot in part.value.active]
+    if len(parts) < 2 or any(slot.varies(axis) for slot in slots):
+        return False
+    one = parts[0].value.active
+    return len(one) == 1 and any(
+        not (one[0].token_axes <= slot.token_axes or slot.token_axes <= one[0].token_axes) for slot in slots
+    )
+
+
+def _of_one_place(pieces: list[Slot], call: Call, axis: int) -> list[Slot]:
+    """Features side by side that come from several elements of one input, place by place.
+
+    The coordinates of a box, or hashes of an id, make one token: the first one's. Parts with tokens in common
+    (neighbours) stay.
+    """
+    if any(p.strength == DORMANT or p.varies(axis) for p in pieces):
+        return pieces
+    # side by side at one place: a part that has met no sample yet is of the others'
+    pieces = [replace(p, labels=fill_samples(p.labels, [o.labels for o in pieces])) for p in pieces]
+    if any(p.reads for p in pieces):
+        return pieces
+    tokens = [codes[codes >= 0] for codes in (torch.unique(codes_of(piece.labels)) for piece in pieces)]
+    alike = all(len(own) == len(tokens[0]) > 1 for own in tokens)
+    if not alike or len(torch.unique(torch.cat(tokens))) < sum(len(own) for own in tokens):
+        return pieces
+    sources = {call.ledger.source_of(int(own[0])) for own in tokens}
+    return [pieces[0]] * len(pieces) if len(sources) == 1 else pieces
+
+
+def unsqueezed(operand: Operand, axis: int) -> Operand:
+    slots = [replace(slot, labels=slot.labels.unsqueeze(axis)) for slot in operand.value.slots]
+    return replace(operand.with_slots(slots), tensor=operand.tensor.unsqueeze(axis))
+
+
+def _piece(call: Call, part: Operand, pattern: Slot, place: int, lead: Operand, axis: int) -> Slot:
+    """The slot that one part contributes where the leading part has ``pattern``."""
+    same = [s for s in part.value.slots if (s.strength > DORMANT) == (pattern.strength > DORMANT)]
+    along_tokens = _along_tokens(pattern, lead, axis)
+    if same:
+        slot = same[min(place, len(same) - 1)]
+        if len(lead.value.active) > 1 and not pattern.varies(axis):
+            # scores of queries and keys beside those of queries and places: rows go with rows
+            alike = [s for s in (slot, *same) if s.token_axes == pattern.token_axes]
+            slot = alike[0] if alike else slot if along_tokens else pattern
+        gives_way = not along_tokens and (
+            slot.strength < pattern.strength or slot.token_axes < pattern.token_axes
+        )
+        return pattern if gives_way else slot
+    if not along_tokens:
+        other = taken_place(call, part, axis) if lead.value.labelled and not pattern.token_axes else None
+        return other or replace(pattern, labels=_first(pattern.labels, axis))
+    dormant = part.value.dormant
+    if dormant is None or pattern.strength == DORMANT or len(lead.value.active) != 1:
+        return Slot(torch.zeros((1,) * part.ndim, dtype=torch.int64), DORMANT)
+    return _awake(call, dormant, pattern, axis)
+
+
+def _along_tokens(pattern: Slot, lead: Operand, axis: int) -> bool:
+    return pattern.varies(axis) or (lead.shape[axis] == 1 and axis != lead.ndim - 1)
+
+
+def _of_features(lead: Operand, axis: int) -> bool:
+    """Whether features of tokens are laid side by side, not tokens."""
+    active = lead.value.active
+    return len(active) == 1 and not _along_tokens(active[0], lead, axis)
+
+
+def _awake(call: Call, dormant: Slot, pattern: Slot, axis: int) -> Slot:
+    """Tokens of a part that joins labelled ones along their axis (a class token, learned keys)."""
+    labels = dormant.labels
+    for other in range(labels.ndim):
+        if other != axis and not pattern.varies(other):
+            labels = _first(labels, other)
+    return call.ledger.wake(replace(dormant, labels=labels), call.node)
+
+
+def _first(labels: Tensor, axis: int) -> Tensor:
+    return labels.narrow(axis, 0, min(1, labels.shape[axis]))
