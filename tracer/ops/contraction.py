@@ -23,6 +23,7 @@ from fxplain.ops.attending import attend, free, note_content
 from fxplain.ops.births import woken
 from fxplain.ops.features import one_token_a_place, pair_of_features
 from fxplain.ops.linear_mixing import mixed_by_data, mixed_by_parameter, summed_place_by_place
+from fxplain.ops.reading import read_by_data
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.side_relations import (
     has_both_sides,
@@ -37,11 +38,8 @@ from fxplain.ops.side_relations import (
 )
 from fxplain.ops.sides import Side, letters_for, sizes_of, unexpanded
 from fxplain.ops.summaries import read_summaries, still_summed
-from fxplain.ops.table import Call, Operand, aten, op_name
+from fxplain.ops.table import Call, Operand
 from fxplain.ops.tied import tied_scores
-
-PRODUCTS = aten("matmul mm bmm einsum baddbmm mv dot tensordot")
-LINEARS = aten("linear addmm conv1d conv2d conv3d convolution")
 
 LONGEST_SCORE = 2
 """How many sums of products may lie between a query that was added to keys, and scores."""
@@ -174,7 +172,7 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
         pooled = summed_place_by_place(call, left, right, output)
         if pooled is not None:
             return pooled
-        weights, values = _weights_and_values(call, left, right)
+        weights, values = _weights_and_values(call, left, right, output)
         if weights is not None and values is not None:
             if not weights.operand.value.softmaxes and has_columns(values, weights):
                 return [side.moved(slot, output) for side in (weights, values) for slot in side.alive]
@@ -221,7 +219,7 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     return [*lefts, *rights]
 
 
-def _weights_and_values(call: Call, left: Side, right: Side) -> tuple[Side | None, Side | None]:
+def _weights_and_values(call: Call, left: Side, right: Side, output: str) -> tuple[Side | None, Side | None]:
     """Which operand holds the weights: the one with a row slot beside, or softmaxed scores that no query asks
     for."""
     sides = [(left, right), (right, left)]
@@ -231,30 +229,13 @@ def _weights_and_values(call: Call, left: Side, right: Side) -> tuple[Side | Non
     if rowed:
         return rowed[0]
     for weights, values in sides:
-        apart = free(weights, values)
-        if weights.operand.value.softmaxes and not (apart and _read_by_data(call)):
+        apart = [output.index(weights.letters[axis]) for axis in free(weights, values)]
+        if weights.operand.value.softmaxes and not (apart and read_by_data(call, apart)):
             return weights, values
     for weights, values in sides:
         if weights.operand.value.asked and not values.operand.value.asked and not free(weights, values):
             return weights, values  # what a query that was added to the keys makes of them, without a softmax
     return None, None
-
-
-def _read_by_data(call: Call) -> bool:
-    """Whether the result meets other data in the next product, as where queries read summed keys."""
-    stack, seen = [call.node], {call.node}
-    while stack:
-        node = stack.pop()
-        for user in node.users:
-            others = [call.values.get(n) for n in user.all_input_nodes if n is not node]
-            if op_name(user) in PRODUCTS and any(
-                other is None or not isinstance(other, Value) or other.from_input for other in others
-            ):
-                return True
-            if user not in seen and op_name(user) not in (*PRODUCTS, *LINEARS):
-                seen.add(user)
-                stack.append(user)
-    return False
 
 
 def _still_asked(value: Value) -> tuple[Asked, ...]:
@@ -286,7 +267,7 @@ def summed_product(call: Call, operand: Operand, axes: Sequence[int]) -> list[Sl
     one, other = (Side(factor, letters[operand.ndim - factor.ndim :], summed) for factor in factors)
     one, other = _raw_values(call, one, other), _raw_values(call, other, one)
     if one.killed and other.killed:
-        if None in _weights_and_values(call, one, other):
+        if None in _weights_and_values(call, one, other, output):
             return None
     elif one.killed or other.killed:
         weights = other if one.killed else one
