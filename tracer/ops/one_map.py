@@ -110,13 +110,16 @@ def _run(node: fx.Node, operand: Any) -> Any:
 
 
 def _apart(one: Tensor, other: Tensor, shape: tuple[int, ...]) -> int | None:
-    """The one axis along which two sets of a map's elements lie at places that have none in common."""
+    """The one axis along which two sets of a map's elements lie at places that have none in common.
+
+    None where a set has a single place: keys that are taken one by one are added up with their rows.
+    """
     pairs = list(zip(torch.unravel_index(one, shape), torch.unravel_index(other, shape), strict=True))
     sets = [(torch.unique(a), torch.unique(b)) for a, b in pairs]
     differ = [axis for axis, (a, b) in enumerate(sets) if not torch.equal(a, b)]
     if len(differ) != 1 or bool(torch.isin(*sets[differ[0]]).any()):
         return None
-    return differ[0]
+    return differ[0] if min(map(len, sets[differ[0]])) > 1 else None
 
 
 def _axes(rows: Slot, shape: tuple[int, ...], column: int) -> str:
