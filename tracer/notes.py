@@ -66,8 +66,10 @@ def _unnamed(labelled: Labelled) -> Iterator[str]:
     ledger, findings = labelled.findings.ledger, labelled.findings
     named = {space.source for space in labelled.classified.spaces}
     data = {root.name for root, *_ in ledger.elements.ranges if root.is_input and root.strength == STRONG}
-    for placeholder in labelled.captured.placeholders if named else ():
-        node = next(n for n in findings.values if n.name == placeholder.node)
-        if placeholder.path in data - named and node.users and not makes_scores(findings, node):
+    nodes = {node.name: node for node in findings.values if node.op == "placeholder"}
+    unnamed = [p for p in labelled.captured.placeholders if named and p.path in data - named]
+    for placeholder in unnamed:
+        node = nodes[placeholder.node]
+        if node.users and not makes_scores(findings, node):
             goes = "what it holds goes into those of others, place by place"
             yield f"{placeholder.path} has no tokens of its own: {goes}"

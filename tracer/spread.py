@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from fxplain.copies import renamed
 from fxplain.labels import DORMANT, Slot, Value, codes_of, compact, completed, encode, samples_of
 from fxplain.ledger import Ledger
-from fxplain.ops.table import aten, op_name
+from fxplain.ops.table import aten, behind, op_name
 
 if TYPE_CHECKING:
     from fxplain.find import Findings
@@ -85,7 +85,7 @@ def _samples_later(
     """The sample at each place of some axes, from what comes of a node and is laid out like it; at last, like
     it along these axes."""
     shapes = findings.ledger.shapes
-    later = [user for user in _behind(node) if len(shapes.get(user.name, ())) == len(shape)]
+    later = [user for user in behind(node) if len(shapes.get(user.name, ())) == len(shape)]
     alike = [user for user in later if shapes[user.name] == shape]
     partly = [user for user in later if all(shapes[user.name][axis] == shape[axis] for axis in axes)]
     for user in (*alike, *partly):
@@ -96,17 +96,6 @@ def _samples_later(
             line = samples.amax(others, keepdim=True) if others else samples
             if bool((line >= 0).all()):
                 yield line
-
-
-def _behind(node: fx.Node) -> Iterator[fx.Node]:
-    """All that comes of a node, the nearest first."""
-    queue, seen = [node], {node}
-    while queue:
-        for user in queue.pop(0).users:
-            if user not in seen:
-                seen.add(user)
-                queue.append(user)
-                yield user
 
 
 def laid_apart(node: fx.Node, value: Value, spread: Spread, shape: tuple[int, ...], ledger: Ledger) -> Value:

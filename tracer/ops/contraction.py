@@ -209,10 +209,6 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
         finer = any(nested(one, other) for one in lefts for other in rights)
         if finer and reads_state(left, right, output):
             return list(merge([lefts, rights]))
-    if not left.summed and (
-        set(left.letters) <= set(right.letters) or set(right.letters) <= set(left.letters)
-    ):
-        return list(merge([lefts, rights]))  # no sum: the one scales the other
     alike = len(lefts) == len(rights) == 1 and lefts[0].axes == rights[0].axes and lefts[0].token_axes
     if alike and not has_both_sides(left, right):
         return list(merge([lefts, rights]))

@@ -25,6 +25,7 @@ from fxplain.labels import (
 )
 from fxplain.merging import merge
 from fxplain.ops.features import pair_among
+from fxplain.ops.mixing import join
 from fxplain.ops.naming import ADDING, completing, placed, spread, under_condition, without_tables
 from fxplain.ops.relaid import relaid_on
 from fxplain.ops.spectrum import taken_for_data
@@ -203,7 +204,8 @@ def _joined(call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[Sl
         for slot in theirs:
             if not any(slot is other for other in others) or _meets(slot, kept):
                 own |= slot.reads
-        sites |= {_join(call, operand, replace(kept, reads=frozenset()), other) for other in others}
+        met = replace(kept, reads=frozenset())
+        sites |= {join(call, operand, met, other, _differ(other, met)) for other in others}
     return replace(kept, reads=frozenset(own | sites)) if sites else kept
 
 
@@ -246,23 +248,6 @@ def _differ(one: Slot, other: Slot) -> Tensor:
     known = (codes[0] >= 0) & (codes[1] >= 0)
     same_sample = (samples[0] == samples[1]) | (samples[0] < 0) | (samples[1] < 0)
     return known & same_sample & (codes[0] != codes[1])
-
-
-def _join(call: Call, operand: Operand, kept: Slot, other: Slot) -> int:
-    """Write down that the tokens that stay take in the others where the two differ."""
-    apart = _differ(other, kept)
-    assert operand.node is not None
-    site = call.ledger.add_site(
-        node=call.node,
-        role="mixing",
-        form="joined",
-        adds=True,
-        operands=(operand.node,),
-        shape=tuple(call.result.shape),
-        rows=replace(kept, labels=compact(torch.where(apart, kept.labels, 0))),
-        cols=replace(other, labels=compact(torch.where(apart, other.labels, 0))),
-    )
-    return site.index
 
 
 def _origin_of_ids(call: Call, operands: Sequence[Operand]) -> str | None:

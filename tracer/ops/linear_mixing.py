@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from fxplain.labels import STRONG, Slot, broadcast, codes_of, compact, same_tokens
 from fxplain.ops.features import crossed
 from fxplain.ops.mixing import new_tokens, pooled, record
-from fxplain.ops.sides import LAYING, Side, moved, sizes_of
+from fxplain.ops.sides import LAYING, Side, before, moved, sizes_of
 from fxplain.ops.table import Call, op_name
 
 
@@ -67,9 +67,7 @@ def _with_columns(call: Call, data: Side, output: str) -> list[Slot]:
 
 def _weighs_data(call: Call, node: fx.Node | None) -> bool:
     """Whether a map, however laid out, meets data in some product, or data that come later."""
-    while node is not None and op_name(node) in LAYING and "softmax" not in op_name(node):
-        node = node.all_input_nodes[0]
-    stack = [node] if node is not None else []
+    stack = [before(node, LAYING)[-1]] if node is not None else []
     while stack:
         node = stack.pop()
         for user in node.users:

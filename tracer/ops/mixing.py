@@ -46,6 +46,22 @@ def pooled(call: Call, operand: Operand, old: Slot, killed: Iterable[int]) -> Sl
     return record(call, "pooled", [operand], rows, old, tuple(operand.shape))
 
 
+def join(call: Call, operand: Operand, kept: Slot, other: Slot, where: Tensor) -> int:
+    """Write down that tokens that stay take in others, ``where`` both lie; returns the number of the step."""
+    assert operand.node is not None
+    site = call.ledger.add_site(
+        node=call.node,
+        role="mixing",
+        form="joined",
+        adds=True,
+        operands=(operand.node,),
+        shape=tuple(call.result.shape),
+        rows=replace(kept, labels=compact(torch.where(where, kept.labels, 0))),
+        cols=replace(other, labels=compact(torch.where(where, other.labels, 0))),
+    )
+    return site.index
+
+
 def record(
     call: Call,
     form: Form,

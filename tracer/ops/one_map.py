@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels import Slot, Value, reads_of, same_tokens
-from fxplain.ops.sides import LAYING, letters_for
+from fxplain.ops.sides import LAYING, before, letters_for, run_on
 from fxplain.ops.table import Call, aten, op_name
 from fxplain.sites import Site
 
@@ -42,9 +42,9 @@ def _weighed_again(call: Call, site: Site, other: Site) -> Site | None:
     if not _weigh_alike(call, site, other):
         return None
     nodes = site.operands[0], other.operands[0]
-    if nodes[1] in _before(nodes[0], LAYING):
+    if nodes[1] in before(nodes[0], LAYING):
         return other
-    return replace(site, index=other.index) if nodes[0] in _before(nodes[1], LAYING) else None
+    return replace(site, index=other.index) if nodes[0] in before(nodes[1], LAYING) else None
 
 
 def _weigh_alike(call: Call, one: Site, other: Site) -> bool:
@@ -56,22 +56,13 @@ def _weigh_alike(call: Call, one: Site, other: Site) -> bool:
     return learned or all(a.reads == b.reads for a, b in pairs)
 
 
-def _before(node: fx.Node, operations: tuple[str, ...]) -> list[fx.Node]:
-    """A node and those whose numbers it holds, however laid out."""
-    found = [node]
-    while op_name(node) in operations and len(node.all_input_nodes) == 1:
-        node = node.all_input_nodes[0]
-        found.append(node)
-    return found
-
-
 def _of_one_softmax(call: Call, site: Site, other: Site) -> Site | None:
     """The attention by a whole map, of which two sites have columns of their own."""
     if not site.softmaxes or site.softmaxes != other.softmaxes or not same_tokens(site.rows, other.rows):
         return None
     if site.rows.reads != other.rows.reads or other.index in site.cols.reads:
         return None
-    ours, theirs = (_before(each.operands[0], CUTTING) for each in (site, other))
+    ours, theirs = (before(each.operands[0], CUTTING) for each in (site, other))
     whole = next((node for node in ours if node in theirs), None)
     value = call.values.get(whole) if whole is not None else None
     if whole is None or not isinstance(value, Value) or len(value.active) != 2:
@@ -99,14 +90,9 @@ def _held(chain: list[fx.Node], shape: tuple[int, ...]) -> Tensor:
     elements: Any = torch.arange(torch.Size(shape).numel()).view(shape)
     for node in reversed(chain):
         if op_name(node) not in KEEPING:
-            elements = _run(node, elements)
+            elements = run_on(node, elements)
     found: Tensor = torch.unique(elements)
     return found
-
-
-def _run(node: fx.Node, operand: Any) -> Any:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: operand)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _apart(one: Tensor, other: Tensor, shape: tuple[int, ...]) -> int | None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels import Value
-from fxplain.ops.table import Call, aten, op_name
+from fxplain.ops.sides import LAYING, run_on
+from fxplain.ops.table import Call, aten, behind, op_name
 
 PRODUCTS = aten("matmul mm bmm einsum baddbmm mv dot tensordot")
 LINEARS = aten("linear addmm conv1d conv2d conv3d convolution")
@@ -24,7 +25,7 @@ Numbers = Tensor | None
 def read_by_data(call: Call, features: Sequence[int]) -> bool:
     """Whether a product with other data sums over these axes of the result, as queries do that read keys."""
     stack: list[tuple[fx.Node, Numbers]] = [(call.node, _numbered(call.result.shape, features))]
-    seen, made = {call.node}, _behind(call.node)
+    seen, made = {call.node}, {call.node, *behind(call.node)}
     while stack:
         node, numbers = stack.pop()
         for user in node.users:
@@ -35,16 +36,6 @@ def read_by_data(call: Call, features: Sequence[int]) -> bool:
                 seen.add(user)
                 stack.append((user, _laid_out(user, node, numbers)))
     return False
-
-
-def _behind(node: fx.Node) -> set[fx.Node]:
-    """The node, and all that is made of it."""
-    stack, found = [node], {node}
-    while stack:
-        fresh = [user for user in stack.pop().users if user not in found]
-        found.update(fresh)
-        stack += fresh
-    return found
 
 
 def _of_data(call: Call, product: fx.Node, made: set[fx.Node]) -> bool:
@@ -63,13 +54,12 @@ def _laid_out(user: fx.Node, node: fx.Node, numbers: Numbers) -> Numbers:
     value = user.meta.get("val")
     if numbers is None or not isinstance(value, Tensor):
         return None
-    if value.shape == numbers.shape and "permute" not in op_name(user) and "transpose" not in op_name(user):
+    if value.shape == numbers.shape and op_name(user) not in LAYING:
         return numbers
     if user.all_input_nodes != [node]:
         return None
     try:
-        args, kwargs = fx.node.map_arg((user.args, user.kwargs), lambda _: numbers)
-        result = user.target(*args, **kwargs)  # type: ignore[operator]
+        result = run_on(user, numbers)
     except (RuntimeError, TypeError):
         return None
     return result if isinstance(result, Tensor) and result.shape == value.shape else None

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
-from fxplain.labels import STRONG, Slot, broadcast, codes_of, compact, same_tokens
+from fxplain.labels import STRONG, Slot, broadcast, codes_of, same_tokens
+from fxplain.ops.mixing import join
 from fxplain.ops.table import Call, Operand
 
 
@@ -34,15 +33,4 @@ def relaid_on(call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[
 def _taken_in(call: Call, operand: Operand, kept: Slot, other: Slot) -> Slot:
     rows, cols = broadcast(kept.labels, other.labels)
     known = (codes_of(rows) >= 0) & (codes_of(cols) >= 0)
-    assert operand.node is not None
-    site = call.ledger.add_site(
-        node=call.node,
-        role="mixing",
-        form="joined",
-        adds=True,
-        operands=(operand.node,),
-        shape=tuple(call.result.shape),
-        rows=replace(kept, labels=compact(torch.where(known, rows, 0))),
-        cols=replace(other, labels=compact(torch.where(known, cols, 0))),
-    )
-    return replace(kept, reads=kept.reads | {site.index})
+    return replace(kept, reads=kept.reads | {join(call, operand, kept, other, known)})

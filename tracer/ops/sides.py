@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from string import ascii_letters
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxplain.labels import Slot
 from fxplain.ops.table import Call, Operand, aten, op_name
@@ -79,6 +81,21 @@ def moved(labels: Tensor, letters: str, target: str) -> Tensor:
     return labels.reshape(
         [labels.shape[[t for t in target if t in present].index(c)] if c in present else 1 for c in target]
     )
+
+
+def before(node: fx.Node, operations: Sequence[str]) -> list[fx.Node]:
+    """A node and those whose numbers it holds, however laid out by these operations; the last comes first."""
+    found = [node]
+    while op_name(node) in operations and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+        found.append(node)
+    return found
+
+
+def run_on(node: fx.Node, operand: Any) -> Any:
+    """What an operation with one operand gives on another one."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: operand)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def unexpanded(call: Call, weights: Operand, values: Operand) -> Operand:

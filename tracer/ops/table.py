@@ -6,7 +6,7 @@ of them for several results). Register one with ``@transfer("aten::name", ...)``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
@@ -173,6 +173,17 @@ ALIASES = {
     "aten::not_equal": "aten::ne",
 }
 """Second names of operations; ATen keeps them apart, and tags only the first."""
+
+
+def behind(node: fx.Node) -> Iterator[fx.Node]:
+    """All that comes of a node, the nearest first."""
+    queue, seen = [node], {node}
+    while queue:
+        for user in queue.pop(0).users:
+            if user not in seen:
+                seen.add(user)
+                queue.append(user)
+                yield user
 
 
 def op_name(node: fx.Node) -> str:
