@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -66,3 +67,55 @@ def test_windows_without_padding_overlap() -> None:
     for place in range(6):
         matrix = traced.explain(x, (place, 1), method="rollout", mode="matrix").matrix("slide", "x")[0, place]
         assert matrix.topk(3).indices.sort().values.tolist() == [place, place + 1, place + 2]
+
+
+class OverFeatures(nn.Module):
+    """Attention, what goes over the features of each token alone, and attention again."""
+
+    def __init__(self, over: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head, self.over = nn.Linear(5, 8), nn.Linear(8, 2), over
+        self.first, self.second = (nn.MultiheadAttention(8, 2, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.first(x, x, x)[0]
+        x = self.over(x)
+        out: Tensor = self.head((x + self.second(x, x, x)[0])[:, 0])
+        return out
+
+
+KERNEL = torch.tensor([[[0.5, -1.0, 0.7]]])
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    return torch.conv1d(x.reshape(-1, 1, 8), KERNEL, padding=1).reshape(x.shape)
+
+
+def _in_columns(x: Tensor) -> Tensor:
+    return torch.conv2d(x.mT[:, None], KERNEL[..., None], padding=(1, 0))[:, 0].mT
+
+
+def _as_a_matrix(x: Tensor) -> Tensor:
+    return x @ torch.conv1d(torch.eye(8)[:, None], KERNEL, padding=1)[:, 0]
+
+
+def _pooled(x: Tensor) -> Tensor:
+    return torch.avg_pool1d(x, 3, 1, 1)
+
+
+def _pooled_as_a_matrix(x: Tensor) -> Tensor:
+    return x @ torch.avg_pool1d(torch.eye(8), 3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("over", "matrix"),
+    [(_in_rows, _as_a_matrix), (_in_columns, _as_a_matrix), (_pooled, _pooled_as_a_matrix)],
+)
+def test_a_window_over_features_mixes_no_tokens(over: Any, matrix: Any) -> None:
+    x = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(1))
+    traced = fxplain.trace(OverFeatures(over).eval(), x)
+    assert not traced.mixings
+    wanted = fxplain.explain(OverFeatures(matrix).eval(), x, target=1)
+    torch.testing.assert_close(traced.explain(x, target=1).relevance["x"], wanted.relevance["x"])

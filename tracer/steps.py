@@ -53,7 +53,7 @@ def _blocks(site: Site, kind: StepKind, plan: Plan) -> list[tuple[StepKind, Tens
 def step_members(classified: Classified, plans: Mapping[int, Plan], site: int) -> list[tuple[Plan, float]]:
     """The plans of the attentions that make up a step, each with its share of the heads."""
     members = [plans[index] for index in classified.members(site)]
-    heads = [plan.folded * math.prod(plan.site.shape[axis] for axis in plan.heads) for plan in members]
+    heads = [plan.folded * math.prod(plan.full[axis] for axis in plan.heads) for plan in members]
     return [(plan, own / sum(heads)) for plan, own in zip(members, heads, strict=True)]
 
 

@@ -41,9 +41,23 @@ def convolution(call: Call) -> Value:
     of_map = _slid_over_map(slots, operand, call.result, channel)
     if of_map is not None:
         return call.carry(operand, slots=of_map)
+    if _over_features(slots, operand, call.result, kernel, summed=[channel]):
+        return call.carry(operand, slots=slots)
     if all(size == 1 for size in kernel) and operand.shape[channel + 1 :] == call.result.shape[channel + 1 :]:
         return _per_place(call, operand, channel)
     return call.carry(operand, slots=[taps(call, operand, slots[0], kernel)])
+
+
+def _over_features(
+    slots: Sequence[Slot], operand: Operand, result: Tensor, kernel: Sequence[int], summed: Sequence[int] = ()
+) -> bool:
+    """Whether a window, over the last axes, takes in features alone: every axis of tokens stays as it is, a
+    place at a time. ``summed``: what it sums over beside the window (the channels of a convolution)."""
+    grid = range(operand.ndim - len(kernel), operand.ndim)
+    slid = [axis for axis, size in zip(grid, kernel, strict=True) if size > 1]
+    resized = [axis for axis in grid if operand.shape[axis] != result.shape[axis]]
+    moved = {*summed, *slid, *resized}
+    return bool(slid) and not any(slot.varies(axis) for slot in slots for axis in moved)
 
 
 def _slid_over_map(
@@ -198,8 +212,11 @@ def pooling(call: Call) -> Value | tuple[Value, ...]:
     dims = 1 if "1d" in call.op else 3 if "3d" in call.op else 2
     slots = operand.value.active
     kernel = _per_axis(call.argument("kernel_size"), dims)
+    first = call.result[0] if isinstance(call.result, tuple) else call.result
     if not slots:
         value = _resized(call, operand, operand.ndim - dims)
+    elif _over_features(slots, operand, first, kernel):
+        value = call.carry(operand, slots=slots)
     else:
         value = call.carry(operand, slots=[taps(call, operand, slots[0], kernel)])
     return (value, value) if isinstance(call.result, tuple) else value
