@@ -325,3 +325,41 @@ def test_weights_that_are_scaled_by_those_of_the_step_before_are_of_their_own_qu
     assert len(found) == len(set(found)) == 3
     relevance = fxplain.explain(model, inputs, target=lambda out: out[:, 2].square().sum(-1)).relevance
     assert (relevance["source"].sum(-1) > 0).all()
+
+
+class Gated(nn.Module):
+    """Residuals through a gated unit, token by token; the unit as one operation, or written out."""
+
+    def __init__(self, written: bool) -> None:
+        super().__init__()
+        self.embed, self.head, self.written = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3), written
+        self.first, self.second = (nn.MultiheadAttention(WIDTH, 2, batch_first=True) for _ in range(2))
+        self.gate = nn.GRUCell(WIDTH, WIDTH)
+
+    def gated(self, new: Tensor, old: Tensor) -> Tensor:
+        if not self.written:
+            return self.gate(new.flatten(0, 1), old.flatten(0, 1)).view(old.shape)
+        cell = self.gate
+        reset, update, made = (new @ cell.weight_ih.T + cell.bias_ih).chunk(3, -1)
+        reset_old, update_old, kept = (old @ cell.weight_hh.T + cell.bias_hh).chunk(3, -1)
+        update = (update + update_old).sigmoid()
+        return (1 - update) * (made + (reset + reset_old).sigmoid() * kept).tanh() + update * old
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = self.gated(self.first(x, x, x)[0], x)
+        x = self.gated(self.second(x, x, x)[0], x)
+        out: Tensor = self.head(x[:, 0])
+        return out
+
+
+def test_a_gated_residual_is_no_recurrence() -> None:
+    x = torch.randn(2, 4, 5)
+    found = []
+    for written in (False, True):
+        torch.manual_seed(0)
+        traced = fxplain.trace(Gated(written).eval(), x)
+        assert {entry.role for entry in traced.census} == {"attention"}
+        assert not traced.notes
+        found.append(traced.explain(x, target=1).relevance["x"])
+    torch.testing.assert_close(*found)

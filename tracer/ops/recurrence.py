@@ -29,10 +29,11 @@ LAYERS = "lstm gru rnn_tanh rnn_relu"
 @transfer(*aten(CELLS))
 def cell(call: Call) -> Value | tuple[Value, ...]:
     """A new state, one token a sample; where a sample has several, a gated update of each of them."""
-    call.ledger.unfollowed[call.node] = RECURRENCE
     count = 3 if call.op == "aten::lstm_cell" else 2
     data = [_awake(call, operand) for operand in call.operands()[:count]]
     known = [operand for operand in data if operand.value.labelled]
+    if not _updates_each(known):
+        call.ledger.unfollowed[call.node] = RECURRENCE
     if not known:
         value = call.carry(*data)
     elif several := [o for o in reversed(known) if 0 in o.value.active[0].token_axes and o.ndim > 1]:
@@ -44,6 +45,13 @@ def cell(call: Call) -> Value | tuple[Value, ...]:
         slot = _state(call, call.node, known, samples, (call.node,))
         value = call.carry(*data, slots=[slot], softmaxes=frozenset(), sampled=frozenset(), asked=())
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
+
+
+def _updates_each(known: Sequence[Operand]) -> bool:
+    """Whether input and states are of the same tokens, row by row: a gate, and no step along time."""
+    rows = [operand.value.active[0].expanded(operand.shape)[..., 0] for operand in known]
+    varied = all(0 in operand.value.active[0].token_axes for operand in known)
+    return bool(known) and varied and all(torch.equal(codes_of(rows[0]), codes_of(row)) for row in rows)
 
 
 def _awake(call: Call, operand: Operand) -> Operand:
