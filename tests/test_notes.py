@@ -67,3 +67,21 @@ def test_sums_that_only_make_scores_need_no_note(values: bool) -> None:
     traced = fxplain.trace(Forgetting(values).eval(), x)
     assert [entry.role for entry in traced.census] == ["running sum", "attention"]
     assert any("cumsum" in note for note in traced.explain(x, target=1).notes) == values
+
+
+class Dropping(nn.Module):
+    """Dropout that is left on in evaluation mode, at some rate."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate, self.layer = rate, nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(nn.functional.dropout(x, self.rate))
+        return out
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_dropout_that_drops_nothing_draws_no_random_numbers(rate: float) -> None:
+    notes = fxplain.trace(Dropping(rate).eval(), torch.randn(1, 4, 8)).notes
+    assert any("draws random numbers" in note for note in notes) == bool(rate)

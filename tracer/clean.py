@@ -205,7 +205,7 @@ def draws(node: Node) -> bool:
     values = {argument.name: argument.default_value for argument in schema if argument.has_default_value()}
     values.update({argument.name: value for argument, value in zip(schema, node.args, strict=False)})
     values.update(node.kwargs)
-    return all(values.get(switch, True) for switch in ("train", "training", "dropout_p"))
+    return all(values.get(switch, True) for switch in ("train", "training", "dropout_p", "p"))
 
 
 def _name(node: Node) -> str:

@@ -129,6 +129,16 @@ class Stacked(Variant):
         return summed / (total.unsqueeze(-1) + 1e-8)
 
 
+class StackedTiles(Stacked):
+    """The same for one block of queries after the other, with dropout that is left at 0."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return functional.dropout(super().scores(q, k), 0.0)
+
+    def spell(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.cat([super(StackedTiles, self).spell(some, k, v) for some in q.split(2, 2)], 2)
+
+
 class LogSpace(Variant):
     def spell(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = self.scores(q, k)
@@ -238,6 +248,7 @@ BLOCKS: dict[str, Expected] = {
     "merged": Expected(Merged, whole()),
     "log_space": Expected(LogSpace, whole()),
     "stacked": Expected(Stacked, whole()),
+    "stacked-tiles": Expected(StackedTiles, [("self", 2, TOKENS, HEADS)] * 3),
     "ones_column": Expected(OnesColumn, whole()),
     "divided_by_product": Expected(DividedByProduct, whole()),
     "divided_after_merge": Expected(DividedAfterMerge, whole()),

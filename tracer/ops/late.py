@@ -19,6 +19,8 @@ MOVING = frozenset(
     aten("view reshape unsqueeze squeeze expand expand_as clone detach permute transpose where cat stack")
 )
 
+BLOCKWISE = frozenset(aten("sum amax"))
+
 
 def features_of_rows(call: Call, operand: Operand, axes: Sequence[int], alive: Sequence[Slot]) -> list[Slot]:
     """The slots of a map's rows, which take in the columns that were summed up, or picked from."""
@@ -52,10 +54,21 @@ def _scales(call: Call, rows: Slot, columns: Slot) -> bool:
                 others = [node for node in user.all_input_nodes if node not in chain]
                 if _made_of(call, others, rows, columns, chain):
                     return True
-            if user not in chain and (passes or op_name(user) in MOVING or "getitem" in op_name(user)):
+            moves = op_name(user) in MOVING or "getitem" in op_name(user) or _adds_blocks(call, user)
+            if user not in chain and (passes or moves):
                 chain.add(user)
                 stack.append(user)
     return False
+
+
+def _adds_blocks(call: Call, user: fx.Node) -> bool:
+    """Whether a sum is of numbers of one row, such as those of blocks of its keys: as many are left as there
+    were before they were laid side by side."""
+    numbers, sums = (node.meta.get("val") for node in (call.node, user))
+    several = isinstance(numbers, tuple | list)
+    if op_name(user) not in BLOCKWISE or not isinstance(sums, Tensor) or several or numbers is None:
+        return False
+    return bool(sums.numel() >= numbers.numel())
 
 
 def _made_of(call: Call, nodes: Sequence[fx.Node], rows: Slot, columns: Slot, chain: set[fx.Node]) -> bool:
