@@ -88,9 +88,33 @@ def test_position_and_token_of_a_language_model() -> None:
     assert result.relevance["input_ids"][:, :2].abs().sum() > 0
 
 
-def test_last_position_of_a_language_model() -> None:
-    result = explain("gpt2-sdpa", (-1, 7))
-    assert_score(result, output("gpt2-sdpa").logits[:, -1, 7])
+def last_places(name: str) -> list[int]:
+    """Per sample the last place that is no padding."""
+    return [int(mask.nonzero().max()) for mask in built(name)[1]["attention_mask"]]
+
+
+@pytest.mark.parametrize("target", [7, (-1, 7)])
+def test_a_language_model_is_asked_for_the_next_token_after_each_text(target: Any) -> None:
+    result, logits = explain("gpt2-sdpa", target), output("gpt2-sdpa").logits
+    last = last_places("gpt2-sdpa")
+    assert len(set(last)) == 2, "texts of two lengths"
+    assert_score(result, torch.stack([logits[i, place, 7] for i, place in enumerate(last)]))
+    assert result.target == tuple((place, 7) for place in last)
+    assert str(result.questions[0]).startswith(
+        f"the score of token 7 as the next token after place {last[0]} of input_ids"
+    )
+
+
+def test_no_target_is_the_most_likely_next_token() -> None:
+    result, logits = explain("gpt2-sdpa", None), output("gpt2-sdpa").logits
+    wanted = [logits[i, place].max() for i, place in enumerate(last_places("gpt2-sdpa"))]
+    assert_score(result, torch.stack(wanted))
+
+
+def test_a_place_of_padding_is_said_to_be_one() -> None:
+    short = min(range(2), key=lambda sample: last_places("gpt2-sdpa")[sample])
+    result = explain("gpt2-sdpa", (last_places("gpt2-sdpa")[short] + 1, 7))
+    assert "which is padding" in result.question
 
 
 def test_position_and_token_of_a_masked_language_model() -> None:

@@ -200,6 +200,7 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
         inputs=explained.inputs,
         aside=explained.aside,
         mode=explained.mode,
+        questions=resolved.questions,
     )
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, fx
 
+from fxplain.asked import Frame
 from fxplain.broken_gradient import ended, origin
 from fxplain.checkpoint import checkpointed
 from fxplain.errors import NonFiniteError, TargetError, UnknownOpError
 from fxplain.labelled import Labelled
-from fxplain.labels import reads_of
+from fxplain.labels import Value, reads_of
 from fxplain.libra import balanced
 from fxplain.maps import check_rebuilt, make_plan
+from fxplain.questions import Axis, AxisKind
 from fxplain.replay import NO_SURROGATES, Gradients, Replay, Surrogates, replay, tap_of
 from fxplain.schedule import Step
 from fxplain.steps import steps_of
-from fxplain.target import Readout, Resolved, default_output, resolve
+from fxplain.target import Readout, Resolved, batch_axis, choose_output, default_output, resolve
+from fxplain.tasks import task_of
 from fxplain.verify import tolerance
 from fxplain.where import place_of
 
@@ -178,9 +181,17 @@ def aim(ran: Ran, target: Any, output: str | None, **options: Any) -> Prediction
     captured, findings, sites = labelled.captured, labelled.findings, labelled.classified.sites
     attending = frozenset(site.index for site in sites if not site.makes_tokens)
     wanted = output or default_output(captured.outputs, run.outputs, findings.outputs, attending)
+    frame = None if callable(target) else _frame(ran, choose_output(captured.outputs, run.outputs, wanted))
     with torch.set_grad_enabled(ran.tracked):
         resolved = resolve(
-            run.outputs, findings.outputs, captured.outputs, target, wanted, findings.batch, captured.rebuild
+            run.outputs,
+            findings.outputs,
+            captured.outputs,
+            target,
+            wanted,
+            findings.batch,
+            captured.rebuild,
+            frame,
         )
         scores, total = resolved.scores.unbind(), resolved.scores.sum()
     if ran.tracked and ran.rows and not resolved.scores.requires_grad:
@@ -193,6 +204,41 @@ def aim(ran: Ran, target: Any, output: str | None, **options: Any) -> Prediction
     return Prediction(
         labelled, ran.bound, run, resolved, passes, output, surrogates=ran.surrogates, **options
     )
+
+
+def _frame(ran: Ran, place: int) -> Frame:
+    """What is known of one output beside its numbers: its axes, the model's task, and what is padding."""
+    labelled, outputs = ran.labelled, ran.run.outputs
+    captured, findings = labelled.captured, labelled.findings
+    tensor, value = outputs[place], findings.outputs[place]
+    across = batch_axis(tensor, value, findings.batch)
+    axes = tuple(
+        _axis(labelled, value, axis, size) for axis, size in enumerate(tensor.shape) if axis != across
+    )
+    task = task_of(captured.model)
+    given = {p.path: ran.bound[p.node] for p in captured.placeholders if p.kind == "input"}
+    masks = [given[name] for name in task.padding if name in given]
+    fits = [mask for mask in masks if axes and tuple(mask.shape) == (findings.batch, axes[0].size)]
+    named = dict(zip(captured.outputs, outputs, strict=True))
+    boxes = named[task.boxes].detach() if task.boxes in named else None
+    real = (fits[0] != 0).cpu() if fits else None
+    if real is not None and not bool(real.any(-1).all()):
+        real = None
+    return Frame(captured.outputs[place], axes, task, real, boxes)
+
+
+def _axis(labelled: Labelled, value: Value, axis: int, size: int) -> Axis:
+    """What one axis of an output ranges over, read off its labels."""
+    slot = next((slot for slot in value.active if axis in slot.token_axes), None)
+    if slot is None:
+        return Axis("features", "", size)
+    tokens = labelled.classified.token_ids(slot.labels)
+    first = int(tokens[tokens >= 0].min()) if bool((tokens >= 0).any()) else -1
+    space = next((s for s in labelled.classified.spaces if s.start <= first < s.start + s.size), None)
+    if space is None:
+        return Axis("tokens", "", size)
+    kind = "queries" if space.origin == "parameter" else "places" if len(space.grid) > 1 else "tokens"
+    return Axis(cast(AxisKind, kind), space.name, size)
 
 
 def _unreached(labelled: Labelled, output: str) -> TargetError:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxplain.attentions import Attention, Stream, TokenSpace
 from fxplain.errors import MethodError, UnknownNameError
+from fxplain.questions import Question
 
 if TYPE_CHECKING:
     from fxplain.render.display import Display
@@ -120,8 +121,15 @@ class Result:
     mode: str = ""
     """``rows`` if the rows that are read were carried back over the attentions one by one, ``matrix`` if all
     of R was worked out; empty for methods without R."""
+    questions: tuple[Question, ...] = ()
+    """Per sample, what its score answers: ``str(question)`` says it in words."""
     later: Callable[[], Tensor] | None = field(default=None, repr=False)
     """Works out :attr:`relevancy` where it was not needed."""
+
+    @property
+    def question(self) -> str:
+        """What was explained, in words; a line for each sample."""
+        return "\n".join(str(question) for question in self.questions)
 
     @property
     def batch(self) -> int:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxplain.asked import Frame, Region, asked, score_at
 from fxplain.captured import Captured
 from fxplain.errors import NonFiniteError, TargetError
 from fxplain.find import Findings
 from fxplain.labels import Slot, Value, codes_of, reads_of, samples_of
+from fxplain.questions import Question, name_of_function
 
 Readout = tuple[tuple[int, int], ...]
 """The rows that carry one sample's score: pairs (sample, token), tokens as in the labelling run."""
@@ -30,6 +32,8 @@ class Resolved:
     rows: tuple[Readout, ...]
     slots: tuple[Slot, ...]
     """The slots of the outputs that were read."""
+    questions: tuple[Question, ...] = ()
+    """Per sample what its score answers."""
 
 
 def choose_output(names: Sequence[str], tensors: Sequence[Tensor], wanted: str | None) -> int:
@@ -78,6 +82,7 @@ def resolve(
     output: str | None,
     batch: int,
     rebuild: Callable[[Sequence[Tensor]], Any],
+    frame: Frame | None = None,
 ) -> Resolved:
     """Turn a target into scores and the rows to read.
 
@@ -88,6 +93,7 @@ def resolve(
         output: name of the output to explain.
         batch: number of samples.
         rebuild: makes the model's own output structure from the tensors, for callables.
+        frame: what else is known of the output.
     """
     if callable(target):
         return _resolve_callable(tensors, values, names, target, batch, rebuild)
@@ -103,15 +109,14 @@ def resolve(
         raise TargetError(
             "there is nothing to explain", expected="at least one sample", found="an empty batch"
         )
-    indices = [_index(per_sample[i].detach(), t) for i, t in enumerate(_per_sample(target, samples))]
-    scores = torch.stack([per_sample[(i, *index)] for i, index in enumerate(indices)])
-    rows = []
-    for sample, index in enumerate(indices):
-        spot = list(index)
-        spot.insert(axis, sample)
-        rows.append(_rows_at(value.active, spot, sample))
+    frame = frame or Frame(names[place])
+    given = enumerate(_per_sample(target, samples))
+    found = [asked(per_sample[i].detach(), t, frame, i) for i, t in given]
+    scores = torch.stack([score_at(per_sample[i], index) for i, (index, _) in enumerate(found)])
+    rows = [_rows_of(value.active, index, tensor.shape, axis, i) for i, (index, _) in enumerate(found)]
     _check_finite(scores)
-    return Resolved(scores, tuple(indices), names[place], tuple(rows), value.active)
+    indices, questions = (tuple(part) for part in zip(*found, strict=True))
+    return Resolved(scores, indices, names[place], tuple(rows), value.active, questions)
 
 
 def rescored(resolved: Resolved, tensors: Sequence[Tensor], findings: Findings, captured: Captured) -> Tensor:
@@ -162,15 +167,18 @@ def _per_sample(target: Any, samples: int) -> list[Any]:
     elif hasattr(target, "tolist") and not isinstance(target, int):
         target = target.tolist()
     if isinstance(target, bool | float):
-        raise TargetError(
-            "a target is an index", expected="None, int, tuple, tensor or callable", found=repr(target)
-        )
+        raise _no_index(target)
     if isinstance(target, list):
         if len(target) != samples:
             raise TargetError(
                 "one target per sample is needed", expected=f"{samples} targets", found=f"{len(target)}"
             )
-        return [tuple(entry) if isinstance(entry, list) else entry for entry in target]
+        entries = [tuple(entry) if isinstance(entry, list) else entry for entry in target]
+        for entry in entries:
+            flat = entry if isinstance(entry, tuple) else (entry,)
+            if not all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in flat):
+                raise _no_index(entry)
+        return entries
     if not (target is None or isinstance(target, int | tuple)):
         raise TargetError(
             "this is no target",
@@ -180,30 +188,28 @@ def _per_sample(target: Any, samples: int) -> list[Any]:
     return [target] * samples
 
 
-def _index(scores: Tensor, target: int | tuple[int, ...] | None) -> tuple[int, ...]:
-    """A full index into one sample's output; what the target leaves open is the arg max."""
-    ndim = scores.ndim
-    if target is None:
-        fixed: dict[int, int] = {}
-    elif isinstance(target, int):
-        fixed = {ndim - 1: target}
-    else:
-        fixed = dict(enumerate(target))
-    shape = tuple(scores.shape)
-    for axis, place in fixed.items():
-        if not isinstance(place, int) or not 0 <= axis < ndim or not -shape[axis] <= place < shape[axis]:
-            raise TargetError(
-                "the target is out of range",
-                expected=f"an index into one sample's output of shape {list(shape)}",
-                found=repr(target),
-                hint="count from 0; a tuple indexes one sample's output, without the batch axis",
-            )
-    view = scores
-    for axis in sorted(fixed):
-        view = view.narrow(axis, fixed[axis] % shape[axis], 1)
-    best = int(view.reshape(-1).argmax()) if view.numel() else 0
-    rest = torch.unravel_index(torch.tensor(best), view.shape) if ndim else ()
-    return tuple(fixed[a] % shape[a] if a in fixed else int(r) for a, r in enumerate(rest))
+def _no_index(target: Any) -> TargetError:
+    return TargetError(
+        "a target is an index", expected="None, int, tuple, tensor or callable", found=repr(target)
+    )
+
+
+def _rows_of(
+    slots: Sequence[Slot], index: tuple[int, ...], shape: Sequence[int], axis: int, sample: int
+) -> Readout:
+    """The tokens that the elements of one sample's target belong to; ``axis`` is the batch's."""
+    if not isinstance(index, Region):
+        spot = list(index)
+        spot.insert(axis, sample)
+        return _rows_at(slots, spot, sample)
+    found: dict[tuple[int, int], None] = {}
+    for slot in slots:
+        labels = slot.labels.expand(tuple(shape)).select(axis, sample)[index[0]]
+        picked = torch.unique(labels[index.mask])
+        owners, codes = samples_of(picked).tolist(), codes_of(picked).tolist()
+        pairs = zip(owners, codes, strict=True)
+        found |= {(own if own >= 0 else sample, token): None for own, token in pairs if token >= 0}
+    return tuple(found)
 
 
 def _rows_at(slots: Sequence[Slot], spot: Sequence[int], sample: int) -> Readout:
@@ -250,7 +256,9 @@ def _resolve_callable(
                 slots[id(slot)] = slot
                 found.update(dict.fromkeys(_rows_touched(slot, gradient, sample)))
         rows.append(tuple(found))
-    return Resolved(scores, target, "+".join(touched), tuple(rows), tuple(slots.values()))
+    name = "+".join(touched)
+    question = Question("function", name, about=name_of_function(target))
+    return Resolved(scores, target, name, tuple(rows), tuple(slots.values()), (question,) * batch)
 
 
 def _called(target: Callable[[Any], Any], output: Any, names: Sequence[str], batch: int) -> Tensor:

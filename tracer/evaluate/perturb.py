@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fxplain.asked import score_at
 from fxplain.errors import InputError
 from fxplain.evaluate.batches import Explained, on_cpu, samples, take, with_floor
 from fxplain.evaluate.curves import auc, kept, protocol, srg
@@ -155,7 +156,7 @@ def _target_score(result: Result, name: str, output: Any, part: slice) -> Tensor
         return values.reshape(-1)
     values = tensor_of(output, name)
     try:
-        return torch.stack([values[(i, *index)] for i, index in enumerate(result.target)])
+        return torch.stack([score_at(values[i], index) for i, index in enumerate(result.target)])
     except IndexError as error:
         raise InputError(
             "the explained score lies at a place that is gone",

@@ -1,0 +1,63 @@
+"""What a model's output means: told by adapters, which know the libraries that models come from.
+
+The core reads off labels what the axes of an output *are* (:mod:`fxplain.questions`); a task says what they
+are *for*. A package tells the tasks of its models by an entry point of the group ``fxplain.tasks``: a
+function from a model to a :class:`Task`, or to None where the model is none of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+GROUP = "fxplain.tasks"
+
+TaskKind = Literal["next token", "classes", "queries", "places", "embedding", "values", "unknown"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the elements of a model's output are scores of.
+
+    Args:
+        kind: ``next token``: each place of a text has scores of the token that follows it. ``classes``: the
+            last axis holds classes. ``queries``: each of several queries has scores of classes (a detector).
+            ``places``: the first axis of a sample holds classes, the others places of a picture.
+            ``embedding``: coordinates, none of which means anything by itself. ``values``: numbers that are
+            meant as they are. ``unknown``: nothing is known.
+        names: names of the classes, by index.
+        outputs: outputs that the task is about; any other one holds plain values.
+        padding: names of the inputs that are 0 where a place of a text is padding; the output is along the
+            first of them that is given.
+        nothing: the class that stands for no object.
+        boxes: name of the output with the queries' boxes, if there is one.
+        independent: whether each class has a probability of its own (a sigmoid), and not a share (a softmax).
+
+    Example:
+        >>> Task("classes", names={0: "bad", 1: "good"}).names[1]
+        'good'
+    """
+
+    kind: TaskKind = "unknown"
+    names: Mapping[int, str] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ("logits",)
+    padding: tuple[str, ...] = ()
+    nothing: int | None = None
+    independent: bool = False
+    boxes: str = ""
+
+
+UNKNOWN = Task()
+
+
+def task_of(model: Any) -> Task:
+    """What some installed package says of this model; :data:`UNKNOWN` if none does."""
+    return next((task for tell in _tellers() if (task := tell(model)) is not None), UNKNOWN)
+
+
+@cache
+def _tellers() -> tuple[Any, ...]:
+    return tuple(point.load() for point in entry_points(group=GROUP))
