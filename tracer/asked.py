@@ -42,6 +42,16 @@ def score_at(scores: Tensor, index: Sequence[int]) -> Tensor:
     return scores[tuple(index)]
 
 
+class Largest:
+    """Asks for the largest element of each sample's output, whatever the output is for."""
+
+    def __repr__(self) -> str:
+        return "LARGEST"
+
+
+LARGEST = Largest()
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """What is known of an output beside its numbers."""
@@ -74,6 +84,9 @@ def asked(scores: Tensor, target: Any, frame: Frame, sample: int) -> Asked:
     Raises:
         TargetError: the target is out of range, or the question is ambiguous; it lists the choices.
     """
+    if isinstance(target, Largest):
+        index, largest = _plain(scores, None, frame, sample)
+        return index, _question(scores, index, frame, sample, largest)
     if isinstance(target, Region):
         return target, _question(scores, target, frame, sample, 0)
     kind = frame.task.kind if frame.about else "values"
@@ -139,8 +152,13 @@ def _coordinate(scores: Tensor, target: int | None, frame: Frame, sample: int) -
     return _plain(scores, target, frame, sample)
 
 
+def _word(scores: Tensor, target: int | None, frame: Frame, sample: int) -> Chosen:
+    raise _ambiguous(frame, f"scores of {scores.shape[-1]} words at each of {len(scores)} places", _WORDS)
+
+
 _CHOOSERS: dict[tuple[str, int], Callable[[Tensor, Any, Frame, int], Chosen]] = {
     ("next token", 2): _next_token,
+    ("words", 2): _word,
     ("queries", 2): _surest,
     ("classes", 2): _surest,
     ("places", 3): _region,
@@ -156,6 +174,10 @@ _CLASSES = (
 _EDGES = (
     ("one number of one query", "target=(7, 0), the first number of query 7"),
     ("a class, as the surest query sees it", "another output=, which holds classes"),
+)
+_WORDS = (
+    ("one word at one place, such as a masked one", "target=(4, 17), word 17 at place 4"),
+    ("the likeliest word at one place", "target=(4,)"),
 )
 _COORDINATES = (
     ("the similarity to another text or picture", "target=lambda out: out.pooler_output @ other"),
@@ -174,7 +196,7 @@ def _ambiguous(frame: Frame, found: str, choices: Sequence[tuple[str, str]]) -> 
 
 
 def _counts(predicted: Tensor, frame: Frame) -> str:
-    labels, counts = predicted.unique(return_counts=True)
+    labels, counts = torch.unique(predicted, return_counts=True)
     most = counts.argsort(descending=True)[:5].tolist()
     return ", ".join(f"{_called(int(labels[i]), frame)} at {int(counts[i])} places" for i in most)
 
@@ -256,6 +278,10 @@ def _question(scores: Tensor, index: tuple[int, ...], frame: Frame, sample: int,
         said = replace(said, kind="next token", probability=_likely(scores[index[0]], index[1], frame))
     elif kind == "classes" and scores.ndim == 1:
         said = replace(said, kind="class", probability=_likely(scores, index[0], frame))
+    elif kind == "words" and scores.ndim == 2:
+        said = replace(said, kind="word", probability=_likely(scores[index[0]], index[1], frame))
+    elif kind == "places" and scores.ndim == 3:
+        said = replace(said, kind="place")
     elif kind in ("classes", "queries") and scores.ndim == 2:
         box = "" if frame.boxes is None else box_words(frame.boxes[sample, index[0]])
         said = replace(said, kind="query", probability=_likely(scores[index[0]], index[1], frame), about=box)

@@ -17,7 +17,8 @@ def parse_target(text: str, labels: Mapping[int, str]) -> int | tuple[int, ...]:
     """An index, the name of a target, or several of them, separated by commas, that index the output.
 
     A name is looked up whole first, as names may hold commas; letters' case does not matter unless two names
-    differ by it alone. A digit is an index even if a name looks the same.
+    differ by it alone. A digit is an index even if a name looks the same. A word of a language model may
+    begin with a space: ``" France"`` and ``"France"`` are two words of its vocabulary.
 
     Raises:
         TargetError: a name that is not known; the message has the near ones.
@@ -27,7 +28,12 @@ def parse_target(text: str, labels: Mapping[int, str]) -> int | tuple[int, ...]:
         (3, (7, 1))
         >>> parse_target("tabby, tabby cat", {281: "tabby, tabby cat"})
         281
+        >>> parse_target(" France", {4881: " France", 30: "France"})
+        4881
     """
+    for index, label in labels.items():  # a space before a word is a part of it
+        if text != text.strip() and text == label:
+            return index
     whole = text.strip()
     if _NUMBER.fullmatch(whole):
         return int(whole)

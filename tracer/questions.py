@@ -27,7 +27,7 @@ class Axis:
     size: int
 
 
-QuestionKind = Literal["next token", "class", "query", "region", "coordinate", "function"]
+QuestionKind = Literal["next token", "word", "class", "query", "region", "place", "coordinate", "function"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Question:
     """What the score of one sample answers. ``str(question)`` says it in words.
 
     Args:
-        kind: the next token after a place, a class, a class as one of several queries (or tokens) sees it, a
-            class over a region of a picture, a plain number, or the user's own function.
+        kind: the next token after a place, a word at a place, a class, a class as one of several queries (or
+            tokens) sees it, a class over a region of a picture or at one place of it, a plain number, or the
+            user's own function.
         output: name of the output.
         index: the place in one sample's output; empty for a function.
         axes: what the axes of the output are.
@@ -75,7 +76,7 @@ class Question:
     @property
     def label(self) -> int:
         """The index of the class or word."""
-        return self.index[0] if self.kind == "region" else self.index[-1]
+        return self.index[0] if self.kind in ("region", "place") else self.index[-1]
 
     def words(self, texts: Callable[[str, int], str | None] = lambda space, place: None) -> str:
         """In words.
@@ -107,6 +108,11 @@ def _next_token(question: Question, texts: Texts) -> str:
     return f"the score of {word} as the next token {after}"
 
 
+def _word(question: Question, texts: Texts) -> str:
+    word = f"{question.name!r}" if question.name else f"token {question.label}"
+    return f"the score of {word} at {_where(question.axes[0], question.index[0], texts)}"
+
+
 def _class(question: Question, texts: Texts) -> str:
     return f"the score of {question._label('class')}"
 
@@ -121,6 +127,11 @@ def _region(question: Question, texts: Texts) -> str:
     return f"the mean score of {question._label('class')} over the {many} it is predicted"
 
 
+def _place(question: Question, texts: Texts) -> str:
+    _, row, column = question.index
+    return f"the score of {question._label('class')} at row {row}, column {column}"
+
+
 def _coordinate(question: Question, texts: Texts) -> str:
     if not question.index:
         return f"the value of {question.output}"
@@ -129,14 +140,16 @@ def _coordinate(question: Question, texts: Texts) -> str:
 
 
 def _function(question: Question, texts: Texts) -> str:
-    return f"{question.about}, a function of {question.output or 'the output'}"
+    return f"{question.about} of {question.output or 'the output'}"
 
 
 _WORDS: Mapping[QuestionKind, Callable[[Question, Texts], str]] = {
     "next token": _next_token,
+    "word": _word,
     "class": _class,
     "query": _query,
     "region": _region,
+    "place": _place,
     "coordinate": _coordinate,
     "function": _function,
 }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.asked import Frame, Region, asked, score_at
+from fxplain.asked import Frame, Largest, Region, asked, score_at
 from fxplain.captured import Captured
 from fxplain.errors import NonFiniteError, TargetError
 from fxplain.find import Findings
@@ -169,17 +169,17 @@ def _per_sample(target: Any, samples: int) -> list[Any]:
     if isinstance(target, bool | float):
         raise _no_index(target)
     if isinstance(target, list):
-        if len(target) != samples:
-            raise TargetError(
-                "one target per sample is needed", expected=f"{samples} targets", found=f"{len(target)}"
-            )
         entries = [tuple(entry) if isinstance(entry, list) else entry for entry in target]
         for entry in entries:
-            flat = entry if isinstance(entry, tuple) else (entry,)
+            flat = entry if isinstance(entry, tuple) else () if isinstance(entry, Largest) else (entry,)
             if not all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in flat):
                 raise _no_index(entry)
+        if len(entries) != samples:
+            raise TargetError(
+                "one target per sample is needed", expected=f"{samples} targets", found=f"{len(entries)}"
+            )
         return entries
-    if not (target is None or isinstance(target, int | tuple)):
+    if not (target is None or isinstance(target, int | tuple | Largest)):
         raise TargetError(
             "this is no target",
             expected="None, int, tuple, tensor or callable",

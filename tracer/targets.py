@@ -1,6 +1,7 @@
 """Targets picked from the model's output, for :meth:`fxplain.Traced.explain_targets`.
 
 Each function here answers with one that takes the model's output and gives a list of targets.
+:data:`LARGEST` is a target by itself: the largest element of each sample's output, whatever it is for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from fxplain.asked import LARGEST
 from fxplain.errors import TargetError
+
+__all__ = ["LARGEST", "Picker", "confident", "generated", "top"]
 
 Picker = Callable[[Any], list[Any]]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 GROUP = "fxplain.tasks"
 
-TaskKind = Literal["next token", "classes", "queries", "places", "embedding", "values", "unknown"]
+TaskKind = Literal["next token", "words", "classes", "queries", "places", "embedding", "values", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,12 @@ class Task:
     """What the elements of a model's output are scores of.
 
     Args:
-        kind: ``next token``: each place of a text has scores of the token that follows it. ``classes``: the
-            last axis holds classes. ``queries``: each of several queries has scores of classes (a detector).
-            ``places``: the first axis of a sample holds classes, the others places of a picture.
-            ``embedding``: coordinates, none of which means anything by itself. ``values``: numbers that are
-            meant as they are. ``unknown``: nothing is known.
+        kind: ``next token``: each place of a text has scores of the token that follows it. ``words``: each
+            place has scores of the token that stands there. ``classes``: the last axis holds classes.
+            ``queries``: each of several queries has scores of classes (a detector). ``places``: the first
+            axis of a sample holds classes, the others places of a picture. ``embedding``: coordinates, none
+            of which means anything by itself. ``values``: numbers that are meant as they are. ``unknown``:
+            nothing is known.
         names: names of the classes, by index.
         outputs: outputs that the task is about; any other one holds plain values.
         padding: names of the inputs that are 0 where a place of a text is padding; the output is along the

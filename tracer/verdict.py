@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
+from fxplain.asked import LARGEST
 from fxplain.attentions import Attention, CensusEntry, Mixing
 from fxplain.errors import FxplainError, NoAttentionError, UnknownOpError, VerificationError
 from fxplain.ops.creation import MADE
@@ -80,8 +81,8 @@ def check(model: Any, inputs: Any, target: Any = None, output: str | None = None
         model: any ``torch.nn.Module``, as for :func:`fxplain.trace`.
         inputs: a tensor, tuple, dict or BatchEncoding, just as the model is called.
         target, output: what is explained to see the relevancy, as for :meth:`fxplain.Traced.explain`. Without
-            a target it is the last token's arg max where the largest is that of a token that sees itself
-            alone.
+            a target it is the largest element of the output; where that is one of a token that sees itself
+            alone, the last token's largest.
 
     Returns:
         The verdict; errors of fxplain are in it. Errors that are none of fxplain's are raised: they are bugs.
@@ -103,7 +104,7 @@ def check(model: Any, inputs: Any, target: Any = None, output: str | None = None
         return Verdict("refused", _complete([_failed("graph", str(error))]), error)
     findings = [_graph(traced), _census(traced), _labels(traced)]
     try:
-        result = traced.explain(inputs, target, output=output)
+        result = traced.explain(inputs, LARGEST if target is None else target, output=output)
         if target is None and _first_alone(result):
             result = traced.explain(inputs, (-1,), output=output)
     except NoAttentionError:

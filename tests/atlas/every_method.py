@@ -16,6 +16,7 @@ import torch
 import fxplain
 from atlas.cases import Case, NotBuiltError, Registry
 from fxplain import token_gradients
+from fxplain.asked import LARGEST
 from fxplain.errors import FxplainError, MethodError
 from fxplain.method_table import LIBRA, METHODS
 from fxplain.result import Result
@@ -94,9 +95,9 @@ def target_of(case: Case, traced: Traced) -> Any:
     """The arg max; of the last token where it is that of a first one, which can see none but itself."""
     if case.target is not None:
         return case.target
-    result = traced.explain(case.inputs)
+    result = traced.explain(case.inputs, LARGEST)
     if all(isinstance(target, tuple) and len(target) > 1 for target in result.target):
-        for target in (None, (-1,), (-1, -1)):
+        for target in (LARGEST, (-1,), (-1, -1)):
             if is_something(traced.explain(case.inputs, target)):
                 return target
     return None

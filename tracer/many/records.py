@@ -44,6 +44,8 @@ class Explained:
     score: float = float("nan")
     target: Any = None
     output: str = ""
+    question: str = ""
+    """What the score answers, in words."""
     verified: float = 0.0
     notes: tuple[str, ...] = ()
     error: str = ""
@@ -66,6 +68,7 @@ def of_result(result: Result, places: list[tuple[int, int, str, str]]) -> list[E
             if isinstance(target, (tuple, list))
             else getattr(target, "__name__", "function"),
             output=result.output,
+            question=str(result.questions[row]) if row < len(result.questions) else "",
             verified=result.verified,
             notes=result.notes,
             digest=digest,

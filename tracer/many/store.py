@@ -21,7 +21,7 @@ from fxplain.many.records import Explained
 
 FORMAT = "fxplain explanations 1"
 JOB, INDEX = "job.json", "index.json"
-_FACTS = ("index", "sample", "key", "score", "target", "output", "verified", "error", "digest")
+_FACTS = ("index", "sample", "key", "score", "target", "output", "question", "verified", "error", "digest")
 
 
 class Writer:
@@ -148,7 +148,7 @@ class Explanations(Mapping[int, "tuple[Explained, ...]"]):
         with safe_open(path, "pt") as file:
             relevance = {name: file.get_tensor(place) for name, place in record["relevance"].items()}
         target = record["target"]
-        own = {name: record[name] for name in _FACTS}
+        own = {name: record.get(name, "") for name in _FACTS}
         own |= {"target": tuple(target) if isinstance(target, list) else target}
         return Explained(relevance=relevance, notes=tuple(facts["notes"][n] for n in record["notes"]), **own)
 

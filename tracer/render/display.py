@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fxplain.questions import Question
+
 Picture = NDArray[np.uint8]
 """[H, W, 3], or [T, H, W, 3] for a video; upright, as the model saw it (cropped, not normalised)."""
 
@@ -70,6 +72,17 @@ class Display:
         name = self._label(index[-1]) if index else None
         text = ", ".join(str(entry) for entry in index)
         return f"{text} ({name})" if name else text
+
+    def question(self, questions: Sequence[Question], sample: int) -> str:
+        """What one sample's score answers, in words, with the names and texts that are known here."""
+        if sample >= len(questions):
+            return ""
+
+        def before(space: str, place: int) -> str | None:
+            texts = self.texts(space, sample)
+            return None if texts is None else "".join(texts[max(0, place - 2) : place + 1])
+
+        return questions[sample].named(self.labels).words(before)
 
     def _label(self, index: object) -> str | None:
         if not isinstance(index, int):

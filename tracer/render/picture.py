@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -68,7 +69,10 @@ def _head(result: Result, display: Display) -> str:
 def _panels(result: Result, display: Display, sample: int) -> list[Panel]:
     drawn = overlays(result, display, sample)
     panels: list[Panel] = []
-    what = f"target {display.target_name(result.target, sample)}, score {number(score_of(result, sample))}"
+    asked = (
+        display.question(result.questions, sample) or f"target {display.target_name(result.target, sample)}"
+    )
+    what = f"{wrapped(asked)}\nscore {number(score_of(result, sample))}"
     several = len({overlay.space for overlay in drawn}) > 1
     seen: set[str] = set()
     for overlay in drawn:
@@ -125,6 +129,11 @@ def _bar(axes: Axes, scale: Scale) -> None:
     axes.yaxis.tick_right()
     axes.set_yticks([at for at, _ in ticks], [f"{value:.2g}" for _, value in ticks], size=7, color="#222")
     axes.tick_params(length=2, pad=2)
+
+
+def wrapped(text: str, width: int = 44) -> str:
+    """A sentence in lines that fit above a panel."""
+    return textwrap.fill(text, width)
 
 
 def short(text: str, most: int) -> str:

@@ -43,6 +43,8 @@ class Sample:
 
     caption: str
     target: str
+    question: str
+    """What was explained, in words."""
     score: float
     readout: str
     images: tuple[Image, ...]
@@ -74,6 +76,7 @@ def sample_of(result: Result, display: Display, i: int) -> Sample:
     return Sample(
         caption=display.caption(i) or (f"sample {i}" if result.batch > 1 else ""),
         target=display.target_name(result.target, i),
+        question=display.question(result.questions, i),
         score=score_of(result, i),
         readout=readout_words(result, i),
         images=tuple(_image(picture) for picture in pictures),

@@ -118,6 +118,7 @@ def result_facts(result: Result, display: Display) -> dict[str, Any]:
         "output": result.output,
         "target": plain(result.target),
         "target_names": [display.target_name(result.target, i) for i in range(result.batch)],
+        "questions": [display.question(result.questions, i) for i in range(len(result.questions))],
         "score": plain(result.score),
         "verified": plain(result.verified),
         "notes": list(result.notes),

@@ -18,7 +18,7 @@ from fxplain.render.display import Display
 from fxplain.render.heatmap import heatmap_png
 from fxplain.render.overlay import overlays
 from fxplain.render.pages import page
-from fxplain.render.picture import COLUMNS, Panel, figure_of, short, to_png
+from fxplain.render.picture import COLUMNS, Panel, figure_of, short, to_png, wrapped
 from fxplain.render.report import Image, Sample, sample_of
 from fxplain.render.save import (
     arrays_of,
@@ -137,7 +137,10 @@ def _panels(comparison: Comparison, display: Display, sample: int) -> list[Panel
     several = len({spot.space for spot in spots}) > 1
     result = next(iter(comparison.values()))
     what = display.caption(sample) or f"sample {sample}"
-    what = f"{what}\ntarget {display.target_name(result.target, sample)}"
+    asked = (
+        display.question(result.questions, sample) or f"target {display.target_name(result.target, sample)}"
+    )
+    what = f"{what}\n{wrapped(asked)}"
     panels: list[Panel] = []
     seen: set[str] = set()
     for place, spot in enumerate(spots):

@@ -59,6 +59,7 @@ def text_page(result: Result, display: Display) -> str:
         {
             "caption": display.caption(i) or (f"sample {i}" if result.batch > 1 else ""),
             "target": display.target_name(result.target, i),
+            "question": display.question(result.questions, i),
             "score": score_of(result, i),
             "texts": coloured_texts(result, display, i),
         }
