@@ -120,7 +120,7 @@ def result_facts(result: Result, display: Display) -> dict[str, Any]:
         "target_names": [display.target_name(result.target, i) for i in range(result.batch)],
         "score": plain(result.score),
         "verified": plain(result.verified),
-        "notes": list(result.notes),
+        "notes": [*display.notes, *result.notes],
         "captions": [display.caption(i) for i in range(result.batch)],
         "readout": plain(result.readout),
         "spaces": [plain(asdict(space)) for space in result.spaces],
