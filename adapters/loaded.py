@@ -36,7 +36,7 @@ class LoadOptions:
 class Request:
     """What a person hands over to be explained: pictures, texts, and what the decoder has said so far.
 
-    The encoder adds to ``notes`` what a person should know of how the request was read, e.g. that a text was cut.
+    The encoder adds to ``notes`` what a person should know of how the request was read: a text was cut.
     """
 
     images: tuple[Path, ...] = ()

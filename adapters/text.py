@@ -30,10 +30,11 @@ class Tokenizer(Protocol):
 class Speller:
     """Token ids -> the text of each token, spaces and line breaks included.
 
-    If the text that the ids were made from is given, each token gets the part that the tokenizer's offsets name.
-    Joined, the tokens are that text again. Otherwise the ids are decoded one after the other, and a token's text
-    is what it adds. If a character is split over several tokens, the first of them gets it. Special tokens are
-    marked. An id beyond the vocabulary (tables of embeddings are often padded) is written ``<id>``.
+    If the text that the ids were made from is given, each token gets the part that the tokenizer's offsets
+    name. Joined, the tokens are that text again. Otherwise the ids are decoded one after the other, and a
+    token's text is what it adds. If a character is split over several tokens, the first of them gets it.
+    Special tokens are marked. An id beyond the vocabulary (tables of embeddings are often padded) is written
+    ``<id>``.
 
     Example:
         >>> from transformers import BertTokenizer
