@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from griffe import Extension
+
 ROOT = Path(__file__).parent.parent
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):<code>~?(?:[\w.]+\.)?(\w+)</code>")
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\(((?!https?:|docs/|#)[^)]+)\)")
@@ -24,3 +26,12 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """Docstrings mark names in Sphinx's way; show the name alone."""
     return _ROLE.sub(r"<code>\1</code>", html)
+
+
+class Examples(Extension):
+    """Docstrings say ``Example:`` where the reader of Google's style knows ``Examples:`` as code."""
+
+    def on_instance(self, *, obj: Any, **kwargs: Any) -> None:
+        """Called for every module, class, function and attribute."""
+        if obj.docstring:
+            obj.docstring.value = re.sub(r"(?m)^( *)Example:$", r"\1Examples:", obj.docstring.value)
