@@ -17,10 +17,13 @@ _BROKEN = "\ufffd"
 class Tokenizer(Protocol):
     """The part of a tokenizer that is needed here; ``is_fast`` tells whether it gives offsets."""
 
-    is_fast: bool
-    all_special_ids: list[int]
+    @property
+    def is_fast(self) -> bool: ...
 
-    def __call__(self, text: str, **options: Any) -> Any: ...
+    @property
+    def all_special_ids(self) -> list[int]: ...
+
+    def __call__(self, text: Any, **options: Any) -> Any: ...
 
     def convert_ids_to_tokens(self, ids: list[int]) -> Any: ...
 

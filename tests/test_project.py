@@ -22,7 +22,7 @@ def project() -> Any:
 
 def test_the_index_shows_absolute_links() -> None:
     facts = metadata("fxplain")
-    text = facts["Description"] or facts.get_payload()
+    text: str = facts["Description"] or facts.get_payload()  # type: ignore[attr-defined]
     assert facts["Description-Content-Type"] == "text/markdown"
     links = LINK.findall(text)
     assert len(links) == len(LINK.findall((ROOT / "README.md").read_text(encoding="utf-8")))
@@ -60,7 +60,9 @@ def test_both_papers_are_cited() -> None:
         assert f"doi: {doi}" in text
 
 
-@pytest.mark.parametrize("tool", ["ruff format --check", "ruff check", "mypy", "lint-imports"])
+@pytest.mark.parametrize(
+    "tool", ["ruff format --check", "ruff check", "mypy", "mypy --config-file tests/mypy.ini", "lint-imports"]
+)
 def test_hooks_and_checks_run_the_same_tools(tool: str) -> None:
     hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
     assert f"entry: {tool}," in hooks

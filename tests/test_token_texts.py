@@ -106,7 +106,7 @@ def test_decoded_alone_byte_level_tokens_are_the_text_too() -> None:
 def test_a_slow_tokenizer_is_decoded() -> None:
     tokenizer = hf.CanineTokenizer()
     assert not tokenizer.is_fast
-    tokens = Speller(tokenizer)(tokenizer("ab c")["input_ids"], "ab c")
+    tokens = Speller(tokenizer)(tokenizer("ab c")["input_ids"], "ab c")  # type: ignore[arg-type]
     assert body(tokens) == "ab c"
     assert [token.special for token in tokens] == [True, *[False] * 4, True]
 

@@ -156,11 +156,14 @@ def bert(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attribut
     logits = model.classifier(pooled)
     logits[0, target].backward()
     with torch.no_grad():
-        relevance = linear(pooled, model.classifier.weight, one_hot(logits, target))
-        first_token = linear(x[:1], net.pooler.dense.weight, relevance)  # tanh: the identity
+        relevance = linear(pooled, model.classifier.weight, one_hot(logits, target))  # type: ignore[arg-type]
+        first_token = linear(x[:1], net.pooler.dense.weight, relevance)  # tanh: the identity  # type: ignore[arg-type]
         relevance = torch.cat([first_token, torch.zeros_like(x[1:])])
         for layer, attend, (x, context, first, middle, wide, second) in zip(
-            reversed(net.encoder.layer), reversed(layers), reversed(kept), strict=True
+            reversed(net.encoder.layer),  # type: ignore[arg-type]
+            reversed(layers),
+            reversed(kept),
+            strict=True,  # type: ignore[arg-type]
         ):
             through, around = add(second, middle, relevance)
             through = linear(wide, layer.output.dense.weight, through)
@@ -198,10 +201,13 @@ def vit(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attribute
     logits = model.classifier(normed[:1])
     logits[0, target].backward()
     with torch.no_grad():
-        relevance = linear(normed[:1], model.classifier.weight, one_hot(logits, target))
+        relevance = linear(normed[:1], model.classifier.weight, one_hot(logits, target))  # type: ignore[arg-type]
         relevance = torch.cat([relevance, torch.zeros_like(x[1:])])
         for layer, attend, (x, context, first, middle, normed, wide, second) in zip(
-            reversed(net.layers), reversed(layers), reversed(kept), strict=True
+            reversed(net.layers),  # type: ignore[arg-type]
+            reversed(layers),
+            reversed(kept),
+            strict=True,  # type: ignore[arg-type]
         ):
             through, around = add(second, middle, relevance)
             through = linear(wide, layer.mlp.fc2.weight, through)
@@ -210,5 +216,5 @@ def vit(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attribute
             through = linear(context, layer.attention.o_proj.weight, through)
             relevance = attend.back(through) + around
         relevance, _ = add(joined, table, relevance)
-        pixels = patches(image, projection.weight, relevance[1:], projection.kernel_size[0])
+        pixels = patches(image, projection.weight, relevance[1:], projection.kernel_size[0])  # type: ignore[arg-type]
         return attributed(layers, relevance.sum(-1), pixels)

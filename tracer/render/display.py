@@ -72,6 +72,8 @@ class Display:
             return str(index)
         name = self._label(index[-1]) if index else None
         text = ", ".join(str(entry) for entry in index)
+        if name and name != name.strip():  # a word of a vocabulary, with the space that begins it
+            name = repr(name)
         return f"{text} ({name})" if name else text
 
     def _label(self, index: object) -> str | None:
