@@ -96,7 +96,7 @@ def test_encoder_decoder_has_a_row_form(rules: Rules) -> None:
         own = frozenset(range(2, place))
         steps[place] = Step(place, steps[place].queries, steps[place].keys, "cross", own, frozenset({0, 1}))
     if rules.name == "relevancy" and not rowable(program, rules):
-        assert rules.self_increment.column is None  # rows that are replaced leave no sum of increments  # type: ignore[attr-defined]
+        assert rules.self_increment.column is None  # type: ignore[attr-defined]  # replaced rows leave no sum
         return
     assert rowable(program, rules)
     agree(program, rules, everything(steps), draw(2, 2, TOKENS, seed=3))

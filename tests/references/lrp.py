@@ -8,6 +8,7 @@ relevance on as it is; a tensor that is read several times adds up what comes ba
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -135,7 +136,7 @@ def one_hot(logits: Tensor, target: int) -> Tensor:
     return F.one_hot(torch.tensor([target]), logits.shape[-1]).to(logits.dtype)
 
 
-def bert(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attributed:
+def bert(model: Any, inputs: Inputs, sample: int, target: int) -> Attributed:
     """``BertForSequenceClassification``: post-norm layers, pooler, classifier."""
     net = model.bert
     real = int(inputs["attention_mask"][sample].sum())  # padding takes no part
@@ -156,14 +157,11 @@ def bert(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attribut
     logits = model.classifier(pooled)
     logits[0, target].backward()
     with torch.no_grad():
-        relevance = linear(pooled, model.classifier.weight, one_hot(logits, target))  # type: ignore[arg-type]
-        first_token = linear(x[:1], net.pooler.dense.weight, relevance)  # tanh: the identity  # type: ignore[arg-type]
+        relevance = linear(pooled, model.classifier.weight, one_hot(logits, target))
+        first_token = linear(x[:1], net.pooler.dense.weight, relevance)  # tanh: the identity
         relevance = torch.cat([first_token, torch.zeros_like(x[1:])])
         for layer, attend, (x, context, first, middle, wide, second) in zip(
-            reversed(net.encoder.layer),  # type: ignore[arg-type]
-            reversed(layers),
-            reversed(kept),
-            strict=True,  # type: ignore[arg-type]
+            reversed(net.encoder.layer), reversed(layers), reversed(kept), strict=True
         ):
             through, around = add(second, middle, relevance)
             through = linear(wide, layer.output.dense.weight, through)
@@ -176,7 +174,7 @@ def bert(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attribut
     return Attributed(*(F.pad(t, (0, missing)) for t in vars(found).values() if t is not None))
 
 
-def vit(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attributed:
+def vit(model: Any, inputs: Inputs, sample: int, target: int) -> Attributed:
     """``ViTForImageClassification``: pre-norm layers, classified at the class token; down to the pixels."""
     net, image = model.vit, inputs["pixel_values"][sample]
     projection = net.embeddings.patch_embeddings.projection
@@ -201,13 +199,10 @@ def vit(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attribute
     logits = model.classifier(normed[:1])
     logits[0, target].backward()
     with torch.no_grad():
-        relevance = linear(normed[:1], model.classifier.weight, one_hot(logits, target))  # type: ignore[arg-type]
+        relevance = linear(normed[:1], model.classifier.weight, one_hot(logits, target))
         relevance = torch.cat([relevance, torch.zeros_like(x[1:])])
         for layer, attend, (x, context, first, middle, normed, wide, second) in zip(
-            reversed(net.layers),  # type: ignore[arg-type]
-            reversed(layers),
-            reversed(kept),
-            strict=True,  # type: ignore[arg-type]
+            reversed(net.layers), reversed(layers), reversed(kept), strict=True
         ):
             through, around = add(second, middle, relevance)
             through = linear(wide, layer.mlp.fc2.weight, through)
@@ -216,5 +211,5 @@ def vit(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attribute
             through = linear(context, layer.attention.o_proj.weight, through)
             relevance = attend.back(through) + around
         relevance, _ = add(joined, table, relevance)
-        pixels = patches(image, projection.weight, relevance[1:], projection.kernel_size[0])  # type: ignore[arg-type]
+        pixels = patches(image, projection.weight, relevance[1:], projection.kernel_size[0])
         return attributed(layers, relevance.sum(-1), pixels)
