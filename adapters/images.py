@@ -49,7 +49,7 @@ def open_image(path: Path, notes: list[str] | None = None) -> Image:
             frames = getattr(image, "n_frames", 1)
             if frames > 1:
                 said.append(f"only the first of its {frames} frames is explained")
-            found = _rgb(ImageOps.exif_transpose(image), said)
+            found = _rgb(ImageOps.exif_transpose(image), said, deep=image.format == "PNG")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
             "the file cannot be read as a picture",
@@ -62,12 +62,12 @@ def open_image(path: Path, notes: list[str] | None = None) -> Image:
     return found
 
 
-def _rgb(image: Image, said: list[str]) -> Image:
+def _rgb(image: Image, said: list[str], deep: bool) -> Image:
     """What Pillow's own conversion clips, drops or guesses is done here, and said."""
     from PIL import Image
 
     if image.mode.startswith(("I", "F")):
-        image = _eight_bits(image, said)
+        image = _eight_bits(image, said, deep)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] != 255:
@@ -78,8 +78,11 @@ def _rgb(image: Image, said: list[str]) -> Image:
     return image.convert("RGB")
 
 
-def _eight_bits(image: Image, said: list[str]) -> Image:
-    """Grey values of 16 or 32 bits or floats on 0..255; by the range of the type where it has one."""
+def _eight_bits(image: Image, said: list[str], deep: bool) -> Image:
+    """Grey values of 16 or 32 bits or floats on 0..255; by the range of the type where it has one.
+
+    ``deep``: whole numbers are of 16 bits, whatever type holds them (older Pillow reads PNG so).
+    """
     import numpy as np
     from PIL import Image
 
@@ -87,7 +90,7 @@ def _eight_bits(image: Image, said: list[str]) -> Image:
     if not np.isfinite(values).all():
         raise ValueError("the picture holds values that are not finite")
     low, high = float(values.min()), float(values.max())
-    if image.mode.startswith("I;16") or (image.format == "PNG" and low >= 0):
+    if image.mode.startswith("I;16") or (deep and 0 <= low and high <= 65535):
         low, high, how = 0.0, 65535.0, "its 16-bit values are scaled to 8 bits"
     elif image.mode == "F" and low >= 0 and high <= 1:
         low, high, how = 0.0, 1.0, "its floats in 0..1 are scaled to 8 bits"
