@@ -90,7 +90,7 @@ def _eight_bits(image: Image, said: list[str], deep: bool) -> Image:
     if not np.isfinite(values).all():
         raise ValueError("the picture holds values that are not finite")
     low, high = float(values.min()), float(values.max())
-    if image.mode.startswith("I;16") or (deep and 0 <= low and high <= 65535):
+    if image.mode.startswith("I;16") or (deep and low >= 0 and high <= 65535):
         low, high, how = 0.0, 65535.0, "its 16-bit values are scaled to 8 bits"
     elif image.mode == "F" and low >= 0 and high <= 1:
         low, high, how = 0.0, 1.0, "its floats in 0..1 are scaled to 8 bits"
