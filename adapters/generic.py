@@ -26,7 +26,7 @@ def loaded_from(model: Any, name: str, inputs: Any = None) -> Loaded:
     key, tensor = example or (positional_names(model, 1)[0], None)
     rest = dict(tensor_items(model, inputs)) if inputs is not None else {}
     encode = image_encoder(key, spec_of(model, tensor), {k: v for k, v in rest.items() if k != key})
-    return Loaded(model, name, encode=encode, show=Show(), inputs=inputs, notes=(PLAIN,))
+    return Loaded(model, name, encode=encode, show=Show(), inputs=inputs)
 
 
 def picture_input(model: Any, inputs: Any) -> tuple[str, Tensor] | None:
@@ -41,7 +41,9 @@ def image_encoder(key: str, spec: ImageSpec, rest: Mapping[str, Any] | None = No
 
     def encode(request: Request) -> dict[str, Any]:
         _refuse_text(request)
-        images = [open_image(path) for path in request.images]
+        images = [open_image(path, request.notes) for path in request.images]
+        if images and not spec.mean:
+            request.notes.append(PLAIN)
         return {key: encode_images(images, spec), **(rest or {})}
 
     return encode
@@ -52,7 +54,7 @@ def transform_encoder(key: str, transform: Callable[[Any], Tensor]) -> Encode:
 
     def encode(request: Request) -> dict[str, Any]:
         _refuse_text(request)
-        return {key: torch.stack([transform(open_image(path)) for path in request.images])}
+        return {key: torch.stack([transform(open_image(path, request.notes)) for path in request.images])}
 
     return encode
 

@@ -30,8 +30,11 @@ class ImageSpec:
     std: tuple[float, ...] = ()
 
 
-def open_image(path: Path) -> Image:
-    """A picture file, upright, as RGB.
+def open_image(path: Path, notes: list[str] | None = None) -> Image:
+    """A picture file, upright, as RGB with 8 bits.
+
+    Deeper pictures are scaled to 8 bits, transparent places become white, and of several frames the first is
+    taken. A line about each of these is added to ``notes``.
 
     Raises:
         InputError: no such file, or not a picture that Pillow can read.
@@ -40,9 +43,13 @@ def open_image(path: Path) -> Image:
 
     if not path.is_file():
         raise InputError("there is no such picture", where=str(path))
+    said: list[str] = []
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                said.append(f"only the first of its {frames} frames is explained")
+            found = _rgb(ImageOps.exif_transpose(image), said, deep=image.format == "PNG")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(
             "the file cannot be read as a picture",
@@ -50,6 +57,50 @@ def open_image(path: Path) -> Image:
             expected="a whole picture file, such as PNG or JPEG",
             found=f"{type(error).__name__}: {error}",
         ) from error
+    if notes is not None:
+        notes += [f"{path.name}: {one}" for one in said]
+    return found
+
+
+def _rgb(image: Image, said: list[str], deep: bool) -> Image:
+    """What Pillow's own conversion clips, drops or guesses is done here, and said."""
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image, said, deep)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema()[0] != 255:
+            said.append("its transparent places are taken as white")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode in ("CMYK", "YCCK"):
+        said.append("its CMYK colours are converted to RGB without a colour profile")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image, said: list[str], deep: bool) -> Image:
+    """Grey values of 16 or 32 bits or floats on 0..255; by the range of the type where it has one.
+
+    ``deep``: whole numbers are of 16 bits, whatever type holds them (older Pillow reads PNG so).
+    """
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("the picture holds values that are not finite")
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I;16") or (deep and low >= 0 and high <= 65535):
+        low, high, how = 0.0, 65535.0, "its 16-bit values are scaled to 8 bits"
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        low, high, how = 0.0, 1.0, "its floats in 0..1 are scaled to 8 bits"
+    elif low >= 0 and high <= 255:
+        low, high, how = 0.0, 255.0, "its values in 0..255 are rounded to 8 bits"
+    else:
+        how = f"its values, {low:g} to {high:g}, are stretched to 8 bits"
+    said.append(how)
+    scaled = (values - low) / max(high - low, 1e-12) * 255
+    return Image.fromarray(scaled.round().astype(np.uint8))
 
 
 def encode_images(images: Sequence[Image], spec: ImageSpec) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,15 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """What a person hands over to be explained: pictures, texts, and what the decoder has said so far."""
+    """What a person hands over to be explained: pictures, texts, and what the decoder has said so far.
+
+    The encoder adds to ``notes`` what a person should know of how the request was read: a text was cut.
+    """
 
     images: tuple[Path, ...] = ()
     texts: tuple[str, ...] = ()
     decoder_text: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 Encode = Callable[[Request], Mapping[str, Any]]
@@ -114,7 +118,11 @@ class Loaded:
             )
         inputs = on_device_of(self.model, inputs)
         captions = [path.name for path in request.images] if request.images else []
-        return inputs, self.display(inputs, captions)
+        texts = {"input_ids": request.texts}
+        if decoder_text is not None:
+            texts["decoder_input_ids"] = (decoder_text,)
+        shown = self.show.display(tensor_items(self.model, inputs), self.labels, self.name, captions, texts)
+        return inputs, replace(shown, notes=tuple(dict.fromkeys(request.notes)))
 
     def example(self) -> Any:
         """Inputs to trace the model with when a person gives none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from fxplain.adapters.images import encode_images, open_image, spec_of
 from fxplain.adapters.loaded import Encode, Request
 from fxplain.adapters.show import Show
 from fxplain.adapters.tensors import mapped_tensors
-from fxplain.adapters.text import speller
+from fxplain.adapters.text import Speller
 from fxplain.errors import InputError, first_line
 
 _TOKENIZER_FILES = (
@@ -48,7 +48,7 @@ class Processors:
 
     def show(self) -> Show:
         """How to undo the normalisation and spell the tokens."""
-        spell = speller(self.tokenizer) if self.tokenizer is not None else None
+        spell = Speller(self.tokenizer) if self.tokenizer is not None else None
         if self.image is None:
             return Show(spell=spell)
         mean, std = getattr(self.image, "image_mean", None), getattr(self.image, "image_std", None)
@@ -79,8 +79,6 @@ def load_processors(where: str, model: Any, common: Mapping[str, Any]) -> Proces
     if has_tokenizer and tokenizer is None:
         tokenizer = _attempt(transformers.AutoTokenizer, where, common, notes)
     both = joint if hasattr(joint, "image_processor") and hasattr(joint, "tokenizer") else None
-    if image is None and "pixel_values" in accepted(model):
-        notes.append("no image processor lies beside the model: pictures are cropped and scaled to 0..1 only")
     return Processors(both, image, tokenizer, tuple(notes))
 
 
@@ -121,7 +119,7 @@ def encoder(model: Any, processors: Processors) -> Encode:
         if request.images and request.texts and processors.joint is not None:
             found = _joint(model, processors, request)
         else:
-            found = {**_images(model, processors, request), **_texts(model, processors, request.texts)}
+            found = {**_images(model, processors, request), **_texts(model, processors, request)}
         found |= _decoder(model, processors, request.decoder_text, found)
         names = accepted(model)
         kept = {name: value for name, value in found.items() if name in names and torch.is_tensor(value)}
@@ -140,12 +138,14 @@ def cast(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 
 def _joint(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
-    images = [open_image(path) for path in request.images]
+    images = [open_image(path, request.notes) for path in request.images]
     marker = getattr(processors.joint, "image_token", None)
     texts = [marker + text if marker and marker not in text else text for text in request.texts]
     try:
         length = _length(model, processors, texts)
-        return dict(processors.joint(images=images, text=texts, return_tensors="pt", **length))
+        found = dict(processors.joint(images=images, text=texts, return_tensors="pt", **length))
+        _note_cut(found, length, request, lambda whole: processors.joint(images=images, text=texts, **whole))
+        return found
     except Exception as error:  # processors check little, and raise whatever comes
         raise InputError(
             "the model's processor cannot turn the picture and the text into inputs", found=first_line(error)
@@ -157,8 +157,9 @@ def _images(model: Any, processors: Processors, request: Request) -> dict[str, A
         return {}
     if "pixel_values" not in accepted(model):
         raise _takes_no("picture", model, "--image")
-    images = [open_image(path) for path in request.images]
+    images = [open_image(path, request.notes) for path in request.images]
     if processors.image is None:
+        request.notes.append(_NO_PROCESSOR)
         return {"pixel_values": encode_images(images, spec_of(model))}
     try:
         return dict(processors.image(images, return_tensors="pt"))
@@ -168,7 +169,8 @@ def _images(model: Any, processors: Processors, request: Request) -> dict[str, A
         ) from error
 
 
-def _texts(model: Any, processors: Processors, texts: tuple[str, ...]) -> dict[str, Any]:
+def _texts(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
+    texts = list(request.texts)
     if not texts:
         return {}
     if "input_ids" not in accepted(model):
@@ -180,12 +182,17 @@ def _texts(model: Any, processors: Processors, texts: tuple[str, ...]) -> dict[s
             hint="save the tokenizer there with save_pretrained, or give token ids with --input FILE.pt",
         )
     try:
-        found = processors.tokenizer(list(texts), return_tensors="pt", **_length(model, processors, texts))
+        length = _length(model, processors, texts)
+        found = processors.tokenizer(texts, return_tensors="pt", **length)
+        _note_cut(found, length, request, lambda whole: processors.tokenizer(texts, **whole))
     except Exception as error:  # a tokenizer without a padding token, for instance
         raise InputError(
             "the model's tokenizer cannot turn the text into inputs", found=first_line(error)
         ) from error
     return dict(found)
+
+
+_NO_PROCESSOR = "no image processor lies beside the model: pictures are cropped and scaled to 0..1 only"
 
 
 def _takes_no(what: str, model: Any, flag: str) -> InputError:
@@ -207,6 +214,22 @@ def _length(model: Any, processors: Processors, texts: Any) -> dict[str, Any]:
     finite = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**6]
     options: dict[str, Any] = {"padding": True} if len(texts) > 1 else {}
     return {**options, "truncation": True, "max_length": min(finite)} if finite else options
+
+
+def _note_cut(
+    found: Mapping[str, Any],
+    length: Mapping[str, Any],
+    request: Request,
+    encode: Callable[[dict[str, Any]], Mapping[str, Any]],
+) -> None:
+    """Say which texts are longer than what the model takes, and by how much."""
+    limit = length.get("max_length")
+    if limit is None or "input_ids" not in found or found["input_ids"].shape[-1] < limit:
+        return
+    for number, ids in enumerate(encode({"truncation": False})["input_ids"]):
+        if len(ids) > limit:
+            which = f"text {number}" if len(request.texts) > 1 else "the text"
+            request.notes.append(f"{which} is cut: it has {len(ids)} tokens, and the model takes {limit}")
 
 
 def _decoder(
@@ -241,7 +264,15 @@ def target_names(model: Any, processors: Processors) -> dict[int, str]:
     if model.get_output_embeddings() is not None and processors.tokenizer is not None:
         size = len(processors.tokenizer)
         pieces = processors.tokenizer.convert_ids_to_tokens(list(range(size)))
-        return {index: str(piece) for index, piece in enumerate(pieces) if piece is not None}
+        speller = Speller(processors.tokenizer)
+        after = processors.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        return {
+            index: str(piece)
+            if index in speller.marks or index == speller.unknown
+            else speller.word(index, after)
+            for index, piece in enumerate(pieces)
+            if piece is not None
+        }
     names = dict(getattr(model.config, "id2label", None) or {})
     if all(name == f"LABEL_{index}" for index, name in names.items()):  # what every configuration starts from
         return {}

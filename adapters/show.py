@@ -6,9 +6,9 @@ cropped and resized, and a token's text is the token's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fxplain.render.display import Display
 
-Spell = Callable[[Sequence[int]], list[str]]
-"""Token ids -> their texts."""
+
+class Spell(Protocol):
+    """Token ids, and the text they were made from where it is known -> the text of each token."""
+
+    def __call__(self, ids: Sequence[int], text: str | None = None, /) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,12 @@ class Show:
         labels: Mapping[int, str] | None = None,
         title: str = "",
         captions: Sequence[str] = (),
+        texts: Mapping[str, Sequence[str]] | None = None,
     ) -> Display:
-        """Pictures and token texts by the name of the input they come from."""
+        """Pictures and token texts by the name of the input they come from.
+
+        ``texts``: by the name of an input of ids, the texts its rows were made from; one is for all rows.
+        """
         from fxplain.render.display import Display
 
         images: dict[str, Sequence[Any]] = {}
@@ -57,7 +64,11 @@ class Show:
             if is_picture(tensor):
                 images[name] = self.pictures(tensor)
             elif is_ids(name, tensor) and self.spell is not None:
-                tokens[name] = [self.spell(row) for row in tensor.tolist()]
+                rows = tensor.tolist()
+                written = list((texts or {}).get(name, ()))
+                written = written * len(rows) if len(written) == 1 else written
+                known = written if len(written) == len(rows) else [None] * len(rows)
+                tokens[name] = [self.spell(row, text) for row, text in zip(rows, known, strict=True)]
         return Display(images=images, tokens=tokens, labels=labels or {}, title=title, captions=captions)
 
     def pictures(self, pixels: Tensor) -> list[Any]:

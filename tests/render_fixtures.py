@@ -44,7 +44,7 @@ class GraphBuilder:
     """Writes the attention graph as the tracer does: in dataflow order, by plain attributes."""
 
     def __init__(self) -> None:
-        self.graph = nx.MultiDiGraph()
+        self.graph = nx.MultiDiGraph()  # type: ignore[var-annotated]
         self.last: dict[str, str] = {}
         self.depth: dict[str, int] = {}
         self.count = 0

@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+import fxplain
+from fxplain import cli_explain
 from fxplain.adapters import Loaded, LoadOptions, load
 from fxplain.adapters.images import encode_images, open_image, spec_of
 from fxplain.adapters.names import file_stem, near
@@ -276,3 +278,74 @@ def test_a_loader_returns_what_cannot_be_changed() -> None:
     loaded: Any = Loaded(nn.Identity(), "x")
     with pytest.raises(AttributeError):
         loaded.name = "y"
+
+
+def _pixel(image: Any) -> tuple[Any, ...]:
+    return tuple(np.asarray(image)[0, 0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "pixel", "note"),
+    [
+        ("deep.png", np.full((2, 2), 32896, np.uint16), 128, "16-bit values are scaled"),
+        ("deep.tif", np.full((2, 2), 25700, np.uint16), 100, "16-bit values are scaled"),
+        ("unit.tif", np.full((2, 2), 0.4, np.float32), 102, "floats in 0..1 are scaled"),
+        ("bytes.tif", np.full((2, 2), 77.0, np.float32), 77, "in 0..255 are rounded"),
+        ("wide.tif", np.array([[500, -500], [0, 0]], np.int32), 255, "-500 to 500, are stretched"),
+    ],
+)
+def test_deep_pictures_are_scaled_not_clipped(
+    name: str, array: Any, pixel: int, note: str, tmp_path: Path
+) -> None:
+    Image.fromarray(array).save(tmp_path / name)
+    notes: list[str] = []
+    assert _pixel(open_image(tmp_path / name, notes)) == (pixel,) * 3
+    assert len(notes) == 1
+    assert notes[0].startswith(name)
+    assert note in notes[0]
+
+
+def test_of_several_frames_the_first_is_taken_and_said(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    notes: list[str] = []
+    assert _pixel(open_image(tmp_path / "moving.gif", notes)) == (255, 0, 0)
+    assert notes == ["moving.gif: only the first of its 2 frames is explained"]
+
+
+def test_transparent_places_are_white_and_said(tmp_path: Path) -> None:
+    clear = Image.new("RGBA", (2, 2), (9, 9, 9, 0))
+    clear.save(tmp_path / "clear.png")
+    palette = Image.new("P", (2, 2), 0)
+    palette.putpalette([9, 9, 9, 200, 0, 0])
+    palette.save(tmp_path / "palette.png", transparency=0)
+    for name in ("clear.png", "palette.png"):
+        notes: list[str] = []
+        assert _pixel(open_image(tmp_path / name, notes)) == (255, 255, 255)
+        assert notes == [f"{name}: its transparent places are taken as white"]
+    Image.new("RGBA", (2, 2), (9, 9, 9, 255)).save(tmp_path / "solid.png")
+    notes = []
+    assert _pixel(open_image(tmp_path / "solid.png", notes)) == (9, 9, 9)
+    assert not notes
+
+
+def test_colours_for_print_are_converted_and_said(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "print.jpg")
+    notes: list[str] = []
+    red, green, _ = _pixel(open_image(tmp_path / "print.jpg", notes))
+    assert red > 240
+    assert green < 15
+    assert "without a colour profile" in notes[0]
+
+
+def test_notes_on_a_picture_reach_who_asked(tmp_path: Path) -> None:
+    loaded = load(str(toys.vit(tmp_path / "model")))
+    Image.fromarray(np.full((20, 20), 32896, np.uint16)).save(tmp_path / "deep.png")
+    inputs, display = loaded.prepare(image=tmp_path / "deep.png")
+    assert display.notes == ("deep.png: its 16-bit values are scaled to 8 bits",)
+    result = fxplain.explain(loaded.model, inputs, target=1)
+    shown = cli_explain.shown_by_space(display, result.spaces, result.batch)
+    for name in ("r.html", "r.json"):
+        result.save(tmp_path / name, shown)
+        assert display.notes[0] in (tmp_path / name).read_text(encoding="utf-8")
+    assert f"note      {display.notes[0]}" in cli_explain.summary(result, shown, shown.notes)

@@ -47,15 +47,24 @@ def test_a_picture_is_shown_as_the_model_saw_it(tmp_path: Path) -> None:
 def test_words_are_those_of_the_tokenizer(tmp_path: Path) -> None:
     loaded = load(str(toys.bert(tmp_path / "model")))
     inputs, display = loaded.prepare(text=["the movie was good", "cats"])
-    assert display.tokens["input_ids"][0] == ["[CLS]", "the", "movie", "was", "good", "[SEP]"]
-    assert display.tokens["input_ids"][1] == ["[CLS]", "cat", "##s", "[SEP]", "[PAD]", "[PAD]"]
+    assert display.tokens["input_ids"][0] == ["[CLS]", "the", " movie", " was", " good", "[SEP]"]
+    assert display.tokens["input_ids"][1] == ["[CLS]", "cat", "s", "[SEP]", "[PAD]", "[PAD]"]
     assert set(inputs) == {"input_ids", "attention_mask", "token_type_ids"}
     assert loaded.model(**inputs).logits.shape == (2, 2)
 
 
 def test_a_long_text_is_cut_to_what_the_model_takes(tmp_path: Path) -> None:
-    inputs, _ = load(str(toys.bert(tmp_path / "model"))).prepare(text="cat " * 30)
-    assert inputs["input_ids"].shape == (1, 12)
+    loaded = load(str(toys.bert(tmp_path / "model")))
+    inputs, display = loaded.prepare(text=["cat " * 30, "cat " * 10])
+    assert inputs["input_ids"].shape == (2, 12)
+    assert display.notes == ("text 0 is cut: it has 32 tokens, and the model takes 12",)
+    assert list(display.tokens["input_ids"][0]) == ["[CLS]", "cat", *[" cat"] * 9, "[SEP]"]
+
+
+def test_a_long_text_beside_a_picture_is_cut_with_a_note(tmp_path: Path) -> None:
+    loaded = load(str(toys.clip(tmp_path / "model")))
+    _, display = loaded.prepare(image=toys.picture(tmp_path / "p.png"), text="cat " * 30)
+    assert display.notes == ("the text is cut: it has 32 tokens, and the model takes 12",)
 
 
 def test_picture_and_text_together(tmp_path: Path) -> None:
@@ -75,8 +84,9 @@ def test_the_decoder_starts_or_goes_on(tmp_path: Path) -> None:
     assert inputs["decoder_input_ids"].tolist() == [[0]]
     inputs, display = loaded.prepare(text=["good movie", "bad movie"], decoder_text="it was")
     assert inputs["decoder_input_ids"].shape == (2, 3)
-    assert display.tokens["decoder_input_ids"][0] == ["[PAD]", "it", "was"]
-    assert loaded.labels[toys.WORDS.index("good")] == "good"
+    assert display.tokens["decoder_input_ids"][0] == ["[PAD]", "it", " was"]
+    assert loaded.labels[toys.WORDS.index("good")] == " good"  # the word, not the end of another
+    assert loaded.labels[toys.WORDS.index("##s")] == "s"
 
 
 def test_tensors_join_text_by_name(tmp_path: Path) -> None:
@@ -86,7 +96,7 @@ def test_tensors_join_text_by_name(tmp_path: Path) -> None:
     )
     inputs, display = loaded.prepare(text="a cat", input=tmp_path / "boxes.pt")
     assert loaded.model(**inputs).question_answering_score.shape == (1, 3)
-    assert display.tokens["input_ids"] == [["[CLS]", "a", "cat", "[SEP]"]]
+    assert display.tokens["input_ids"] == [["[CLS]", "a", " cat", "[SEP]"]]
 
 
 @pytest.mark.parametrize("make", [toys.vit, toys.bert, toys.clip, toys.t5, toys.bart, toys.lxmert])
@@ -117,10 +127,13 @@ def test_without_an_image_processor_pictures_are_plain(tmp_path: Path) -> None:
     folder = toys.vit(tmp_path / "model")
     (folder / "preprocessor_config.json").unlink()
     loaded = load(str(folder))
-    inputs, _ = loaded.prepare(image=toys.picture(tmp_path / "p.png"))
+    inputs, display = loaded.prepare(image=toys.picture(tmp_path / "p.png"))
     assert inputs["pixel_values"].shape == (1, 3, 16, 16)
     assert 0 <= inputs["pixel_values"].min() <= inputs["pixel_values"].max() <= 1
-    assert "no image processor lies beside the model" in loaded.notes[0]
+    assert "no image processor lies beside the model" in display.notes[0]
+    torch.save(inputs, tmp_path / "p.pt")
+    _, display = loaded.prepare(input=tmp_path / "p.pt")
+    assert not [*loaded.notes, *display.notes]  # tensors are taken as they are
 
 
 def test_what_a_model_cannot_take_is_said(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_one_slice_for_each_layer_and_little_is_held(monkeypatch: pytest.MonkeyP
     assert all(len(own.taken) == 1 for own in cut[1:]), "the residual stream alone goes from layer to layer"
     traced.explain(x, (0, 1))
     rows, less = (
-        peak_bytes(lambda mode=mode: traced.explain(x, (0, 1), mode=mode), "cpu", model.parameters())
+        peak_bytes(lambda mode=mode: traced.explain(x, (0, 1), mode=mode), "cpu", model.parameters())  # type: ignore[misc]
         for mode in ("rows", "checkpoint")
     )
     assert less < 0.45 * rows
@@ -148,7 +148,7 @@ def test_random_numbers_are_drawn_as_before() -> None:
     traced = fxplain.trace(Noisy().eval(), x)
     for seed, mode in ((1, "rows"), (1, "checkpoint"), (2, "checkpoint")):
         torch.manual_seed(seed)
-        found.append(traced.explain(x, (0, 1), mode=mode).relevance["x"])
+        found.append(traced.explain(x, (0, 1), mode=mode).relevance["x"])  # type: ignore[arg-type]
     torch.testing.assert_close(found[1], found[0])
     assert not torch.allclose(found[2], found[0])
 

@@ -209,7 +209,7 @@ def test_a_picture_inside_a_text(tmp_path: Path, models: Path) -> None:
 def test_a_word_at_a_position_is_a_target(models: Path) -> None:
     text = run("explain", models / "t5", "--text", "good movie", "--decoder-text", "it was", "-t", "-1,good")
     index = toys.WORDS.index("good")
-    assert f"target    2, {index} (good) of logits" in text
+    assert f"target    2, {index} (' good') of logits" in text
 
 
 def test_tensors_alone_get_a_report(models: Path) -> None:

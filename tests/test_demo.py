@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,20 +31,20 @@ def held_out() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def demo():
+def demo() -> Any:
     return load_demo()
 
 
 @pytest.fixture(scope="module")
-def traced(demo, held_out):
+def traced(demo: Any, held_out: Any) -> Any:
     return fxplain.trace(demo.model, {"pixel_values": held_out[0][:50]})
 
 
-def test_the_model_is_small():
+def test_the_model_is_small() -> None:
     assert sum(path.stat().st_size for path in MODEL_FOLDER.iterdir()) <= 1_500_000
 
 
-def test_the_folder_is_a_plain_hugging_face_folder(demo):
+def test_the_folder_is_a_plain_hugging_face_folder(demo: Any) -> None:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     model = AutoModelForImageClassification.from_pretrained(MODEL_FOLDER, local_files_only=True)
@@ -55,7 +56,7 @@ def test_the_folder_is_a_plain_hugging_face_folder(demo):
     assert model.config.id2label == {index: name for name, index in model.config.label2id.items()}
 
 
-def test_the_processor_prepares_pictures_as_in_training(demo):
+def test_the_processor_prepares_pictures_as_in_training(demo: Any) -> None:
     from PIL import Image
 
     canvas = demo.canvases[0]
@@ -64,7 +65,7 @@ def test_the_processor_prepares_pictures_as_in_training(demo):
     torch.testing.assert_close(inputs["pixel_values"], grey.expand(1, 3, *SIZE), atol=1e-6, rtol=0)
 
 
-def test_accuracy_on_canvases_it_never_saw(demo, held_out):
+def test_accuracy_on_canvases_it_never_saw(demo: Any, held_out: Any) -> None:
     values, classes, _ = held_out
     with torch.no_grad():
         named = demo.model(values).logits.topk(2, dim=1).indices
@@ -72,7 +73,7 @@ def test_accuracy_on_canvases_it_never_saw(demo, held_out):
     assert right.float().mean() >= 0.97
 
 
-def hits(traced, held_out, method: str) -> float:
+def hits(traced: Any, held_out: Any, method: str) -> float:
     """The pointing game on 200 canvases, each object asked for once."""
     values, classes, boxes = (part[:200] for part in held_out)
     found = []
@@ -85,22 +86,24 @@ def hits(traced, held_out, method: str) -> float:
     return float(torch.cat(found).float().mean())
 
 
-def test_relevancy_points_at_the_object_that_was_asked_for(traced, held_out):
+def test_relevancy_points_at_the_object_that_was_asked_for(traced: Any, held_out: Any) -> None:
     assert hits(traced, held_out, "relevancy") >= 0.90
 
 
 @pytest.mark.parametrize("method", ["rollout", "raw_attention"])
-def test_the_simplest_methods_point_no_better_than_at_one_of_the_two(traced, held_out, method):
+def test_the_simplest_methods_point_no_better_than_at_one_of_the_two(
+    traced: Any, held_out: Any, method: Any
+) -> None:
     assert 0.3 <= hits(traced, held_out, method) <= 0.7
 
 
-def test_one_trace_finds_the_four_layers(traced):
+def test_one_trace_finds_the_four_layers(traced: Any) -> None:
     assert [(a.kind, a.heads, a.queries.size, a.keys.size) for a in traced.attentions] == [
         ("self", 4, 65, 65)
     ] * 4
 
 
-def test_the_demo_needs_no_network_and_leaves_its_files(tmp_path):
+def test_the_demo_needs_no_network_and_leaves_its_files(tmp_path: Any) -> None:
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path / "cache"),
@@ -120,7 +123,7 @@ def test_the_demo_needs_no_network_and_leaves_its_files(tmp_path):
     assert done.stdout.count("on it") == 2
 
 
-def test_the_demo_draws_both_objects(tmp_path, demo):
+def test_the_demo_draws_both_objects(tmp_path: Any, demo: Any) -> None:
     from PIL import Image
 
     picture, report, graph = run_demo(tmp_path)
@@ -132,13 +135,13 @@ def test_the_demo_draws_both_objects(tmp_path, demo):
     assert "<svg" in graph.read_text(encoding="utf-8")
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Any) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(fxplain.errors.OutputError, match="cannot be made"):
         run_demo(tmp_path / "file" / "below")
 
 
-def test_every_canvas_lies_there_with_boxes_around_bright_pixels(demo):
+def test_every_canvas_lies_there_with_boxes_around_bright_pixels(demo: Any) -> None:
     from PIL import Image
 
     assert {canvas.path.name for canvas in demo.canvases} == {p.name for p in CANVAS_FOLDER.glob("*.png")}
@@ -151,7 +154,7 @@ def test_every_canvas_lies_there_with_boxes_around_bright_pixels(demo):
         assert pixels[outside].max() == 0
 
 
-def test_the_pointing_game_by_hand():
+def test_the_pointing_game_by_hand() -> None:
     maps = torch.zeros(6, 4, 4)
     maps[torch.arange(6), [0, 1, 2, 3, 0, 0], [0, 1, 2, 3, 0, 0]] = 1.0
     maps[4] = 2.0  # constant
@@ -164,6 +167,6 @@ def test_the_pointing_game_by_hand():
     assert pointing_game(maps, boxes, (32, 32), tolerance=6.0).tolist() == [True] * 3 + [False] * 3
 
 
-def test_the_pointing_game_keeps_height_and_width_apart():
+def test_the_pointing_game_keeps_height_and_width_apart() -> None:
     maps = torch.tensor([[[0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]]])
     assert peak(maps, (20, 80)).tolist() == [[60.0, 0.0, 80.0, 10.0]]

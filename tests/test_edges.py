@@ -91,7 +91,7 @@ def test_edges_are_as_good_as_a_mask(additive: bool, mode: str) -> None:
         assert not traced.mixings
         assert [entry.role for entry in traced.census] == ["attention"] * 2
         results += [
-            [traced.explain((nodes, EDGES), target=(n, 1), mode=mode).relevance["nodes"] for n in (0, 4)]
+            [traced.explain((nodes, EDGES), target=(n, 1), mode=mode).relevance["nodes"] for n in (0, 4)]  # type: ignore[arg-type]
         ]
     for sparse, dense in zip(*results, strict=True):
         torch.testing.assert_close(sparse, dense)

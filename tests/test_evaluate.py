@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -20,17 +21,17 @@ METHODS = ["relevancy", "rollout", "raw_attention", "random"]
 
 
 @pytest.fixture(scope="module")
-def asked():
+def asked() -> Any:
     return questions(40)
 
 
 @pytest.fixture(scope="module")
-def traced(asked):
+def traced(asked: Any) -> Any:
     return fxplain.trace(load_demo().model, {"pixel_values": asked.pixel_values[:20]})
 
 
 @pytest.fixture(scope="module")
-def perturbed(traced, asked):
+def perturbed(traced: Any, asked: Any) -> Any:
     return evaluate.perturbation(
         traced,
         {"pixel_values": asked.pixel_values},
@@ -75,11 +76,11 @@ def texts() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def reader(texts):
+def reader(texts: Any) -> Any:
     return fxplain.trace(Words().eval(), texts)
 
 
-def test_relevancy_beats_rollout_beats_chance_on_the_demo(perturbed):
+def test_relevancy_beats_rollout_beats_chance_on_the_demo(perturbed: Any) -> None:
     scores = {method: row["SRG"].value for method, row in perturbed.cells.items()}
     assert scores["relevancy"] > scores["rollout"] > scores["random"] + 0.3
     assert abs(scores["random"]) < 0.2
@@ -87,7 +88,7 @@ def test_relevancy_beats_rollout_beats_chance_on_the_demo(perturbed):
     assert perturbed.difference("SRG", "relevancy", "rollout").low > 0
 
 
-def test_samples_are_independent_of_the_batches(perturbed, traced, asked):
+def test_samples_are_independent_of_the_batches(perturbed: Any, traced: Any, asked: Any) -> None:
     again = evaluate.perturbation(
         traced,
         {"pixel_values": asked.pixel_values[:7]},
@@ -102,7 +103,7 @@ def test_samples_are_independent_of_the_batches(perturbed, traced, asked):
         assert torch.equal(again.rows["relevancy"][name], perturbed.rows["relevancy"][name][:7])
 
 
-def test_the_demo_localises_what_was_asked_for(traced, asked):
+def test_the_demo_localises_what_was_asked_for(traced: Any, asked: Any) -> None:
     table = evaluate.localisation(
         traced, {"pixel_values": asked.pixel_values}, asked.masks, asked.targets, METHODS, batch=20
     )
@@ -114,9 +115,9 @@ def test_the_demo_localises_what_was_asked_for(traced, asked):
         assert table.difference(name, "relevancy", "random").low > 0
 
 
-def test_sanity_of_methods(traced, asked):
+def test_sanity_of_methods(traced: Any, asked: Any) -> None:
     inputs = {"pixel_values": asked.pixel_values[:20]}
-    arguments = {"space": "pixel_values", "batch": 20}
+    arguments: dict[str, Any] = {"space": "pixel_values", "batch": 20}
     other = evaluate.class_sensitivity(
         traced, inputs, asked.targets[:20], asked.others[:20], METHODS, **arguments
     ).cells
@@ -127,7 +128,7 @@ def test_sanity_of_methods(traced, asked):
     assert shuffled["random"]["rank correlation"].value == pytest.approx(1.0)
 
 
-def test_deleted_tokens_are_gone_and_the_rest_keep_their_order(texts):
+def test_deleted_tokens_are_gone_and_the_rest_keep_their_order(texts: Any) -> None:
     removal = evaluate.Delete("input_ids", mask="attention_mask", first=1)
     assert removal.removable(texts).tolist() == [[False] + [True] * 5, [False] + [True] * 3 + [False] * 2]
     kept = torch.tensor([[1, 0, 1, 1, 0, 1], [1, 1, 0, 0, 1, 1]]).bool()
@@ -140,7 +141,7 @@ def test_deleted_tokens_are_gone_and_the_rest_keep_their_order(texts):
         evaluate.Delete("input_ids").apply(texts, kept[:, [0, 1, 2, 3, 3, 3]])
 
 
-def test_deletion_is_the_same_as_a_shorter_text(reader, texts):
+def test_deletion_is_the_same_as_a_shorter_text(reader: Any, texts: Any) -> None:
     """What fills up the shorter texts of a batch changes nothing."""
     removal = evaluate.Delete("input_ids", mask="attention_mask", first=1)
     kept = torch.tensor([[1, 0, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1]]).bool()
@@ -149,7 +150,7 @@ def test_deletion_is_the_same_as_a_shorter_text(reader, texts):
     torch.testing.assert_close(together[1:], alone)
 
 
-def test_replaced_tokens_and_pixels(texts):
+def test_replaced_tokens_and_pixels(texts: Any) -> None:
     kept = torch.tensor([[1, 0, 1, 1, 0, 1], [1, 1, 0, 0, 1, 1]]).bool()
     left = evaluate.Replace("input_ids", 9).apply(texts, kept)
     assert left["input_ids"].tolist() == [[0, 9, 11, 4, 9, 6], [0, 7, 9, 9, 0, 0]]
@@ -162,7 +163,7 @@ def test_replaced_tokens_and_pixels(texts):
     torch.testing.assert_close(blurred["pixel_values"], flat["pixel_values"])
 
 
-def test_words_that_matter(reader, texts, tmp_path):
+def test_words_that_matter(reader: Any, texts: Any, tmp_path: Any) -> None:
     inputs = {name: value.repeat(4, 1) for name, value in texts.items()}
     removal = evaluate.Delete("input_ids", mask="attention_mask", first=1)
     table = evaluate.perturbation(
@@ -181,7 +182,7 @@ def test_words_that_matter(reader, texts, tmp_path):
     assert (tmp_path / "words.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_true_source_is_found(reader, texts):
+def test_the_true_source_is_found(reader: Any, texts: Any) -> None:
     sources = torch.tensor([2, 3])  # the word with a class
     counted = texts["attention_mask"].bool()
     table = evaluate.alignment(
@@ -195,7 +196,7 @@ def test_the_true_source_is_found(reader, texts):
         evaluate.alignment(reader, texts, sources, space="words")
 
 
-def test_the_score_itself_can_be_watched(reader, texts):
+def test_the_score_itself_can_be_watched(reader: Any, texts: Any) -> None:
     removal = evaluate.Replace("input_ids", 1, "attention_mask", first=1)
     table = evaluate.perturbation(
         reader, texts, None, ["relevancy"], removal=removal, steps=(0.0, 1.0), score="target"
@@ -206,7 +207,7 @@ def test_the_score_itself_can_be_watched(reader, texts):
     assert (table.curves.positive["relevancy"][:, 1].abs() < 1e-6).all()
 
 
-def test_a_method_that_refuses_is_told():
+def test_a_method_that_refuses_is_told() -> None:
     model = nn.Transformer(8, 2, 1, 1, 16, batch_first=True).eval()
     inputs = {"src": torch.randn(2, 5, 8), "tgt": torch.randn(2, 3, 8)}
     marked = torch.eye(5).bool()[:2]
@@ -217,7 +218,7 @@ def test_a_method_that_refuses_is_told():
     assert "refused: legrad" in table.text()
 
 
-def test_a_table_as_files(perturbed, tmp_path):
+def test_a_table_as_files(perturbed: Any, tmp_path: Any) -> None:
     for suffix in (".json", ".md", ".png"):
         perturbed.save(tmp_path / f"table{suffix}")
     found = json.loads((tmp_path / "table.json").read_text())
@@ -231,7 +232,7 @@ def test_a_table_as_files(perturbed, tmp_path):
         perturbed.difference("SRG", "relevancy", "nothing")
 
 
-def test_wrong_inputs_are_told(traced, asked):
+def test_wrong_inputs_are_told(traced: Any, asked: Any) -> None:
     with pytest.raises(InputError, match="must have names"):
         evaluate.perturbation(traced, asked.pixel_values, removal=evaluate.Pixels())
     with pytest.raises(InputError, match="no protocol"):
@@ -240,7 +241,7 @@ def test_wrong_inputs_are_told(traced, asked):
         )
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path: Any) -> None:
     out = tmp_path / "scores.json"
     arguments = ["evaluate", "--count", "6", "--method", "relevancy", "--steps", "pixels", "--out", str(out)]
     done = CliRunner().invoke(app, arguments)
@@ -254,7 +255,7 @@ def test_the_command(tmp_path):
     assert "cannot be written" in refused.output
 
 
-def test_the_command_on_a_model_of_ones_own(tmp_path):
+def test_the_command_on_a_model_of_ones_own(tmp_path: Any) -> None:
     from fxplain.demo.assets import CANVAS_FOLDER, MODEL_FOLDER
 
     pictures = [f"--image={CANVAS_FOLDER / f'canvas-{i}.png'}" for i in range(2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +21,14 @@ def chance() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def test_the_package_is_had_from_fxplain():
+def test_the_package_is_had_from_fxplain() -> None:
     assert fxplain.evaluate is evaluate
 
 
 # estimates
 
 
-def test_an_interval_holds_the_truth_about_as_often_as_it_says():
+def test_an_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     generator = torch.Generator().manual_seed(1)
     held = 0
     for seed in range(200):
@@ -36,14 +37,14 @@ def test_an_interval_holds_the_truth_about_as_often_as_it_says():
     assert 0.90 <= held / 200 <= 0.99
 
 
-def test_draws_are_means_of_rows_drawn_with_replacement(chance):
+def test_draws_are_means_of_rows_drawn_with_replacement(chance: Any) -> None:
     rows = torch.rand(7, 2, generator=chance, dtype=torch.float64)
     chosen = torch.randint(7, (5, 7), generator=torch.Generator().manual_seed(3))
     slow = torch.stack([rows[draw].mean(0) for draw in chosen])
     torch.testing.assert_close(means_of_draws(rows, 3, 5), slow)
 
 
-def test_a_ratio_is_estimated_as_a_whole():
+def test_a_ratio_is_estimated_as_a_whole() -> None:
     rows = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     found = evaluate.estimate(rows, lambda means: means[:, 0] / means[:, 1])
     assert found.value == pytest.approx(4 / 6)  # not the mean of 1/2 and 3/4
@@ -51,7 +52,7 @@ def test_a_ratio_is_estimated_as_a_whole():
 
 
 @pytest.mark.parametrize("rows", [torch.zeros(0), torch.tensor([1.0, math.nan])])
-def test_what_cannot_be_estimated_is_refused(rows):
+def test_what_cannot_be_estimated_is_refused(rows: Any) -> None:
     with pytest.raises(InputError, match="nothing to estimate"):
         evaluate.estimate(rows)
 
@@ -61,7 +62,7 @@ def test_what_cannot_be_estimated_is_refused(rows):
 
 @pytest.mark.parametrize("most_first", [True, False])
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.29, 0.5, 1.0])
-def test_tokens_go_in_the_order_of_their_relevance(chance, fraction, most_first):
+def test_tokens_go_in_the_order_of_their_relevance(chance: Any, fraction: Any, most_first: Any) -> None:
     relevance = torch.rand(3, 100, generator=chance).round(decimals=2)  # with some that are equal
     removable = torch.rand(3, 100, generator=chance) > 0.3
     found = evaluate.kept(relevance, fraction, most_first=most_first, removable=removable)
@@ -72,13 +73,13 @@ def test_tokens_go_in_the_order_of_their_relevance(chance, fraction, most_first)
         assert left == [i not in gone for i in range(100)]
 
 
-def test_tokens_without_a_number_are_the_least_relevant():
+def test_tokens_without_a_number_are_the_least_relevant() -> None:
     relevance = torch.tensor([[math.nan, 0.0, -1.0, math.inf]])
     assert evaluate.kept(relevance, 0.75, most_first=True).tolist() == [[True, False, False, False]]
     assert evaluate.kept(relevance, 0.25, most_first=False).tolist() == [[False, True, True, True]]
 
 
-def test_the_area_is_the_integral_over_its_width():
+def test_the_area_is_the_integral_over_its_width() -> None:
     steps = torch.tensor(evaluate.PROTOCOLS["tokens"].steps)
     slow = sum(
         (b - a) * (a**2 + b**2) / 2 for a, b in zip(steps.tolist()[:-1], steps.tolist()[1:], strict=True)
@@ -103,7 +104,7 @@ def slow_iou(found: np.ndarray, masks: np.ndarray) -> tuple[float, float]:
     return right / total, float((inter / union).mean())
 
 
-def test_pixel_accuracy_and_mean_iou(chance):
+def test_pixel_accuracy_and_mean_iou(chance: Any) -> None:
     maps, masks = torch.rand(5, 6, 7, generator=chance), torch.rand(5, 6, 7, generator=chance) > 0.7
     found = maps > maps.mean((1, 2), keepdim=True)
     assert torch.equal(evaluate.above_mean(maps), found)
@@ -126,7 +127,7 @@ def slow_average_precision(scores: list[float], wanted: list[bool]) -> float:
     return value
 
 
-def test_average_precision(chance):
+def test_average_precision(chance: Any) -> None:
     scores = torch.rand(4, 30, generator=chance).round(decimals=1)
     wanted = torch.rand(4, 30, generator=chance) > 0.6
     wanted[3] = False
@@ -137,19 +138,19 @@ def test_average_precision(chance):
     assert math.isnan(found[3])
 
 
-def test_the_share_inside_is_of_positive_relevance():
+def test_the_share_inside_is_of_positive_relevance() -> None:
     relevance = torch.tensor([[1.0, 3.0, -5.0], [0.0, -1.0, 0.0]])
     inside = torch.tensor([[True, False, True], [True, True, True]])
     assert evaluate.share_inside(relevance, inside).tolist() == [0.25, 0.0]
 
 
-def test_a_map_points_at_its_largest_value():
+def test_a_map_points_at_its_largest_value() -> None:
     relevance = torch.tensor([[0.0, 2.0, 1.0], [1.0, 1.0, 1.0], [math.nan, 2.0, 1.0]])
     inside = torch.tensor([[False, True, False]]).expand(3, 3)
     assert evaluate.points_inside(relevance, inside).tolist() == [True, False, False]
 
 
-def test_maps_are_made_as_large_as_the_picture():
+def test_maps_are_made_as_large_as_the_picture() -> None:
     maps = evaluate.to_pixels(torch.tensor([[[0.0, 1.0]]]), (1, 4))
     assert maps.tolist() == [[[0.0, 0.25, 0.75, 1.0]]]  # half-pixel centres, edges repeated
 
@@ -167,7 +168,7 @@ def slow_f1(row: list[float], marked: list[bool], counted: list[bool], k: int) -
     return 2 * precision * recall / (precision + recall)
 
 
-def test_token_f1(chance):
+def test_token_f1(chance: Any) -> None:
     relevance = torch.rand(6, 20, generator=chance)
     marked, counted = (torch.rand(6, 20, generator=chance) > p for p in (0.7, 0.2))
     marked[5] = False
@@ -179,7 +180,7 @@ def test_token_f1(chance):
             assert float(found[i, j]) == pytest.approx(row)
 
 
-def test_alignment_counts_targets_with_a_source():
+def test_alignment_counts_targets_with_a_source() -> None:
     relevance = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5], [9.0, 0.0]])
     assert evaluate.alignment_share(relevance, torch.tensor([1, 1, 0, -1])).tolist() == [True, False, False]
 
@@ -202,7 +203,7 @@ def slow_otsu(values: np.ndarray) -> float:
     return chosen
 
 
-def test_otsu_masks(chance):
+def test_otsu_masks(chance: Any) -> None:
     maps = torch.rand(3, 4, 4, generator=chance) ** 3
     maps[2] = 1.0
     found = evaluate.otsu_masks(maps, (16, 12))
@@ -227,7 +228,7 @@ def slow_ap(hits: list[bool], objects: int) -> float:
     return float(np.mean([max(precision[recall >= mark - 1e-12], default=0.0) for mark in marks]))
 
 
-def test_coco_scores():
+def test_coco_scores() -> None:
     truth = [
         evaluate.Objects(square(40, (0, 0, 10, 10), (20, 20, 40, 40)), torch.tensor([0, 1])),
         evaluate.Objects(square(40, (0, 0, 20, 20)), torch.tensor([1])),
@@ -244,7 +245,7 @@ def test_coco_scores():
     second = slow_ap([False, True], 2)
     assert float(scores["AP all"][0]) == pytest.approx(((1.0 + 0.0) / 2 + second) / 2)
     assert float(scores["AR all"][0]) == pytest.approx(((1.0 + 0.0) / 2 + 0.5) / 2)
-    found = evaluate.Estimate.of(scores["AP all"])
-    assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+    range_of = evaluate.Estimate.of(scores["AP all"])
+    assert 0.0 <= range_of.low <= range_of.value <= range_of.high <= 1.0
     assert "AP large" in scores
     assert "AP huge" not in scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks" / "experiments"
 FEW = ["relevancy", "rollout", "raw_attention", "random"]
 
 
-def test_the_page_is_what_the_results_say(module, jobs, monkeypatch, tmp_path):
+def test_the_page_is_what_the_results_say(module: Any, jobs: Any, monkeypatch: Any, tmp_path: Any) -> None:
     report = module("report")
     monkeypatch.setattr(report, "PAGE", tmp_path / "results.md")
     monkeypatch.setattr(report, "ROOT", tmp_path)
@@ -22,7 +23,7 @@ def test_the_page_is_what_the_results_say(module, jobs, monkeypatch, tmp_path):
     )
 
 
-def test_every_experiment_has_results_with_a_floor(jobs):
+def test_every_experiment_has_results_with_a_floor(jobs: Any) -> None:
     for name, job in jobs.items():
         results = FOLDER / "results" / f"{name}.json"
         if not results.exists():  # the page says that it was not run yet
@@ -35,7 +36,9 @@ def test_every_experiment_has_results_with_a_floor(jobs):
 
 
 @pytest.mark.parametrize("name", ["vit-predicted", "vit-segmentation", "vit-sensitivity"])
-def test_a_short_version_of_the_vit(module, jobs, monkeypatch, tmp_path, name):
+def test_a_short_version_of_the_vit(
+    module: Any, jobs: Any, monkeypatch: Any, tmp_path: Any, name: Any
+) -> None:
     monkeypatch.setattr(module("vit"), "METHODS", FEW)
     table = module("jobs").run(jobs[name], 6, tmp_path, None)
     lead = table.measures[0]
@@ -49,7 +52,7 @@ def test_a_short_version_of_the_vit(module, jobs, monkeypatch, tmp_path, name):
     assert all(claim["said"] in ("holds", "does not hold", "not decided") for claim in record["claims"])
 
 
-def test_the_reviews_are_told_as_well_as_is_said(module):
+def test_the_reviews_are_told_as_well_as_is_said(module: Any) -> None:
     """The stored accuracy, on the snippets that lie beside the weights, none of which was trained on."""
     reviews = module("reviews")
     record = json.loads(reviews.HELD_OUT.read_text(encoding="utf-8"))
@@ -62,7 +65,7 @@ def test_the_reviews_are_told_as_well_as_is_said(module):
     assert weights.stat().st_size < 2_000_000
 
 
-def test_marked_words_are_of_the_side_of_the_label(module):
+def test_marked_words_are_of_the_side_of_the_label(module: Any) -> None:
     reviews = module("reviews")
     held_out, lexicon = reviews.held_out(20), json.loads(reviews.HELD_OUT.read_text())["lexicon"]
     for words, marked, label in zip(held_out.texts, held_out.marked, held_out.labels.tolist(), strict=True):
@@ -73,7 +76,7 @@ def test_marked_words_are_of_the_side_of_the_label(module):
 
 
 @pytest.mark.parametrize("name", ["bert-words", "bert-deleted", "bert-masked"])
-def test_a_short_version_of_bert(module, jobs, monkeypatch, tmp_path, name):
+def test_a_short_version_of_bert(module: Any, jobs: Any, monkeypatch: Any, tmp_path: Any, name: Any) -> None:
     monkeypatch.setattr(module("bert"), "METHODS", ["relevancy", "gradient_x_input+libra"])
     table = module("jobs").run(jobs[name], 24, tmp_path, None)
     lead = table.measures[0].name
@@ -81,7 +84,7 @@ def test_a_short_version_of_bert(module, jobs, monkeypatch, tmp_path, name):
     assert table.cells["relevancy"][lead].value > table.cells["random"][lead].value
 
 
-def test_a_short_version_of_the_true_class(module, jobs, monkeypatch, tmp_path):
+def test_a_short_version_of_the_true_class(module: Any, jobs: Any, monkeypatch: Any, tmp_path: Any) -> None:
     monkeypatch.setattr(module("bert"), "SPECIFIC", ("relevancy", "relevancy+libra", "rollout"))
     table = module("jobs").run(jobs["bert-true-class"], 24, tmp_path, None)
     rows = {name: cells["SRG"].value for name, cells in table.cells.items()}
@@ -89,7 +92,7 @@ def test_a_short_version_of_the_true_class(module, jobs, monkeypatch, tmp_path):
     assert rows["rollout"] == rows["rollout, predicted class"], "it knows no class"
 
 
-def test_an_atom_of_the_product_is_the_one_it_was(module):
+def test_an_atom_of_the_product_is_the_one_it_was(module: Any) -> None:
     alignments = module("alignments")
     found = list(alignments.reactions())
     assert len(found) > 400
@@ -105,7 +108,7 @@ def test_an_atom_of_the_product_is_the_one_it_was(module):
 
 
 @pytest.mark.parametrize("name", ["vit", "bert"])
-def test_samples_are_drawn(module, tmp_path, name):
+def test_samples_are_drawn(module: Any, tmp_path: Any, name: Any) -> None:
     (draw,) = module(name).SAMPLES.values()
     draw(tmp_path / "sample.png")
     assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
@@ -114,7 +117,9 @@ def test_samples_are_drawn(module, tmp_path, name):
 @pytest.mark.packages
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["rxnmapper-atoms", "annalog-copies", "lightglue-matches"])
-def test_a_short_version_of_other_authors_models(module, jobs, monkeypatch, tmp_path, name):
+def test_a_short_version_of_other_authors_models(
+    module: Any, jobs: Any, monkeypatch: Any, tmp_path: Any, name: Any
+) -> None:
     alignments, others = module("alignments"), module("others")
     few = ["relevancy", "relevancy+libra", "random"]
     monkeypatch.setattr(alignments, "ACROSS", few)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ FEW = ["relevancy+libra", "rollout", "random"]
 VQA = ("lxmert", "visual_bert")
 
 
-def test_scenes_have_the_masks_that_they_say(module):
+def test_scenes_have_the_masks_that_they_say(module: Any) -> None:
     shapes = module("shapes")
     rng = np.random.default_rng(0)
     scenes = shapes.draw(20, rng, 2, 4)
@@ -28,7 +30,7 @@ def test_scenes_have_the_masks_that_they_say(module):
                 assert inside.any(1)[1:].all()  # the tip of a triangle is less than a pixel
 
 
-def test_questions_have_the_answers_that_the_scene_gives(module):
+def test_questions_have_the_answers_that_the_scene_gives(module: Any) -> None:
     shapes, questions = module("shapes"), module("shape_questions")
     scenes, asked = questions.asked(150, 1)
     every = list(zip(scenes.colours.tolist(), scenes.shapes.tolist(), scenes.sizes.tolist(), strict=True))
@@ -53,7 +55,7 @@ def test_questions_have_the_answers_that_the_scene_gives(module):
         assert marked == key | ({"color", "shape", "size"} & set(words))
 
 
-def test_no_question_tells_its_answer(module):
+def test_no_question_tells_its_answer(module: Any) -> None:
     questions = module("shape_questions")
     _, asked = questions.asked(3000, 1)
     by_text: dict[tuple[int, ...], list[int]] = {}
@@ -64,7 +66,7 @@ def test_no_question_tells_its_answer(module):
 
 
 @pytest.mark.parametrize("name", VQA)
-def test_the_models_answer_as_well_as_is_said(module, name):
+def test_the_models_answer_as_well_as_is_said(module: Any, name: Any) -> None:
     models, questions = module("shape_models"), module("shape_questions")
     said = models.about(name)["held_out_accuracy"]
     assert said > 0.97
@@ -75,7 +77,7 @@ def test_the_models_answer_as_well_as_is_said(module, name):
 
 
 @pytest.mark.parametrize(("name", "side"), [("lxmert", "image"), ("visual_bert", "text")])
-def test_the_known_regions_and_words_are_found(module, monkeypatch, name, side):
+def test_the_known_regions_and_words_are_found(module: Any, monkeypatch: Any, name: Any, side: Any) -> None:
     vqa = module("shape_vqa")
     monkeypatch.setitem(vqa.METHODS, name, FEW)
     table = vqa.found(name, side, 12)
@@ -83,7 +85,9 @@ def test_the_known_regions_and_words_are_found(module, monkeypatch, name, side):
 
 
 @pytest.mark.parametrize(("name", "side"), [("lxmert", "text"), ("visual_bert", "image")])
-def test_right_answers_fall_with_regions_and_words(module, monkeypatch, name, side):
+def test_right_answers_fall_with_regions_and_words(
+    module: Any, monkeypatch: Any, name: Any, side: Any
+) -> None:
     vqa = module("shape_vqa")
     monkeypatch.setitem(vqa.METHODS, name, FEW)
     table = vqa.perturbation(name, side, 12)
@@ -94,7 +98,7 @@ def test_right_answers_fall_with_regions_and_words(module, monkeypatch, name, si
 
 
 @pytest.mark.parametrize("name", VQA)
-def test_training_goes_down(module, monkeypatch, tmp_path, name):
+def test_training_goes_down(module: Any, monkeypatch: Any, tmp_path: Any, name: Any) -> None:
     train, models = module("train_shape_vqa"), module("shape_models")
     monkeypatch.setattr(train, "POOL", 64)
     monkeypatch.setattr(train, "HELD_OUT", 50)
@@ -108,13 +112,13 @@ def test_training_goes_down(module, monkeypatch, tmp_path, name):
     assert all(torch.allclose(v, again.state_dict()[k], atol=1e-3) for k, v in model.state_dict().items())
 
 
-def test_three_questions_are_drawn(module, tmp_path):
+def test_three_questions_are_drawn(module: Any, tmp_path: Any) -> None:
     draw = module("shape_vqa").SAMPLES["VisualBERT"]
     draw(tmp_path / "sample.png")
     assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_detector_finds_as_much_as_is_said(module):
+def test_the_detector_finds_as_much_as_is_said(module: Any) -> None:
     detector = module("shape_detector")
     said = module("shape_models").about("detr")["held_out_found"]
     assert said > 0.85
@@ -123,7 +127,7 @@ def test_the_detector_finds_as_much_as_is_said(module):
     assert (module("weights").FOLDER / "detr.safetensors").stat().st_size < 2_000_000
 
 
-def test_the_detectors_queries_become_masks(module, monkeypatch):
+def test_the_detectors_queries_become_masks(module: Any, monkeypatch: Any) -> None:
     detr = module("shape_detr")
     monkeypatch.setattr(detr, "METHODS", ["relevancy", "rollout"])
     monkeypatch.setattr(detr, "RESAMPLES", 5)
@@ -132,7 +136,7 @@ def test_the_detectors_queries_become_masks(module, monkeypatch):
         assert cells["relevancy"][score].value > cells["rollout"][score].value > cells["random"][score].value
 
 
-def test_training_the_detector_sees_boxes_and_moves_its_weights(module):
+def test_training_the_detector_sees_boxes_and_moves_its_weights(module: Any) -> None:
     train, detector, shapes = (module(name) for name in ("train_shape_detr", "shape_detector", "shapes"))
     rng = np.random.default_rng(0)
     scenes = shapes.draw(8, rng, 1, 4)

@@ -117,7 +117,7 @@ def test_written_out_is_the_kernel() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 3, 5), torch.randn(1, 2, 6, 5), torch.randn(1, 2, 6, 7)
     table = torch.randn(4)
-    arguments = (
+    arguments = (  # type: ignore[var-annotated]
         lambda score, b, h, i, j, table: score * (1 + b) + table[h] * j,
         (3, 6, lambda b, h, i, j: (i != 1) & (j > h)),
         0.3,

@@ -50,7 +50,7 @@ def relevancy_of(model: Branch, data: Tensor) -> Tensor:
         for name, module in watched.items()
     ]
     gradients = dict(
-        zip(watched, torch.autograd.grad(model(data)[0, 1], list(map(made.get, watched))), strict=True)
+        zip(watched, torch.autograd.grad(model(data)[0, 1], list(map(made.get, watched))), strict=True)  # type: ignore[arg-type]
     )
     for hook in hooks:
         hook.remove()

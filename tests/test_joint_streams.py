@@ -82,7 +82,7 @@ class Condition(Streams):
     def join(self, x: Tensor, c: Tensor) -> Tensor:
         x = self.wide(x)
         x = x + self.out_x(attention(*self.of_x(x).chunk(3, -1)))
-        q, k, v = self.of_x(x)[..., :WIDTH], *self.of_c(c[:, :1]).chunk(3, -1)[1:]
+        q, k, v = self.of_x(x)[..., :WIDTH], *self.of_c(c[:, :1]).chunk(3, -1)[1:]  # type: ignore[misc]
         return x + self.out_c(attention(q, k, v))
 
 

@@ -412,6 +412,6 @@ def test_gathered_keys_of_grouped_heads() -> None:
     ]
     (map,) = found.maps((x,))
     torch.testing.assert_close(map.sum(-1), torch.ones(map.shape[:-1]))
-    seen = torch.zeros(TOKENS, TOKENS, dtype=torch.bool).scatter(1, model.seen, True)
+    seen = torch.zeros(TOKENS, TOKENS, dtype=torch.bool).scatter(1, model.seen, True)  # type: ignore[arg-type]
     assert bool((map[..., ~seen] == 0).all())
     assert bool((map[..., seen] > 0).all())

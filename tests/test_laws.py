@@ -52,7 +52,7 @@ def test_permuted_tokens_have_permuted_relevance() -> None:
 
 def test_fused_and_written_out_attention_agree() -> None:
     tokens = {"tokens": ids(2, SIZE, 50)}
-    fused, written = (fxplain.explain(make(lambda f=f: Bag(f)), tokens, target=1) for f in (True, False))
+    fused, written = (fxplain.explain(make(lambda f=f: Bag(f)), tokens, target=1) for f in (True, False))  # type: ignore[misc]
     assert_same(fused, written, 1e-5, "fused")
 
 

@@ -90,7 +90,7 @@ BODIES: dict[str, Callable[[Attends, Tensor], Tensor]] = {
         1, torch.tensor([8, 1, 3, 0, 2]), x
     ),
     "sliced": lambda m, x: torch.cat([x[:, 1:], x[:, :1] * 2], 1),
-    "split": lambda m, x: sum(part.repeat(1, 1, 2) for part in x.chunk(2, -1)),
+    "split": lambda m, x: sum(part.repeat(1, 1, 2) for part in x.chunk(2, -1)),  # type: ignore[dict-item, return-value]
     "einsum": lambda m, x: torch.einsum("btf,gf->btg", x, m.one.weight),
     "resampled": lambda m, x: F.interpolate(x.mT, size=9, mode="linear").mT,
     "summed up": lambda m, x: x.cumsum(1),
@@ -149,7 +149,7 @@ def test_attnlrp_of_a_linear_body_is_gradient_times_input(kind: str) -> None:
         maps = (model.query(x) @ model.key(x).mT / WIDE**0.5).softmax(-1).detach()
         return maps @ model.value(x)
 
-    model.attend = constant  # type: ignore[method-assign]
+    model.attend = constant  # type: ignore[assignment, method-assign]
     model(x)[:, 1].sum().backward()
     model.attend = held  # type: ignore[method-assign]
     assert x.grad is not None
@@ -200,7 +200,7 @@ def halves(m: Attends, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", list(SPELLINGS))
 def test_how_it_is_spelled_makes_no_difference(kind: str, method: str) -> None:
     one, other = (
-        relevance(lambda m, x, spelled=spelled: halves(m, spelled(m, x)), method)
+        relevance(lambda m, x, spelled=spelled: halves(m, spelled(m, x)), method)  # type: ignore[misc]
         for spelled in SPELLINGS[kind]
     )
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
@@ -233,7 +233,7 @@ class Fused(nn.Module):
 @pytest.mark.parametrize("method", [*TO_INPUTS, "transformer_attribution", "partial_lrp"])
 def test_a_fused_attention_is_the_one_written_out(method: str, mask: bool) -> None:
     x = floats(2, 5, 8, seed=4).double()
-    one, other = (explained(make(lambda f=f: Fused(f, mask)).double(), x, method) for f in (True, False))
+    one, other = (explained(make(lambda f=f: Fused(f, mask)).double(), x, method) for f in (True, False))  # type: ignore[misc]
     torch.testing.assert_close(one.relevance["x"], other.relevance["x"], rtol=1e-5, atol=1e-7)
 
 

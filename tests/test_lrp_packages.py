@@ -161,7 +161,7 @@ def test_epsilon_is_that_of_autolrp_but_for_three_rules(name: str, monkeypatch: 
         rule={**autolrp.BASE, "AddBackward": signed, "SubBackward": signed, "MulBackward": halved}, eps=1e-11
     )
     score = score_of(name, model(**{key: given}).logits)
-    score.lrp(config=config)
+    score.lrp(config=config)  # type: ignore[attr-defined]
     method = replace(METHODS["lrp_epsilon"], explain=ToInputs(epsilon_rules(1e-11)))
     monkeypatch.setitem(METHODS, "lrp_epsilon", method)
     result = fxplain.explain(model, inputs, target=TARGETS[name], method="lrp_epsilon")

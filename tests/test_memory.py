@@ -142,7 +142,7 @@ def test_gradients_of_several_targets_take_no_more_than_they_may() -> None:
     alone = peak_of(model, lambda: traced.explain(x, (0, 2)))
     peaks = []
     for memory in (1, 1 << 20, 1 << 21, 1 << 30):
-        peaks.append(peak_of(model, lambda memory=memory: traced.explain_targets(x, targets, memory=memory)))
+        peaks.append(peak_of(model, lambda memory=memory: traced.explain_targets(x, targets, memory=memory)))  # type: ignore[misc]
         assert peaks[-1] <= alone * 1.2 + memory, f"{memory} bytes"
     assert peaks[0] < peaks[1] < peaks[2] < peaks[3]
 

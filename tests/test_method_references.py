@@ -55,7 +55,7 @@ def row(result: Any, name: str, sample: int) -> Tensor:
 def check(found: Tensor, wanted: Tensor, own: int = 0) -> None:
     wanted = wanted.detach().clone()
     wanted[own] = 0  # a token's relevance to itself is set aside
-    torch.testing.assert_close(found, wanted.to(found.dtype), **EXACT)
+    torch.testing.assert_close(found, wanted.to(found.dtype), **EXACT)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", SINGLE)
@@ -186,7 +186,7 @@ def test_rollout_and_raw_attention_where_two_streams_read_each_other() -> None:
 
 
 def check_plain(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted.to(found.dtype), **EXACT)
+    torch.testing.assert_close(found, wanted.to(found.dtype), **EXACT)  # type: ignore[arg-type]
 
 
 def test_gradcam_of_the_last_cross_attention() -> None:

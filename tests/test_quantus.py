@@ -50,7 +50,7 @@ def as_quantus_asks(explain_func: Any, model: nn.Module, x: np.ndarray, y: np.nd
     return a
 
 
-def test_maps_of_pictures(pictures):
+def test_maps_of_pictures(pictures: Any) -> None:
     x, y = pictures
     model = Logits().eval()
     explain = ExplainFunc()
@@ -64,7 +64,7 @@ def test_maps_of_pictures(pictures):
     assert not np.allclose(rollout, found)
 
 
-def test_a_copy_with_other_weights_is_another_model(pictures):
+def test_a_copy_with_other_weights_is_another_model(pictures: Any) -> None:
     x, y = pictures
     model, explain = Logits().eval(), ExplainFunc()
     before = as_quantus_asks(explain, model, x, y)
@@ -76,7 +76,7 @@ def test_a_copy_with_other_weights_is_another_model(pictures):
     np.testing.assert_allclose(as_quantus_asks(explain, model, x, y), before, rtol=1e-5, atol=1e-7)
 
 
-def test_tokens_and_what_is_no_map():
+def test_tokens_and_what_is_no_map() -> None:
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
     with pytest.raises(UnknownNameError):
@@ -88,7 +88,7 @@ def test_tokens_and_what_is_no_map():
 
 @pytest.mark.packages
 @pytest.mark.filterwarnings("ignore")
-def test_a_metric_of_the_package(pictures, monkeypatch):
+def test_a_metric_of_the_package(pictures: Any, monkeypatch: Any) -> None:
     quantus = pytest.importorskip("quantus")
     monkeypatch.setenv("PYTEST", "1")  # no bar
     x, y = pictures

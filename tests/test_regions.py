@@ -10,7 +10,7 @@ from torchvision.ops import nms, roi_align, roi_pool
 import fxplain
 
 CORNERS = [[0.0, 0, 4, 4], [2, 2, 8, 8], [1, 3, 6, 7], [0, 0, 8, 8], [4, 4, 8, 8], [0, 3, 3, 8]]
-BOXES = torch.tensor([[place // 3, *corners] for place, corners in enumerate(CORNERS)])
+BOXES = torch.tensor([[place // 3, *corners] for place, corners in enumerate(CORNERS)])  # type: ignore[misc]
 
 
 class Regions(nn.Module):

@@ -165,7 +165,7 @@ def test_json_reads_back(build) -> None:  # type: ignore[no-untyped-def]
     graph = build()
     back = nx.node_link_graph(json.loads(graph_json(graph)), edges="edges")
     assert dict(back.nodes(data=True)) == dict(graph.nodes(data=True))
-    assert list(back.edges(keys=True, data=True)) == list(graph.edges(keys=True, data=True))
+    assert list(back.edges(keys=True, data=True)) == list(graph.edges(keys=True, data=True))  # type: ignore[call-overload]
     assert back.graph == graph.graph
 
 

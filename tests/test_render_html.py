@@ -159,7 +159,7 @@ def test_constant_relevance_says_so_and_has_no_nan() -> None:
     ],
 )
 def test_spellings_of_tokenizers(tokens: list[str], shown: str) -> None:
-    assert "".join(" " * piece.gap + piece.text for piece in pieces(tokens)) == shown
+    assert "".join(piece.before + piece.text for piece in pieces(tokens)) == shown
 
 
 def test_letters_split_over_tokens_show_their_bytes() -> None:

@@ -246,7 +246,7 @@ def test_points_alone_are_explained_like_self_attention() -> None:
     relevancy = torch.eye(TOKENS, dtype=torch.float64)
     with torch.no_grad():
         for layer, given, gradient in zip(model.layers, calls, grown, strict=True):
-            relevancy = relevancy + slow_map(layer, *given, gradient) @ relevancy
+            relevancy = relevancy + slow_map(layer, *given, gradient) @ relevancy  # type: ignore[arg-type]
     torch.testing.assert_close(result.matrix("x", "x"), relevancy)
 
 

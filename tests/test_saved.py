@@ -23,7 +23,12 @@ from fxplain.adapters import load as load_model
 from fxplain.errors import InputError, LoadError, OutputError, UnsafeFileError, VerificationError
 from fxplain.saved.codec import decode, encode
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+SMALL: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 
 
 class Pooled(nn.Module):

@@ -82,7 +82,7 @@ def test_the_graph_is_run_once_and_backward_as_often_as_the_memory_makes_it(
     targets = [(place, label) for place in range(3) for label in range(3)]
     whole = traced.explain_targets(x, targets)
     runs, passes = [], []
-    run, grad = several_targets.run_graph, torch.autograd.grad
+    run, grad = several_targets.run_graph, torch.autograd.grad  # type: ignore[attr-defined]
     monkeypatch.setattr(several_targets, "run_graph", lambda *a: runs.append(run(*a)) or runs[-1])
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: passes.append(k) or grad(*a, **k))
     one = several_targets.chunk_size

@@ -26,9 +26,9 @@ class FastPath(nn.Module):
         if self.whole:
             rest = (*layer.norm1.parameters(), *layer.norm2.parameters())
             rest = (*rest, *layer.linear1.parameters(), *layer.linear2.parameters())
-            x = torch._transformer_encoder_layer_fwd(x, 8, 2, *own, False, False, 1e-5, *rest)
+            x = torch._transformer_encoder_layer_fwd(x, 8, 2, *own, False, False, 1e-5, *rest)  # type: ignore[arg-type]
         else:
-            x = x + torch._native_multi_head_attention(x, x, x, 8, 2, *own, need_weights=False)[0]
+            x = x + torch._native_multi_head_attention(x, x, x, 8, 2, *own, need_weights=False)[0]  # type: ignore[arg-type, misc]
         if self.followed:
             x = x + nn.functional.scaled_dot_product_attention(x, x, x)
         logits: Tensor = self.head(x[:, 0])

@@ -109,7 +109,7 @@ def test_where() -> None:
 
 def test_rebuilt_maps_are_looked_at_once_for_a_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
-    real = prediction.check_rebuilt
+    real = prediction.check_rebuilt  # type: ignore[attr-defined]
     monkeypatch.setattr(prediction, "check_rebuilt", lambda *args: looks.append(1) or real(*args))
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     traced = fxplain.trace(layer, torch.randn(1, 4, 8))

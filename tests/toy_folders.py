@@ -35,8 +35,13 @@ WORDS = [
     "it",
     "##s",
 ]
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-PICTURES = SMALL | {"image_size": 16, "patch_size": 8}
+SMALL: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+PICTURES: dict[str, Any] = SMALL | {"image_size": 16, "patch_size": 8}
 
 
 def tokenizer() -> Any:

@@ -6,15 +6,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxplain import evaluate
+    from fxplain import adapters, demo, errors, evaluate, targets
+    from fxplain.adapters.loaded import Loaded, LoadOptions
     from fxplain.attentions import Attention, CensusEntry, Mixing, Stream, TokenSpace
     from fxplain.comparison import Comparison
-    from fxplain.errors import FxplainError
+    from fxplain.errors import (
+        CaptureError,
+        DeviceError,
+        FxplainError,
+        InputError,
+        LoadError,
+        MethodError,
+        NoAttentionError,
+        NonFiniteError,
+        OutputError,
+        TargetError,
+        UnknownNameError,
+        UnknownOpError,
+        UnsafeFileError,
+        VerificationError,
+    )
     from fxplain.many.on_ray import explain_dataset_on_ray
     from fxplain.many.records import Explained, Sample
     from fxplain.many.run import explain_all, explain_dataset
     from fxplain.many.store import Explanations
     from fxplain.method_table import methods
+    from fxplain.render.display import Display
+    from fxplain.render.words import TokenText
     from fxplain.result import Relevance, Result
     from fxplain.saved.files import load
     from fxplain.traced import Traced, compare, explain, trace
@@ -24,22 +42,39 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Attention": "attentions",
+    "CaptureError": "errors",
     "CensusEntry": "attentions",
     "Comparison": "comparison",
-    "Finding": "verdict",
-    "FxplainError": "errors",
-    "Mixing": "attentions",
-    "Relevance": "result",
-    "Result": "result",
-    "Stream": "attentions",
-    "TokenSpace": "attentions",
-    "Traced": "traced",
-    "Verdict": "verdict",
-    "check": "verdict",
-    "compare": "traced",
+    "DeviceError": "errors",
+    "Display": "render.display",
     "Explained": "many.records",
     "Explanations": "many.store",
+    "Finding": "verdict",
+    "FxplainError": "errors",
+    "InputError": "errors",
+    "LoadError": "errors",
+    "LoadOptions": "adapters.loaded",
+    "Loaded": "adapters.loaded",
+    "MethodError": "errors",
+    "Mixing": "attentions",
+    "NoAttentionError": "errors",
+    "NonFiniteError": "errors",
+    "OutputError": "errors",
+    "Relevance": "result",
+    "Result": "result",
     "Sample": "many.records",
+    "Stream": "attentions",
+    "TargetError": "errors",
+    "TokenSpace": "attentions",
+    "TokenText": "render.words",
+    "Traced": "traced",
+    "UnknownNameError": "errors",
+    "UnknownOpError": "errors",
+    "UnsafeFileError": "errors",
+    "Verdict": "verdict",
+    "VerificationError": "errors",
+    "check": "verdict",
+    "compare": "traced",
     "explain": "traced",
     "explain_all": "many.run",
     "explain_dataset": "many.run",
@@ -48,25 +83,50 @@ _HOMES = {
     "methods": "method_table",
     "trace": "traced",
 }
+"""Public name -> the module of this package that has it."""
+
+_MODULES = ("adapters", "demo", "errors", "evaluate", "targets")
+"""Modules that are public as a whole: ``fxplain.adapters.load`` loads a model by name."""
 
 __all__ = [
     "Attention",
+    "CaptureError",
     "CensusEntry",
     "Comparison",
+    "DeviceError",
+    "Display",
     "Explained",
     "Explanations",
     "Finding",
     "FxplainError",
+    "InputError",
+    "LoadError",
+    "LoadOptions",
+    "Loaded",
+    "MethodError",
     "Mixing",
+    "NoAttentionError",
+    "NonFiniteError",
+    "OutputError",
     "Relevance",
     "Result",
     "Sample",
     "Stream",
+    "TargetError",
     "TokenSpace",
+    "TokenText",
     "Traced",
+    "UnknownNameError",
+    "UnknownOpError",
+    "UnsafeFileError",
     "Verdict",
+    "VerificationError",
+    "__version__",
+    "adapters",
     "check",
     "compare",
+    "demo",
+    "errors",
     "evaluate",
     "explain",
     "explain_all",
@@ -74,6 +134,7 @@ __all__ = [
     "explain_dataset_on_ray",
     "load",
     "methods",
+    "targets",
     "trace",
 ]
 
@@ -82,10 +143,11 @@ def __getattr__(name: str) -> Any:
     """Import what is asked for, when it is asked for: ``import fxplain`` alone stays light."""
     if name in _HOMES:
         return getattr(import_module(f"fxplain.{_HOMES[name]}"), name)
-    if name == "evaluate":
-        return import_module("fxplain.evaluate")
+    if name in _MODULES:
+        return import_module(f"fxplain.{name}")
     raise AttributeError(f"module 'fxplain' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, "evaluate"])
+    """The public names, and no others."""
+    return sorted(__all__)

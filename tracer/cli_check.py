@@ -14,12 +14,13 @@ def run_check(ask: Ask, target: str | None, output: str | None) -> None:
 
     loaded = ask.load()
     wanted = parse_target(target, loaded.labels) if target is not None else None
-    inputs = ask.prepare(loaded)[0] if ask.has_inputs else loaded.example()
+    inputs, display = ask.prepare(loaded) if ask.has_inputs else (loaded.example(), None)
     with working("capturing, finding attention and explaining"):
         verdict = check(loaded.model, inputs, wanted, output)
     typer.echo(f"{loaded.name}: {verdict}")
     notes = verdict.traced.notes if verdict.traced is not None else ()
-    for note in dict.fromkeys((*loaded.notes, *notes)):
+    prepared = display.notes if display is not None else ()
+    for note in dict.fromkeys((*loaded.notes, *prepared, *notes)):
         typer.echo(f"note: {note}")
     if not verdict.understood:
         raise typer.Exit(1)

@@ -69,9 +69,14 @@ def run_dataset(ask: Ask, wanted: Wanted, data: Path, out: Path, batch_size: int
     loaded = replace(ask, options=ask.options | {"device": _device(ask.options.get("device"))}).load()
     target = parse_target(wanted.target, loaded.labels) if wanted.target is not None else None
 
+    notes: dict[str, str] = {}
+
     def prepare(entry: Entry) -> Sample:
         image, text = ((entry.image,) if entry.image else ()), ((entry.text,) if entry.text else ())
-        inputs, _ = loaded.prepare(image=image, text=text, input=entry.tensors, decoder_text=ask.decoder_text)
+        inputs, display = loaded.prepare(
+            image=image, text=text, input=entry.tensors, decoder_text=ask.decoder_text
+        )
+        notes.update({note: entry.key for note in display.notes if note not in notes})
         return Sample(inputs, key=entry.key)
 
     found = explain_dataset(
@@ -89,6 +94,8 @@ def run_dataset(ask: Ask, wanted: Wanted, data: Path, out: Path, batch_size: int
     typer.echo(f"explained {len(found)} of {len(entries)}")
     for index, text in found.errors.items():
         typer.echo(f"refused   {entries[index].key}: {text.splitlines()[0]}")
+    for note, key in notes.items():
+        typer.echo(f"note      {note}" if key in note else f"note      {note} (first: {key})")
     typer.echo(f"wrote     {out}")
 
 

@@ -58,7 +58,7 @@ def run_explain(ask: Ask, wanted: Wanted, out: tuple[Path, ...]) -> None:
         answer.save(path, display)
     lost = [name for name in given if name not in {space.source for space in result.spaces}]
     more = [f"no token was born from the input {name!r}, so it is not drawn" for name in sorted(lost)]
-    for line in summary(answer, display, (*loaded.notes, *more)):
+    for line in summary(answer, display, (*loaded.notes, *display.notes, *more)):
         typer.echo(line)
     for path in paths:
         typer.echo(f"wrote     {path}")

@@ -62,11 +62,16 @@ def _index(part: str, labels: Mapping[int, str]) -> int:
 
 def _lookup(name: str, labels: Mapping[int, str]) -> int | None:
     """The index of a name: as it is written, else as a word of a vocabulary, else in other letters' case."""
-    for same in (_exact, _word, _any_case, _any_case_word):
+    for same in (_begins, _exact, _word, _any_case, _any_case_word):
         for index, label in labels.items():
             if name and same(name, label):
                 return index
     return None
+
+
+def _begins(name: str, label: str) -> bool:
+    """A token that begins a word comes before one that goes on with it."""
+    return label == f" {name}"
 
 
 def _exact(name: str, label: str) -> bool:

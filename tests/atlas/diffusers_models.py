@@ -68,7 +68,7 @@ def names() -> list[str]:
 def _classes() -> dict[str, type[nn.Module]]:
     kinds = {name: getattr(diffusers, name, None) for name in dir(diffusers)}
     return {
-        name: kind
+        name: kind  # type: ignore[misc]
         for name, kind in kinds.items()
         if inspect.isclass(kind)
         and issubclass(kind, ModelMixin)

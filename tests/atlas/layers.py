@@ -31,7 +31,7 @@ def shrink_depths(config: Any) -> list[int]:
     per_layer = {n: v for n, v in facts.items() if _has_entries(n, v, old)}
     numbered = {n: v for n, v in facts.items() if _numbers_layers(n, v, old)}
     entries = [map(str, v) for v in per_layer.values()]
-    entries += [[str(place in v) for place in range(old)] for v in numbered.values()]
+    entries += [[str(place in v) for place in range(old)] for v in numbered.values()]  # type: ignore[misc]
     rows = list(zip(*entries, strict=True))
     kinds = list(dict.fromkeys(rows))[:MOST_KINDS]
     named = len(facts.get("stage_names") or ()) == old + 1

@@ -48,7 +48,7 @@ def keep_relations(config: Any, before: dict[str, Any]) -> None:
     width = facts.get("hidden_size", 0)
     for name, value in before.items():
         if is_ints(value) and len(value) == 2 and sum(value) == before.get("hidden_size"):
-            assign(config, name, type(value)((width // 4, width - width // 4)))
+            assign(config, name, type(value)((width // 4, width - width // 4)))  # type: ignore[misc]
     if "coordinate_size" in before and "shape_size" in before:  # four of the one and two of the other
         assign(config, "coordinate_size", width * 3 // 16)
         assign(config, "shape_size", width // 8)

@@ -122,7 +122,7 @@ def _narrow(given: Arguments) -> dict[str, Any]:
     if type(shared) is int:
         found["num_kv_heads"] = max(shared * HEADS // many, 1)
     elif type(shared) in (tuple, list):
-        found["num_kv_heads"] = type(shared)(max(each * HEADS // many, 1) for each in shared)
+        found["num_kv_heads"] = type(shared)(max(each * HEADS // many, 1) for each in shared)  # type: ignore[misc]
     return found
 
 

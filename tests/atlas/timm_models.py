@@ -13,7 +13,7 @@ from functools import cache
 
 import timm
 import torch
-from timm.layers import set_fused_attn
+from timm.layers import set_fused_attn  # type: ignore[attr-defined]
 from torch import nn
 
 from atlas.cases import Case, NotBuiltError

@@ -172,9 +172,9 @@ def _stack(kind: str, options: Options) -> Case:
     if not kind.endswith("Layer"):
         norm = nn.LayerNorm(WIDTH) if options["norm"] else None
         if decoder:
-            model = nn.TransformerDecoder(layer, 2, norm)
+            model = nn.TransformerDecoder(layer, 2, norm)  # type: ignore[arg-type]
         else:
-            model = nn.TransformerEncoder(layer, 2, norm, enable_nested_tensor=options["nested"])
+            model = nn.TransformerEncoder(layer, 2, norm, enable_nested_tensor=options["nested"])  # type: ignore[arg-type]
     said = _numbers(BATCH, WORDS, WIDTH)
     read = _numbers(BATCH, OTHERS, WIDTH, seed=2)
     if not options["batch_first"]:

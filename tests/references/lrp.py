@@ -8,6 +8,7 @@ relevance on as it is; a tensor that is read several times adds up what comes ba
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -135,7 +136,7 @@ def one_hot(logits: Tensor, target: int) -> Tensor:
     return F.one_hot(torch.tensor([target]), logits.shape[-1]).to(logits.dtype)
 
 
-def bert(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attributed:
+def bert(model: Any, inputs: Inputs, sample: int, target: int) -> Attributed:
     """``BertForSequenceClassification``: post-norm layers, pooler, classifier."""
     net = model.bert
     real = int(inputs["attention_mask"][sample].sum())  # padding takes no part
@@ -173,7 +174,7 @@ def bert(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attribut
     return Attributed(*(F.pad(t, (0, missing)) for t in vars(found).values() if t is not None))
 
 
-def vit(model: nn.Module, inputs: Inputs, sample: int, target: int) -> Attributed:
+def vit(model: Any, inputs: Inputs, sample: int, target: int) -> Attributed:
     """``ViTForImageClassification``: pre-norm layers, classified at the class token; down to the pixels."""
     net, image = model.vit, inputs["pixel_values"][sample]
     projection = net.embeddings.patch_embeddings.projection

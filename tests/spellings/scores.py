@@ -261,7 +261,7 @@ class TalkingConv(TalkingBefore):
     """The same by a 1 x 1 convolution, whose channels are the heads."""
 
     def extend(self) -> None:
-        self.talk = nn.Conv2d(HEADS, HEADS, 1, bias=False)
+        self.talk = nn.Conv2d(HEADS, HEADS, 1, bias=False)  # type: ignore[assignment]
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         mixed: Tensor = self.talk(Plain.scores(self, q, k))

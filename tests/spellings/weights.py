@@ -182,7 +182,7 @@ class Fused(Plain):
             return merge(update), scores.masked_fill(~causal, float("-inf")).softmax(-1)
         if self.how == "float":
             bias = self.bias
-            update = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            update = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # type: ignore[arg-type]
             return merge(update), (scores + bias).softmax(-1)
         scale = 0.7 if self.how == "scale" else None
         return merge(functional.scaled_dot_product_attention(q, k, v, scale=scale)), scores.softmax(-1)

@@ -164,7 +164,7 @@ class Scripted(Variant):
 class Parametrised(Variant):
     def extend(self) -> None:
         self.q, self.k = (nn.utils.parametrizations.weight_norm(layer) for layer in (self.q, self.k))
-        self.v = nn.utils.parametrizations.spectral_norm(self.v)
+        self.v = nn.utils.parametrizations.spectral_norm(self.v)  # type: ignore[assignment]
         with torch.no_grad():
             self.q.parametrizations.weight.original0.mul_(2)
 

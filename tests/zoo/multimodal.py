@@ -13,9 +13,14 @@ from zoo.spec import EVERY, Builder, Case, Expected, Inputs, Site, floats, ids, 
 from zoo.text import BOTH, EAGER, ENCODER, LENGTH, PADDED, reported
 from zoo.vision import PATCHES, VIT
 
-TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-IMAGE = TOWER | {"image_size": 32, "patch_size": 8}
-WORDS = TOWER | {"vocab_size": 99, "max_position_embeddings": 32}
+TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+IMAGE: dict[str, Any] = TOWER | {"image_size": 32, "patch_size": 8}
+WORDS: dict[str, Any] = TOWER | {"vocab_size": 99, "max_position_embeddings": 32}
 EOT = 98
 """The id of the end-of-text token: the row that CLIP reads."""
 

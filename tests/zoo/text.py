@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from zoo.spec import Builder, Case, Expected, Inputs, Site, ids, make, mask, rows, selves
 
 LENGTH = 7
-PADDED = {"input_ids": ((), (5, 6))}
-ENCODER = {
+PADDED: dict[str, Any] = {"input_ids": ((), (5, 6))}
+ENCODER: dict[str, Any] = {
     "vocab_size": 99,
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -22,9 +22,9 @@ ENCODER = {
     "max_position_embeddings": 32,
     "num_labels": 3,
 }
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-GROUPED = ENCODER | SPECIAL | {"num_key_value_heads": 2}
-DECODER = GROUPED | {"head_dim": 8}
+SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GROUPED: dict[str, Any] = ENCODER | SPECIAL | {"num_key_value_heads": 2}
+DECODER: dict[str, Any] = GROUPED | {"head_dim": 8}
 GPT2 = SPECIAL | {
     "vocab_size": 99,
     "n_embd": 32,
@@ -140,7 +140,7 @@ def gemma2(attn: str) -> Case:
     return causal(make(lambda: hf.Gemma2ForCausalLM(config)))
 
 
-EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
+EXPERTS: dict[str, Any] = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 
 
 def mixtral(attn: str) -> Case:
@@ -230,7 +230,7 @@ def t5(attn: str) -> Case:
     )
 
 
-BART = {
+BART: dict[str, Any] = {
     "d_model": 32,
     "encoder_layers": 2,
     "decoder_layers": 2,

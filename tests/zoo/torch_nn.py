@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zoo.spec import Builder, Case, Expected, Inputs, Site, floats, make, rows, selves
 
 WIDTH, HEADS, LENGTH, MEMORY = 32, 4, 5, 7
-LAYER = {"d_model": WIDTH, "nhead": HEADS, "dim_feedforward": 48, "dropout": 0.0}
+LAYER: dict[str, Any] = {"d_model": WIDTH, "nhead": HEADS, "dim_feedforward": 48, "dropout": 0.0}
 
 
 class Headed(nn.Module):

@@ -14,7 +14,7 @@ from zoo.text import BOTH, EAGER, reported
 
 PATCHES = 16
 """4 x 4 patches of an image of 32 x 32 pixels."""
-VIT = {
+VIT: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -154,7 +154,7 @@ def sam(attn: str) -> Case:
     return make(lambda: hf.SamModel(config)), inputs, expected
 
 
-DETR = {
+DETR: dict[str, Any] = {
     "d_model": 32,
     "encoder_layers": 2,
     "decoder_layers": 2,

@@ -21,10 +21,12 @@ class Display:
 
     Args:
         images: token space -> one picture per sample, uint8 [H, W, 3] or, for video, [T, H, W, 3].
-        tokens: token space -> per sample the texts of its tokens, as the tokenizer spells them.
+        tokens: token space -> per sample the texts of its tokens. As :class:`TokenText` they hold their own
+            spaces and line breaks; plain strings are words, or tokens as a tokenizer spells them.
         labels: names of the targets: index -> name, or a sequence indexed by the target.
         title: heads the report and the picture, e.g. the model's name.
         captions: one line per sample, e.g. the name of the file it came from.
+        notes: what a person should know of how the inputs were made, e.g. that a text was cut.
 
     Example:
         >>> display = Display(tokens={"input_ids": [["[CLS]", "good", "[SEP]"]]}, labels=["bad", "good"])
@@ -37,6 +39,7 @@ class Display:
     labels: Mapping[int, str] | Sequence[str] = ()
     title: str = ""
     captions: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     def image(self, space: str, sample: int) -> Picture | None:
         """The picture of one sample, or None; a grey one is given three channels."""
@@ -71,6 +74,8 @@ class Display:
             return str(index)
         name = self._label(index[-1]) if index else None
         text = ", ".join(str(entry) for entry in index)
+        if name and name != name.strip():  # a word of a vocabulary, with the space that begins it
+            name = repr(name)
         return f"{text} ({name})" if name else text
 
     def question(self, questions: Sequence[Question], sample: int) -> str:

@@ -63,6 +63,7 @@ def report(result: Result, display: Display) -> str:
         title=display.title or "fxplain",
         result=result,
         samples=samples,
+        notes=[*display.notes, *result.notes],
         kinds={kind: kind_name(kind) for kind in dict.fromkeys(a.kind for a in result.attentions)},
         kind_name=kind_name,
     )

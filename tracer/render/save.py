@@ -121,7 +121,7 @@ def result_facts(result: Result, display: Display) -> dict[str, Any]:
         "questions": [display.question(result.questions, i) for i in range(len(result.questions))],
         "score": plain(result.score),
         "verified": plain(result.verified),
-        "notes": list(result.notes),
+        "notes": [*display.notes, *result.notes],
         "captions": [display.caption(i) for i in range(result.batch)],
         "readout": plain(result.readout),
         "spaces": [plain(asdict(space)) for space in result.spaces],

@@ -87,7 +87,7 @@ def comparison_page(comparison: Comparison, display: Display) -> str:
         title=display.title or "fxplain",
         result=first,
         samples=found,
-        notes=list(comparison.notes),
+        notes=[*display.notes, *comparison.notes],
         methods=[(name, _about(name)) for name in comparison],
         refused=[(name, str(error).splitlines()) for name, error in comparison.refused.items()],
         kind_name=kind_name,

@@ -19,13 +19,14 @@ class Token:
 
     text: str
     raw: str
-    """As the tokenizer spells it; for the tooltip."""
+    """As it was given; for the tooltip."""
     strength: str
     """0 to 1, as CSS writes it: how strong the colour is."""
     style: str
     """Classes: ``neg`` for negative relevance, ``hot`` for strong colour, ``own`` for a row read."""
     tip: str
-    gap: bool
+    before: str
+    """The space and line breaks before it, which are not coloured."""
     line_break: bool
     special: bool
     """A tokenizer's own mark, always written left to right."""
@@ -65,7 +66,13 @@ def text_page(result: Result, display: Display) -> str:
         }
         for i in range(result.batch)
     ]
-    return page("text.html.j2", title=display.title or "coloured text", result=result, samples=samples)
+    return page(
+        "text.html.j2",
+        title=display.title or "coloured text",
+        result=result,
+        samples=samples,
+        notes=display.notes,
+    )
 
 
 def _coloured(space: Shown, texts: Sequence[str]) -> ColouredText:
@@ -84,7 +91,7 @@ def _coloured(space: Shown, texts: Sequence[str]) -> ColouredText:
                 strength=f"{abs(strength):.3f}",
                 style=" ".join(name for name, wanted in classes if wanted),
                 tip=_tip(i, raw, float(space.values[i]), own),
-                gap=piece.gap,
+                before=piece.before,
                 line_break=piece.line_break,
                 special=special(raw),
             )
@@ -96,4 +103,6 @@ def _coloured(space: Shown, texts: Sequence[str]) -> ColouredText:
 
 def _tip(index: int, raw: str, value: float, own: bool) -> str:
     remark = "\nthis row was read: its own entry is not coloured" if own else ""
-    return f"{number(value)}\ntoken {index}: {raw!r}{remark}"
+    read_as = getattr(raw, "read_as", "")
+    instead = f", read as {read_as}" if read_as else ""
+    return f"{number(value)}\ntoken {index}: {str(raw)!r}{instead}{remark}"

@@ -9,9 +9,36 @@ from dataclasses import dataclass
 from functools import cache
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_PART = "·"
+"""For a token without a text of its own: another part of a character that the token before shows."""
 _VISIBLE = {"\n": "⏎", "\r": "␍", "\t": "⇥", " ": "␣", "": "∅"}
 _JOINERS = "\u200c\u200d"
 """Zero-width characters that letters and emoji need; all other format characters are shown by number."""
+
+
+class TokenText(str):
+    """The text that one token stands for, with the spaces and line breaks that belong to it.
+
+    Joined, the texts of all tokens that are not special are the whole text.
+
+    Args:
+        text: that text; for a special token, its name.
+        special: the tokenizer's own mark, such as ``[CLS]``, which stands beside the text.
+        read_as: what the model read instead, where it did not know the word; else ''.
+
+    Example:
+        >>> tokens = [TokenText("[CLS]", special=True), TokenText("play"), TokenText("ing"), TokenText(" on")]
+        >>> [(p.before, p.text) for p in pieces(tokens)]
+        [('', '[CLS]'), (' ', 'play'), ('', 'ing'), (' ', 'on')]
+    """
+
+    special: bool
+    read_as: str
+
+    def __new__(cls, text: str, special: bool = False, read_as: str = "") -> TokenText:
+        made = super().__new__(cls, text)
+        made.special, made.read_as = special, read_as
+        return made
 
 
 @dataclass(frozen=True)
@@ -19,27 +46,52 @@ class Piece:
     """One token as it is shown."""
 
     text: str
-    gap: bool
-    """A space stands before it."""
+    before: str
+    """The space and line breaks before it, which are not coloured."""
     line_break: bool
     """The line ends after it."""
 
 
 def pieces(tokens: Sequence[str]) -> list[Piece]:
-    """The tokens of one text, readable; the tokenizer's convention is seen from the tokens themselves.
+    """The tokens of one text, readable.
+
+    Where all are :class:`TokenText` their spaces are known; otherwise the tokenizer's convention is guessed.
 
     Example:
-        >>> [(p.gap, p.text) for p in pieces(["[CLS]", "play", "##ing"])]
-        [(False, '[CLS]'), (True, 'play'), (False, 'ing')]
-        >>> [(p.gap, p.text) for p in pieces(["The", "\u0120caf\u00c3\u00a9"])]
-        [(False, 'The'), (True, 'caf\u00e9')]
+        >>> [(p.before, p.text) for p in pieces(["[CLS]", "play", "##ing"])]
+        [('', '[CLS]'), (' ', 'play'), ('', 'ing')]
+        >>> [(p.before, p.text) for p in pieces(["The", "\u0120caf\u00c3\u00a9"])]
+        [('', 'The'), (' ', 'caf\u00e9')]
     """
+    written = [token for token in tokens if isinstance(token, TokenText)]
+    return _as_written(written) if len(written) == len(tokens) else _guessed(tokens)
+
+
+def _as_written(tokens: Sequence[TokenText]) -> list[Piece]:
+    shown: list[Piece] = []
+    for i, token in enumerate(tokens):
+        text = token.lstrip(" \n\r\t")
+        before = token[: len(token) - len(text)] if text else ""
+        apart = i > 0 and (token.special or tokens[i - 1].special)
+        shown.append(
+            Piece(
+                _readable(text) or "".join(_VISIBLE.get(c, c) for c in token) or _PART,
+                before or " " * apart,
+                "\n" in (text or token),
+            )
+        )
+    return shown
+
+
+def _guessed(tokens: Sequence[str]) -> list[Piece]:
     split = _convention(tokens)
     shown = []
     gap_after = False
     for i, token in enumerate(tokens):
         gap, text, gap_next = split(token)
-        shown.append(Piece(_readable(text), (gap or gap_after) and i > 0, "\n" in text))
+        shown.append(
+            Piece(_readable(text) or _VISIBLE[""], " " * ((gap or gap_after) and i > 0), "\n" in text)
+        )
         gap_after = gap_next
     return shown
 
@@ -62,12 +114,14 @@ def direction(tokens: Sequence[str]) -> str:
 
 
 def _convention(tokens: Sequence[str]) -> Callable[[str], tuple[bool, str, bool]]:
-    if any(token.startswith("##") for token in tokens):
-        return _word_piece
-    if any(token.startswith("Ġ") for token in tokens):
+    if any(
+        token.startswith(("Ġ", "Ċ")) for token in tokens
+    ):  # before "##", which starts headings of Markdown
         return _byte_pairs
     if any(token.startswith("▁") for token in tokens):
         return _sentence_piece
+    if any(token.startswith("##") for token in tokens):
+        return _word_piece
     if any(token.endswith("</w>") for token in tokens):
         return lambda token: (False, token.removesuffix("</w>"), token.endswith(("</w>", "|>")))
     if any(token.endswith("@@") for token in tokens):
@@ -104,6 +158,8 @@ def _byte_pairs(token: str) -> tuple[bool, str, bool]:
 
 def special(token: str) -> bool:
     """Whether the token is the tokenizer's own mark, such as ``[CLS]``, ``</s>`` or ``<|endoftext|>``."""
+    if isinstance(token, TokenText):
+        return token.special
     return bool(re.fullmatch(r"<\|?[\w/ ]+\|?>|\[\w+\]", token))
 
 
@@ -117,7 +173,7 @@ def _byte_letters() -> dict[str, int]:
 
 def _readable(text: str) -> str:
     """Nothing invisible stays invisible, and nothing can turn the direction of the page."""
-    if text in _VISIBLE:
+    if text and text in _VISIBLE:
         return _VISIBLE[text]
     return "".join(_character(letter) for letter in text)
 
