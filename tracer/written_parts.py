@@ -131,9 +131,10 @@ _SPANS: dict[Any, Callable[[Node, int], Span | None]] = {
 }
 _WRITES = frozenset((aten.slice_scatter.default, aten.select_scatter.default))
 _READS = frozenset(_SPANS) - _WRITES
-_SPLITS = frozenset(
-    (aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.unsafe_split.Tensor)
-    + (aten.chunk.default, aten.unsafe_chunk.default, aten.tensor_split.sections, aten.tensor_split.indices)
+_SPLITS: frozenset[Any] = frozenset(
+    getattr(packet, overload)
+    for packet in (aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split)
+    for overload in packet.overloads()
 )
 
 
