@@ -76,9 +76,7 @@ def siglip(attn: str) -> Case:
 
     def maps(model: nn.Module, inputs: Inputs) -> list[tuple[int, Tensor]]:
         with torch.no_grad():
-            out = model(**inputs, output_attentions=True)
-        found = [*out.vision_model_output.attentions, *out.text_model_output.attentions]
-        return list(zip([0, 1, 3, 4], found, strict=True))
+            return list(zip([0, 1, 3, 4], run_with_maps(model, inputs)[1], strict=True))
 
     expected = Expected(
         sites=sites,
