@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+import torch
 import transformers as hf
 
+import fxplain
 from zoo.multimodal import MULTIMODAL
 from zoo.spec import EVERY, Builder, Case, Expected, Site, slice_batch
 from zoo.text import TEXT
@@ -25,4 +29,20 @@ ZOO: dict[str, Builder] = {
     if name not in FUSED_LATER or FUSED_LATER[name]._supports_sdpa
 }
 
-__all__ = ["EVERY", "ZOO", "Builder", "Case", "Expected", "Site", "slice_batch"]
+
+@cache
+def built(name: str) -> Case:
+    """One model, its inputs and what is to be found; shared by all tests of a process, so left as it is."""
+    return ZOO[name]()
+
+
+@cache
+def traced(name: str) -> fxplain.Traced:
+    """The same, traced once for all tests of a process."""
+    model, inputs, _ = built(name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return fxplain.trace(model, inputs)
+
+
+__all__ = ["EVERY", "ZOO", "Builder", "Case", "Expected", "Site", "built", "slice_batch", "traced"]
