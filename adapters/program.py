@@ -12,6 +12,7 @@ from fxplain.adapters.generic import loaded_from
 from fxplain.adapters.loaded import Loaded, LoadOptions
 from fxplain.captured import Captured
 from fxplain.errors import LoadError, first_line
+from fxplain.guard import quiet
 from fxplain.inputs import positional_names
 from fxplain.program_audit import audit, output_classes, record_of
 from fxplain.saved.files import FOUND
@@ -45,7 +46,8 @@ def _read(path: Path) -> Any:
     try:
         for name in output_classes(path):  # importing the module registers how its outputs are put together
             importlib.import_module(name)
-        return torch.export.load(str(path))
+        with quiet():
+            return torch.export.load(str(path))
     except Exception as error:  # torch raises whatever the broken part of the archive makes it raise
         raise LoadError(
             "the exported program cannot be read",

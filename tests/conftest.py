@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +40,31 @@ def jobs(module: Callable[[str], Any]) -> dict[str, Any]:
     """All experiments by name."""
     found: dict[str, Any] = module("run").jobs()
     return found
+
+
+# -- which tests share a process, under pytest-xdist: those that share what was traced
+
+SHARING = re.compile(r"\b(from zoo import .*\btraced\b|from references import .*\bexactly_traced\b)")
+ALONE = ("test_atlas.py::test_sample", "test_docs.py", "test_experiments.py")
+"""Long tests that share nothing."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class ByWhatIsShared(LoadScopeScheduling):  # type: ignore[misc]
+        """A process takes whole files; those on the traced models of the zoo are one."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return nodeid if any(part in nodeid for part in ALONE) else group_of(path)
+
+    return ByWhatIsShared(config, log)
+
+
+@cache
+def group_of(path: str) -> str:
+    """The group of a test file, named by its path from the root."""
+    file = Path(__file__).parent.parent / path
+    return "zoo" if file.exists() and SHARING.search(file.read_text(encoding="utf-8")) else path

@@ -323,6 +323,8 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     assert captured.verified <= 1e-2
 
 
+# torch.compile imports code of torch's own that some releases call deprecated
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_wrapper_is_seen_through() -> None:
     model = made(Attend)
     captured = capture(torch.compile(model), (torch.randn(2, 4, 8),), {})  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from speed_meters import peak_bytes
 from test_method_samples import Classes
 from torch import Tensor, nn
-from zoo import ZOO
+from zoo import built, traced
 
 import fxplain
 from fxplain import map_blocks
@@ -45,10 +45,9 @@ def sliced(traced: Traced, x: Tensor) -> tuple[PassingGradients, dict[str, Tenso
 
 @pytest.mark.parametrize("name", FAMILIES.split())
 def test_checkpointing_changes_nothing_but_memory(name: str) -> None:
-    model, inputs, expected = ZOO[name]()
-    traced = fxplain.trace(model, inputs)
+    _, inputs, expected = built(name)
     rows, again = (
-        traced.explain(inputs, expected.target, output=expected.output, mode=mode)
+        traced(name).explain(inputs, expected.target, output=expected.output, mode=mode)
         for mode in ("rows", "checkpoint")
     )
     assert again.mode == "rows"
@@ -167,11 +166,9 @@ def test_methods_with_ways_of_their_own_refuse(method: str) -> None:
 
 
 def test_where_no_rows_can_be_carried_it_refuses() -> None:
-    model, inputs, expected = ZOO["sam-sdpa"]()
+    _, inputs, expected = built("sam-sdpa")
     with pytest.raises(MethodError, match="co-attention"):
-        fxplain.trace(model, inputs).explain(
-            inputs, expected.target, output=expected.output, mode="checkpoint"
-        )
+        traced("sam-sdpa").explain(inputs, expected.target, output=expected.output, mode="checkpoint")
 
 
 def test_a_graph_that_writes_is_refused() -> None:

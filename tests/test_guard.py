@@ -168,6 +168,14 @@ def test_quiet_restores_logging() -> None:
     assert logging.getLogger("torch.export").isEnabledFor(logging.ERROR)
 
 
+def test_quiet_lets_no_warning_through() -> None:
+    """Some releases of torch warn of their own code when they read a program."""
+    with quiet():
+        warnings.warn("of torch's own code", UserWarning, stacklevel=1)
+    with pytest.warns(UserWarning, match="the user's"):
+        warnings.warn("the user's", UserWarning, stacklevel=1)
+
+
 def test_a_read_only_mapping_of_a_module_is_left_alone() -> None:
     class Frozen(OrderedDict[str, int]):
         """A configuration that refuses to be written."""

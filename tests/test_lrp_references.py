@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from references import doubled
+from references import exact, exactly_traced
 from references.lrp import Attributed, bert, vit
 from torch import Tensor, nn
-from zoo import ZOO
 from zoo.spec import Inputs
 
 import fxplain
@@ -35,9 +34,10 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize(("name", "by_hand"), CASES, ids=[name for name, _ in CASES])
 def test_the_methods_equal_the_equations(name: str, by_hand: By_hand) -> None:
-    model, inputs = doubled(*ZOO[name]()[:2])
-    traced = fxplain.trace(model, inputs)
-    results = {method: traced.explain(inputs, target=TARGET, method=method) for method in METHODS}
+    model, inputs, _ = exact(name)
+    results = {
+        method: exactly_traced(name).explain(inputs, target=TARGET, method=method) for method in METHODS
+    }
     for sample in range(2):
         expected = by_hand(model, inputs, sample, TARGET)
         for method, wanted in ((method, getattr(expected, name)) for method, name in METHODS.items()):

@@ -6,9 +6,7 @@ import re
 
 import pytest
 import torch
-from zoo import ZOO
-
-import fxplain
+from zoo import built, traced
 
 NAMES = (
     "bert_masked_lm-sdpa albert-sdpa deberta-eager gpt2-sdpa llama-sdpa gemma2-eager mixtral-eager "
@@ -23,10 +21,9 @@ TOLD = re.compile(r"(\S+) of (\S+) reached the tokens, (\S+) constants")
 
 @pytest.mark.parametrize("name", [*NAMES.split(), *LOSSY.split()])
 def test_lrp_runs_and_accounts_for_its_relevance(name: str) -> None:
-    model, inputs, expected = ZOO[name]()
-    traced = fxplain.trace(model, inputs)
+    _, inputs, expected = built(name)
     for method in ("lrp", "attnlrp", "transformer_attribution"):
-        result = traced.explain(inputs, target=expected.target, output=expected.output, method=method)
+        result = traced(name).explain(inputs, target=expected.target, output=expected.output, method=method)
         assert all(torch.isfinite(part).all() for part in result.relevance.values())
         assert any(part.abs().max() > 0 for part in result.relevance.values())
         if method == "lrp" and name not in LOSSY.split():

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -280,12 +281,21 @@ def make_once_killed(marker: Path) -> Any:
 def test_two_actors_of_ray_one_of_which_is_killed(model: nn.Module, tmp_path: Path) -> None:
     """Ray gives the chunk of the one that died to another."""
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=80_000_000)
-    try:
-        make = make_once_killed(tmp_path / "died")
-        found = fxplain.explain_dataset_on_ray(make, tmp_path / "out", batch_size=1, chunk=4)
-    finally:
-        ray.shutdown()
+    tests = {"env_vars": {"PYTHONPATH": os.path.dirname(dataset_job.__file__)}}  # workers import the dataset
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=80_000_000,
+            runtime_env=tests,
+            _temp_dir=folder,  # tmp_path is too long for Ray's sockets
+        )
+        try:
+            make = make_once_killed(tmp_path / "died")
+            found = fxplain.explain_dataset_on_ray(make, tmp_path / "out", batch_size=1, chunk=4)
+        finally:
+            ray.shutdown()
     assert (tmp_path / "died").exists()
     check(found, model, dataset(COUNT, (4,)))
     check_no_repetition(found)

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from references import doubled
+from references import exact, exactly_traced
 from references.baselines import attention_flow, cross_rollout, gradcam, legrad, means, rollout
 from references.models import lxmert_maps
 from references.slow import normalised
 from torch import Tensor
-from zoo import ZOO
 
 import fxplain
 
@@ -20,27 +19,15 @@ SINGLE = ["bert-eager", "vit-eager"]
 EXACT = {"rtol": 1e-8, "atol": 1e-10}
 
 
-@cache
-def model_of(name: str) -> Any:
-    model, inputs, expected = ZOO[name]()
-    return *doubled(model, inputs), expected
-
-
-@cache
-def traced(name: str) -> Any:
-    model, inputs, _ = model_of(name)
-    return fxplain.trace(model, inputs)
-
-
 def explained(name: str, method: str) -> Any:
-    _, inputs, expected = model_of(name)
-    return traced(name).explain(inputs, expected.target, method, output=expected.output)
+    _, inputs, expected = exact(name)
+    return exactly_traced(name).explain(inputs, expected.target, method, output=expected.output)
 
 
 @cache
 def reported(name: str) -> tuple[Any, list[Tensor], list[Tensor]]:
     """Output, maps and the gradients to them of the summed target logit."""
-    model, inputs, _ = model_of(name)
+    model, inputs, _ = exact(name)
     out = model(**inputs, output_attentions=True, output_hidden_states=True)
     maps = list(out.attentions)
     return out, maps, list(torch.autograd.grad(out.logits[:, 1].sum(), maps, retain_graph=True))
@@ -49,7 +36,7 @@ def reported(name: str) -> tuple[Any, list[Tensor], list[Tensor]]:
 def row(result: Any, name: str, sample: int) -> Tensor:
     """What the library found for all tokens of the one stream, in the stream's order."""
     everything = torch.cat([result.relevance[space.name] for space in result.spaces], 1)[sample]
-    return everything[list(traced(name).attentions[0].queries.tokens)]
+    return everything[list(exactly_traced(name).attentions[0].queries.tokens)]
 
 
 def check(found: Tensor, wanted: Tensor, own: int = 0) -> None:
@@ -99,13 +86,13 @@ def test_without_aggregation_increments_are_multiplied(name: str) -> None:
 @pytest.mark.parametrize("left_out", ["no_gradient", "no_normalisation", "no_self_in_eq10"])
 def test_ablations_of_eq_10(name: str, left_out: str) -> None:
     """Eqs. 6 to 10 for an encoder-decoder, written out without one of their terms."""
-    model, inputs, expected = model_of(name)
+    model, inputs, expected = exact(name)
     out = model(**inputs, output_attentions=True)
     position, label = expected.target
     every = [*out.encoder_attentions, *out.decoder_attentions, *out.cross_attentions]
     gradients = torch.autograd.grad(out.logits[:, position, label].sum(), every)
     result = explained(name, f"relevancy_{left_out}")
-    keys = list(traced(name).attentions[-1].keys.tokens)
+    keys = list(exactly_traced(name).attentions[-1].keys.tokens)
     for sample in (0, 1):
         maps = [(a * g)[sample].clamp(min=0).mean(0) for a, g in zip(every, gradients, strict=True)]
         maps = means([a[sample] for a in every]) if left_out == "no_gradient" else maps
@@ -126,7 +113,7 @@ def test_ablations_of_eq_10(name: str, left_out: str) -> None:
 
 @pytest.mark.parametrize("name", SINGLE)
 def test_legrad_gives_every_layer_to_the_head(name: str) -> None:
-    model, _, _ = model_of(name)
+    model, _, _ = exact(name)
     out, maps, _ = reported(name)
     head = {
         "bert-eager": lambda tokens: model.classifier(model.bert.pooler(tokens)),
@@ -140,11 +127,11 @@ def test_legrad_gives_every_layer_to_the_head(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["detr-eager", "bart-eager", "t5-eager"])
 def test_rollout_and_raw_attention_across_streams(name: str) -> None:
-    model, inputs, _ = model_of(name)
+    model, inputs, _ = exact(name)
     with torch.no_grad():
         out = model(**inputs, output_attentions=True)
     rolled, raw = explained(name, "rollout"), explained(name, "raw_attention")
-    last = traced(name).attentions[-1]
+    last = exactly_traced(name).attentions[-1]
     assert last.kind == "encoder_decoder"
     for sample, pairs in enumerate(rolled.readout):
         encoder, decoder, cross = (
@@ -163,7 +150,7 @@ def test_rollout_and_raw_attention_across_streams(name: str) -> None:
 
 def test_rollout_and_raw_attention_where_two_streams_read_each_other() -> None:
     """Eq. 12 on LXMERT: two layers of each stream, two of both; text is read, in row 0."""
-    model, inputs, _ = model_of("lxmert-eager")
+    model, inputs, _ = exact("lxmert-eager")
     with torch.no_grad():
         out = model(**inputs, output_attentions=True)
         _, maps = lxmert_maps(model, inputs)
@@ -190,12 +177,15 @@ def check_plain(found: Tensor, wanted: Tensor) -> None:
 
 
 def test_gradcam_of_the_last_cross_attention() -> None:
-    model, inputs, expected = model_of("detr-eager")
+    model, inputs, expected = exact("detr-eager")
     out = model(**inputs, output_attentions=True)
     query, label = expected.target
     last = out.cross_attentions[-1]
     (gradient,) = torch.autograd.grad(out.logits[:, query, label].sum(), last)
-    result, keys = explained("detr-eager", "attention_gradcam"), traced("detr-eager").attentions[-1].keys
+    result, keys = (
+        explained("detr-eager", "attention_gradcam"),
+        exactly_traced("detr-eager").attentions[-1].keys,
+    )
     for sample in (0, 1):
         wanted = gradcam(last[sample].detach(), gradient[sample])[query]
         found = torch.cat([result.relevance[s.name] for s in result.spaces], 1)[sample, list(keys.tokens)]
@@ -203,7 +193,7 @@ def test_gradcam_of_the_last_cross_attention() -> None:
 
 
 def test_gradient_times_input_at_the_embeddings() -> None:
-    model, inputs, _ = model_of("bert-eager")
+    model, inputs, _ = exact("bert-eager")
     seen: list[Tensor] = []
     handle = model.bert.embeddings.word_embeddings.register_forward_hook(lambda _, a, out: seen.append(out))
     score = model(**inputs).logits[:, 1].sum()
@@ -214,7 +204,7 @@ def test_gradient_times_input_at_the_embeddings() -> None:
 
 
 def test_gradient_times_input_at_the_patches_and_the_class_token() -> None:
-    model, inputs, _ = model_of("vit-eager")
+    model, inputs, _ = exact("vit-eager")
     seen: list[Tensor] = []
     embeddings = model.vit.embeddings
     handle = embeddings.patch_embeddings.register_forward_hook(lambda _, a, out: seen.append(out))

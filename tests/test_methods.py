@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ZOO, slice_batch
+from zoo import ZOO, built, slice_batch, traced
 
 import fxplain
 from fxplain.errors import MethodError
@@ -49,8 +49,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_method_explains_or_refuses_with_its_reason(family: str) -> None:
-    model, inputs, expected = ZOO[family]()
-    found = fxplain.compare(model, inputs, [*OWN, *LIBRA], expected.target, output=expected.output)
+    _, inputs, expected = built(family)
+    found = traced(family).compare(inputs, [*OWN, *LIBRA], expected.target, output=expected.output)
     assert set(found.refused) == FAMILIES[family]
     assert all("is not defined here" in str(error) for error in found.refused.values())
     assert set(found) | set(found.refused) == {*OWN, *LIBRA}
@@ -152,9 +152,8 @@ def test_balanced_gradient_times_input_is_the_score(norm: str, gate: Any, glu: b
 
 @pytest.mark.parametrize("family", ["llama-eager", "detr-sdpa", "mixtral-eager"])
 def test_balancing_changes_no_value(family: str) -> None:
-    model, inputs, _ = ZOO[family]()
-    traced = fxplain.trace(model, inputs)
-    labelled, bound, _ = traced._layouts.labelled_for((), inputs, False)
+    inputs = built(family)[1]
+    labelled, bound, _ = traced(family)._layouts.labelled_for((), inputs, False)
     plain, balanced = (run_graph(labelled, bound, True, libra=libra) for libra in (False, True))
     assert balanced.surrogates
     for one, other in zip(plain.run.outputs, balanced.run.outputs, strict=True):
@@ -180,9 +179,9 @@ def test_permuted_tokens_have_permuted_relevance(method: str) -> None:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("family", ["bert-sdpa", "vit-sdpa", "lxmert-eager"])
 def test_a_batch_is_explained_as_its_samples_are_alone(family: str) -> None:
-    case = model, inputs, expected = ZOO[family]()
+    case = model, inputs, expected = built(family)
     wanted = [name for name in [*OWN, *LIBRA] if not name.startswith("smoothgrad")]  # one noise for a batch
-    together = fxplain.compare(model, inputs, wanted, expected.target, output=expected.output)
+    together = traced(family).compare(inputs, wanted, expected.target, output=expected.output)
     alone = fxplain.compare(model, slice_batch(case, 1), wanted, expected.target, output=expected.output)
     for name, result in together.items():
         for space, values in result.relevance.items():
@@ -226,18 +225,17 @@ def test_layers_count_by_tower() -> None:
         "clip-sdpa": {"vision": [0, 1], "text": [0, 1]},
         "torchvision_swin": {"features": [0, 1, 2, 3]},
     }.items():
-        model, inputs, _ = ZOO[family]()
-        traced = fxplain.trace(model, inputs)
-        numbers = [attention.layer for attention in traced.attentions]
+        numbers = [attention.layer for attention in traced(family).attentions]
         assert sorted(numbers) == sorted(n for own in wanted.values() for n in own)
 
 
 def test_ranges_of_layers() -> None:
-    model, inputs, expected = ZOO["bert-sdpa"]()
-    traced = fxplain.trace(model, inputs)
+    _, inputs, expected = built("bert-sdpa")
 
     def relevance(layers: Any, method: str = "relevancy") -> Tensor:
-        return traced.explain(inputs, expected.target, method, layers=layers).relevance["input_ids"]
+        return (
+            traced("bert-sdpa").explain(inputs, expected.target, method, layers=layers).relevance["input_ids"]
+        )
 
     torch.testing.assert_close(relevance(slice(None)), relevance(None))
     torch.testing.assert_close(relevance([0, 1]), relevance(None))
@@ -246,7 +244,7 @@ def test_ranges_of_layers() -> None:
     assert not torch.allclose(relevance(0), relevance(1))
     for method in ("rollout", "raw_attention", "attention_gradcam", "attention_flow", "legrad"):
         assert not torch.allclose(relevance(0, method), relevance(None, method)), method
-    noted = traced.explain(inputs, expected.target, layers=-1).notes
+    noted = traced("bert-sdpa").explain(inputs, expected.target, layers=-1).notes
     assert any("1 of 2 attentions take part" in note for note in noted)
 
 
@@ -262,37 +260,35 @@ def test_ranges_of_layers() -> None:
     ],
 )
 def test_layers_that_are_none(layers: Any, method: str, message: str) -> None:
-    model, inputs, expected = ZOO["bert-sdpa"]()
+    _, inputs, expected = built("bert-sdpa")
     with pytest.raises(MethodError, match=message):
-        fxplain.explain(model, inputs, expected.target, method, layers=layers)
+        traced("bert-sdpa").explain(inputs, expected.target, method, layers=layers)
 
 
 # -- comparisons
 
 
 def test_a_comparison_is_what_each_method_says_alone() -> None:
-    model, inputs, expected = ZOO["t5-sdpa"]()
+    _, inputs, expected = built("t5-sdpa")
     names = ["relevancy", "legrad", "relevancy+libra", "rollout", "random"]
-    traced = fxplain.trace(model, inputs)
-    found = traced.compare(inputs, names, expected.target)
+    found = traced("t5-sdpa").compare(inputs, names, expected.target)
     assert list(found) == ["relevancy", "relevancy+libra", "rollout", "random"]
     assert list(found.refused) == ["legrad"]
     with pytest.raises(MethodError, match="is not defined here"):
         found["legrad"]
     for name, result in found.items():
-        alone = traced.explain(inputs, expected.target, name)
+        alone = traced("t5-sdpa").explain(inputs, expected.target, name)
         assert result.method == alone.method == name
         for space in alone.relevance:
             torch.testing.assert_close(result.relevance[space], alone.relevance[space])
 
 
 def test_nothing_to_compare() -> None:
-    model, inputs, expected = ZOO["t5-sdpa"]()
-    traced = fxplain.trace(model, inputs)
+    model, inputs, expected = built("t5-sdpa")
     with pytest.raises(MethodError, match="is not defined here"):
-        traced.compare(inputs, ["legrad"], expected.target)
+        traced("t5-sdpa").compare(inputs, ["legrad"], expected.target)
     with pytest.raises(MethodError, match="no method to compare"):
-        traced.compare(inputs, [], expected.target)
+        traced("t5-sdpa").compare(inputs, [], expected.target)
     with pytest.raises(MethodError, match=r"(?s)there is no method.*did you mean 'legrad'"):
         fxplain.compare(model, inputs, ["relevancy", "legra"], expected.target)
     with pytest.raises(MethodError, match="takes no gradient"):

@@ -58,3 +58,29 @@ def test_classes_are_ranked_and_experts_are_chosen(how: str) -> None:
     census = fxplain.trace(Detector(how).eval(), torch.randn(1, 6, 4)).census
     assert [entry.role for entry in census] == ["attention", ROLES[how][0]]
     assert census[1].reason == ROLES[how][1]
+
+
+class Sorted(nn.Module):
+    """Scores of the best experts are normalised, and reach what they weigh in the order of the experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.scores, self.head = nn.Embedding(20, 8), nn.Linear(8, 4), nn.Linear(8, 3)
+        self.experts = nn.Parameter(torch.randn(4, 8, 8))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x = x + (x @ x.mT).softmax(-1) @ x
+        tokens = x.flatten(0, 1)
+        best, index = self.scores(tokens).topk(2)
+        order = index.flatten().argsort()
+        weights = best.softmax(-1).reshape(-1, 1)[order]
+        given = tokens.repeat_interleave(2, 0)[order].unsqueeze(1)
+        made = (given @ self.experts[index.flatten()[order]]).squeeze(1) * weights
+        return self.head((x + made[order.argsort()].view(*index.shape, -1).sum(1).view_as(x))[:, 0])
+
+
+def test_one_weight_for_all_features_is_no_feature_gate() -> None:
+    torch.manual_seed(0)
+    census = fxplain.trace(Sorted().eval(), torch.arange(10).view(2, 5)).census
+    assert [entry.role for entry in census if entry.op == "softmax"] == ["attention", "expert router"]

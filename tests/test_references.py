@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from references import REFERENCES, doubled
-from zoo import ZOO
+from references import REFERENCES, exact, exactly_traced
+from zoo import built, traced
 from zoo.compare import aligned, assert_close
-
-import fxplain
 
 TOLERANCE = 1e-5
 
@@ -16,14 +14,12 @@ TOLERANCE = 1e-5
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("name", REFERENCES)
 def test_relevancy_equals_the_reference(name: str, precision: str) -> None:
-    model, inputs, expected = ZOO[name]()
-    if precision == "float64":
-        model, inputs = doubled(model, inputs)
+    model, inputs, expected = exact(name) if precision == "float64" else built(name)
     wanted = REFERENCES[name](model, inputs)
-    traced = fxplain.trace(model, inputs)
-    result = traced.explain(inputs, target=expected.target, output=expected.output)
+    known = exactly_traced(name) if precision == "float64" else traced(name)
+    result = known.explain(inputs, target=expected.target, output=expected.output)
     torch.testing.assert_close(result.score.to(wanted.score.dtype), wanted.score, rtol=1e-5, atol=1e-6)
-    sites = aligned(traced, expected)
+    sites = aligned(known, expected)
     for index, block in wanted.blocks:
         attention = sites[index]
         if attention is None:
@@ -34,12 +30,10 @@ def test_relevancy_equals_the_reference(name: str, precision: str) -> None:
 
 @pytest.mark.parametrize("name", REFERENCES)
 def test_relevance_is_the_row_that_is_read(name: str) -> None:
-    model, inputs, expected = ZOO[name]()
-    model, inputs = doubled(model, inputs)
+    model, inputs, expected = exact(name)
     wanted = REFERENCES[name](model, inputs)
-    traced = fxplain.trace(model, inputs)
-    result = traced.explain(inputs, target=expected.target, output=expected.output)
-    sites = aligned(traced, expected)
+    result = exactly_traced(name).explain(inputs, target=expected.target, output=expected.output)
+    sites = aligned(exactly_traced(name), expected)
     everything = torch.cat([result.relevance[space.name] for space in result.spaces], 1)
     for index, row in wanted.rows:
         attention = sites[index]

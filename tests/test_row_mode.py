@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ZOO
+from zoo import built, traced
 from zoo.compare import assert_close, assert_same
 
 import fxplain
@@ -106,11 +106,10 @@ def test_a_matrix_of_another_model_is_refused() -> None:
 
 
 def test_co_attention_is_explained_in_matrix_mode_and_row_mode_says_why_not() -> None:
-    model, given, expected = ZOO["sam-sdpa"]()
-    traced = fxplain.trace(model, given)
-    assert traced.explain(given, expected.target, output=expected.output).mode == "matrix"
+    _, given, expected = built("sam-sdpa")
+    assert traced("sam-sdpa").explain(given, expected.target, output=expected.output).mode == "matrix"
     with pytest.raises(MethodError, match="co-attention"):
-        traced.explain(given, expected.target, output=expected.output, mode="rows")
+        traced("sam-sdpa").explain(given, expected.target, output=expected.output, mode="rows")
 
 
 def test_batches_equal_their_samples() -> None:

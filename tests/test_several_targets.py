@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from references import doubled
+from references import exact, exactly_traced
 from torch import Tensor, nn
-from zoo import ZOO
 from zoo.compare import assert_same
 
 import fxplain
@@ -28,8 +27,8 @@ MATRIX = ["bart-sdpa", "detr-sdpa"]
 
 
 def case(name: str) -> tuple[Any, Any, Any]:
-    model, inputs = doubled(*ZOO[name]()[:2])
-    return fxplain.trace(model, inputs), inputs, ZOO[name]()[2]
+    _, inputs, expected = exact(name)
+    return exactly_traced(name), inputs, expected
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxplain
+from fxplain.clean import tidy_graph
 
 WIDTH, HEADS, TOKENS = 8, 2, 6
 
@@ -66,3 +70,52 @@ def test_tiles_of_columns_are_one_attention(rows: int, columns: int, causal: boo
     assert not traced.mixings
     maps = torch.cat(tuple(traced.maps(ids)), -2)
     torch.testing.assert_close(maps, at_once(model, ids), rtol=1e-4, atol=1e-5)
+
+
+READS: dict[str, Callable[[Tensor], Tensor]] = {
+    "slice": lambda x: x[:, 2:4],
+    "narrow": lambda x: x.narrow(1, 2, 2),
+    "split": lambda x: x.split(2, 1)[1],
+    "split of sizes": lambda x: x.split([2, 2, 2], 1)[1],
+    "chunk": lambda x: x.chunk(3, 1)[-2],
+    "tensor_split": lambda x: x.tensor_split(3, 1)[1],
+}
+
+
+@pytest.mark.parametrize("read", READS)
+def test_however_a_part_is_spelled_it_is_what_was_written_there(read: str) -> None:
+    """Releases of torch spell the parts of one and the same functional graph differently."""
+
+    def code(x: Tensor, here: Tensor, there: Tensor) -> Tensor:
+        return READS[read](x.slice_scatter(here, 1, 2, 4).slice_scatter(there, 1, 4, 6))
+
+    given = torch.zeros(2, 6), torch.ones(2, 2), torch.full((2, 2), 2.0)
+    traced = make_fx(code, tracing_mode="fake", pre_dispatch=True)(*given)
+    tidy_graph(traced)
+    assert [n.op for n in traced.graph.nodes] == ["placeholder"] * 3 + ["output"]
+    assert torch.equal(traced(*given), given[1])
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_part_that_is_written_in_part_is_read_as_a_whole(read: str) -> None:
+    def code(x: Tensor, here: Tensor, there: Tensor) -> Tensor:
+        return READS[read](x.slice_scatter(here, 1, 1, 3).slice_scatter(there, 1, 4, 6))
+
+    given = torch.zeros(2, 6), torch.ones(2, 2), torch.full((2, 2), 2.0)
+    traced = make_fx(code, tracing_mode="fake", pre_dispatch=True)(*given)
+    tidy_graph(traced)
+    assert (
+        len([n for n in traced.graph.nodes if "scatter" in n.name]) == 1
+    )  # what is written elsewhere is passed
+    assert torch.equal(traced(*given), code(*given))
+
+
+def test_one_place_is_what_was_written_there() -> None:
+    def code(x: Tensor, here: Tensor, there: Tensor) -> Tensor:
+        return x.select_scatter(here, 1, 2).select_scatter(there, 1, 4).select(1, -4)
+
+    given = torch.zeros(2, 6), torch.ones(2), torch.full((2,), 2.0)
+    traced = make_fx(code, tracing_mode="fake", pre_dispatch=True)(*given)
+    tidy_graph(traced)
+    assert [n.op for n in traced.graph.nodes] == ["placeholder"] * 3 + ["output"]
+    assert torch.equal(traced(*given), given[1])

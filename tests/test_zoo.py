@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from zoo import ZOO, Case, slice_batch
+from zoo import ZOO, built, slice_batch, traced
 from zoo.compare import (
     aligned,
     assert_close,
@@ -26,21 +26,8 @@ TOLERANCE = 1e-5
 pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 
 
-@cache
-def built(name: str) -> Case:
-    return ZOO[name]()
-
-
 BOTH = sorted(name.removesuffix("-sdpa") for name in ZOO if name.endswith("-sdpa"))
 REPORTING = [name for name in ZOO if not name.endswith("-sdpa") and built(name)[2].maps is not None]
-
-
-@cache
-def traced(name: str) -> Any:
-    model, inputs, _ = built(name)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return fxplain.trace(model, inputs)
 
 
 @cache

@@ -11,7 +11,7 @@ from fxplain.find import Findings
 from fxplain.labels import NOTHING
 from fxplain.ops.sampling import is_sampler
 from fxplain.ops.table import aten, op_name
-from fxplain.picking import picked
+from fxplain.picking import picked, widens
 from fxplain.sites import Site
 from fxplain.unfollowed import followed
 from fxplain.where import module_path, source_line
@@ -20,6 +20,7 @@ CONTRACTIONS = aten("matmul mm bmm einsum baddbmm addmm linear tensordot mv dot"
 LAYOUTS = frozenset(aten("view reshape permute transpose unsqueeze squeeze expand clone contiguous"))
 LINEAR = "token mixing", "a linear map over tokens: its weights are the map between them"
 CHANNELS = "channel attention", "a map between features, from which the tokens were summed out"
+ROUTED = "expert router", "weighs several versions of the same token"
 VERSIONS = "expert router", "mixes several versions of the same token"
 PAIRS = "map", "its weights go on as features of pairs of tokens and weigh no values"
 LEARNED = "learned mixture", "weights of parameters only: the same for every input"
@@ -166,9 +167,11 @@ def _multiplied(use: fx.Node, path: fx.Node, findings: Findings) -> tuple[str, s
         op_name(n) in ("aten::slice", "aten::select", "aten::unsqueeze", "aten::unbind") for n in _back(path)
     )
     if narrowed:
-        return "expert router", "weighs several versions of the same token"
+        return ROUTED
     if _of_pairs(path, findings):
         return PAIRS
+    if widens(path, use, findings):  # one weight for all features
+        return ROUTED
     return "feature gate", "scales features, token by token"
 
 

@@ -64,11 +64,12 @@ def values_kept(model: nn.Module, inputs: Sequence[Tensor] = (), watch: bool = T
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """A region in which torch's tracers print and log nothing; what they raise says it all."""
+    """A region in which torch prints, logs and warns of nothing; what it raises says it all."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)

@@ -30,7 +30,7 @@ def picked(softmax: fx.Node, findings: Findings) -> tuple[str, str] | None:
     """
 
     def stops(before: fx.Node, node: fx.Node) -> bool:
-        return op_name(node) in PRODUCTS or _widens(before, node, findings)
+        return op_name(node) in PRODUCTS or widens(before, node, findings)
 
     picks = [node for node in _ways(softmax, stops) if op_name(node) in PICKS]
     if not picks:
@@ -56,7 +56,7 @@ def _ways(start: fx.Node, stops: Callable[[fx.Node, fx.Node], bool]) -> Iterator
                     stack.append(user)
 
 
-def _widens(before: fx.Node, node: fx.Node, findings: Findings) -> bool:
+def widens(before: fx.Node, node: fx.Node, findings: Findings) -> bool:
     """Whether a node multiplies what lies before it with features that it has not."""
     shapes = findings.ledger.shapes
     ours, made = shapes.get(before.name, ()), shapes.get(node.name, ())
@@ -82,7 +82,7 @@ def _scales(weights: fx.Node, findings: Findings) -> bool:
     """Whether weights are multiplied with what is wider than they are, or summed up in a product."""
 
     def scaled(before: fx.Node, node: fx.Node) -> bool:
-        return op_name(node) in PRODUCTS or _widens(before, node, findings)
+        return op_name(node) in PRODUCTS or widens(before, node, findings)
 
     def stops(before: fx.Node, node: fx.Node) -> bool:
         return scaled(before, node) or op_name(node) in (*PICKS, *COMPARISONS) or _suppresses(node)

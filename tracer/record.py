@@ -37,6 +37,7 @@ from fxplain.inputs import Layout
 from fxplain.specialise import Lifted, specialise
 
 _SWITCHES = (torch._C._set_grad_enabled,)
+_TRANSFORMS = "torch._functorch.predispatch"
 
 
 def record(model: nn.Module, tensors: list[Tensor], layout: Layout) -> Draft:
@@ -73,8 +74,8 @@ def _traced(model: nn.Module, tensors: list[Tensor], layout: Layout, whole: bool
             record_stack_traces=True,
             _error_on_data_dependent_ops=False,
         )(*tensors)
-    if any(_unlifted(node, traced) for node in traced.graph.nodes):
-        raise RuntimeError("the recording holds tensors that live only while the model runs")
+    if any(_inside_transform(node, traced) for node in traced.graph.nodes):
+        raise RuntimeError("the recording holds what lives only while a transform such as vmap runs")
     return traced
 
 
@@ -93,8 +94,11 @@ def _branches_taken() -> Iterator[None]:
         torch.cond = own
 
 
-def _unlifted(node: Node, module: GraphModule) -> bool:
-    """Whether the node reads a tensor that wraps another one, as those inside of ``vmap`` do."""
+def _inside_transform(node: Node, module: GraphModule) -> bool:
+    """Whether the node enters a transform (``vmap``, at a level that is gone when the graph runs again), or
+    reads a tensor that wraps another one, as those inside of it do."""
+    if node.op == "call_function":
+        return getattr(node.target, "__module__", None) == _TRANSFORMS
     value = getattr(module, str(node.target), None) if node.op == "get_attr" else None
     return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
 

@@ -13,7 +13,7 @@ NOT_DEPTH = re.compile(
 )
 HIDDEN = re.compile(
     r"^(d_model|n_embd|dim|width|channels_last|d_embed|embed_dim|hidden_dim|emb_dim|embedding_dim|model_dim|dim_model"
-    r"|.*hidden_size(_per_layer_input)?|.*hidden_dim|.*embed_dim|embedding_size|.*projection_dim|.*proj_dim|.*embedding_size"
+    r"|projection_size|.*hidden_size(_per_layer_input)?|.*hidden_dim|.*embed_dim|embedding_size|.*projection_dim|.*proj_dim|.*embedding_size"
     r"|.*pooler_output_size|.*_d_model|.*latent_dim|d_latents?|bottleneck_dim|output_dim|.*_width|shared_hidden"
     r"|feature_size|fpn_feature_size|mask_feature_size|decoder_channels|.*hidden_channels|latent_channels|.*fusion_hidden_size"
     r"|d_conv_out|.*codebook_dim|true_hidden_size|out_dim|query_dim|kv_dim|.*_hidden|llm_dim|output_channels|.*initial_channel|.*base_dim)$"

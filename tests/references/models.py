@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from zoo.spec import Inputs
+from zoo.spec import Inputs, run_with_maps
 
 from references.slow import (
     Reference,
@@ -55,12 +55,12 @@ def visual_bert(model: nn.Module, inputs: Inputs) -> Reference:
 
 def clip(model: nn.Module, inputs: Inputs) -> Reference:
     """Each tower by itself; the score is the similarity of the image and its own text."""
-    out = model(**inputs, output_attentions=True)
+    out, maps = run_with_maps(model, inputs)
     score = out.logits_per_image.diagonal()
-    image = one_stream(score, list(out.vision_model_output.attentions), [0, 0])
+    first_of_text = model.config.vision_config.num_hidden_layers
+    image = one_stream(score, maps[:first_of_text], [0, 0])
     last = (inputs["input_ids"] == model.config.text_config.eos_token_id).int().argmax(1).tolist()
-    text = one_stream(score, list(out.text_model_output.attentions), last)
-    first_of_text = len(out.vision_model_output.attentions)
+    text = one_stream(score, maps[first_of_text:], last)
     return Reference(
         (*image.blocks, (first_of_text, text.blocks[0][1])),
         (*image.rows, (first_of_text, text.rows[0][1])),

@@ -61,7 +61,7 @@ class Found:
         return (
             attention.kind == site.kind
             and attention.heads == site.heads
-            and site.module in attention.module
+            and re.search(site.module, attention.module) is not None
             and self.spans(attention.queries, site.queries, site.nq, marks)
             and self.spans(attention.keys, site.keys, site.nk, marks, extra)
         )

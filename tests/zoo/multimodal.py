@@ -9,7 +9,21 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from zoo.spec import EVERY, Builder, Case, Expected, Inputs, Site, floats, ids, make, mask, rows, selves
+from zoo.spec import (
+    EVERY,
+    Builder,
+    Case,
+    Expected,
+    Inputs,
+    Site,
+    floats,
+    ids,
+    make,
+    mask,
+    rows,
+    run_with_maps,
+    selves,
+)  # fmt: skip
 from zoo.text import BOTH, EAGER, ENCODER, LENGTH, PADDED, reported
 from zoo.vision import PATCHES, VIT
 
@@ -28,8 +42,7 @@ EOT = 98
 def two_towers(model: nn.Module, inputs: Inputs) -> list[tuple[int, Tensor]]:
     """The image tower runs first."""
     with torch.no_grad():
-        out = model(**inputs, output_attentions=True)
-    return list(enumerate([*out.vision_model_output.attentions, *out.text_model_output.attentions]))
+        return list(enumerate(run_with_maps(model, inputs)[1]))
 
 
 def clip(attn: str) -> Case:
@@ -68,9 +81,7 @@ def siglip(attn: str) -> Case:
 
     def maps(model: nn.Module, inputs: Inputs) -> list[tuple[int, Tensor]]:
         with torch.no_grad():
-            out = model(**inputs, output_attentions=True)
-        found = [*out.vision_model_output.attentions, *out.text_model_output.attentions]
-        return list(zip([0, 1, 3, 4], found, strict=True))
+            return list(zip([0, 1, 3, 4], run_with_maps(model, inputs)[1], strict=True))
 
     expected = Expected(
         sites=sites,
@@ -256,9 +267,9 @@ def llava(attn: str) -> Case:
     attended[1, 8] = 0
     image = ("class_embedding", "pixel_values")
     sites = [
-        Site("self", image, image, 4, 5, 5, "vision_tower.encoder.layers.0.self_attn"),
+        Site("self", image, image, 4, 5, 5, "vision_tower.*encoder.layers.0.self_attn"),
         # features come from the layer before the last one
-        Site("self", image, image, 4, 5, 5, "vision_tower.encoder.layers.1.self_attn", optional=True),
+        Site("self", image, image, 4, 5, 5, "vision_tower.*encoder.layers.1.self_attn", optional=True),
     ]
     sites += selves(("input_ids", "pixel_values"), 4, 9, "language_model.layers.{}.self_attn", 2)
 

@@ -25,7 +25,8 @@ EVERY = None
 
 @dataclass(frozen=True)
 class Site:
-    """One expected attention call: streams as tuples of space names, tokens per map, part of the path."""
+    """One expected attention call: streams as tuples of space names, tokens per map, a pattern that the path
+    holds."""
 
     kind: str
     queries: tuple[str, ...]
@@ -115,6 +116,25 @@ def make(build: Callable[[], nn.Module], seed: int = 0, spread: float = 3.0) -> 
                 elif parameter.dim() == 1 and parameter.numel() > 1 and parameter.std() == 0:
                     parameter.add_(torch.randn_like(parameter) * 0.05)
     return model
+
+
+def run_with_maps(model: nn.Module, inputs: Inputs, name: str = "self_attn") -> tuple[Any, list[Tensor]]:
+    """The output, and the maps that modules of this name return in eager attention, in call order.
+
+    Of models that do not hand on in every supported version what their parts report.
+    """
+    maps: list[Tensor] = []
+
+    def seen(module: nn.Module, args: Any, out: Any) -> None:
+        maps.append(out[1])
+
+    parts = [module for path, module in model.named_modules() if path.rpartition(".")[2] == name]
+    handles = [module.register_forward_hook(seen) for module in parts]
+    try:
+        return model(**inputs), maps
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def slice_batch(case: Case, index: int) -> Inputs:

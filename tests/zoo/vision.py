@@ -35,7 +35,7 @@ def vit(attn: str) -> Case:
     config = hf.ViTConfig(**VIT, attn_implementation=attn)
     model = make(lambda: hf.ViTForImageClassification(config))
     return image_case(
-        model, selves(WITH_CLS, 4, PATCHES + 1, "layers.{}.attention", 2), rows(("cls_token", (0,)))
+        model, selves(WITH_CLS, 4, PATCHES + 1, "layers?.{}.attention", 2), rows(("cls_token", (0,)))
     )
 
 
@@ -44,13 +44,13 @@ def deit(attn: str) -> Case:
     spaces = ("cls_token", "distillation_token", "pixel_values")
     model = make(lambda: hf.DeiTForImageClassificationWithTeacher(config))
     readout = rows(("cls_token", (0,)), ("distillation_token", (0,)))
-    return image_case(model, selves(spaces, 4, PATCHES + 2, "layers.{}.attention", 2), readout)
+    return image_case(model, selves(spaces, 4, PATCHES + 2, "layers?.{}.attention", 2), readout)
 
 
 def beit(attn: str) -> Case:
     config = hf.BeitConfig(**VIT, use_relative_position_bias=True, attn_implementation=attn)
     model = make(lambda: hf.BeitForImageClassification(config))
-    sites = selves(WITH_CLS, 4, PATCHES + 1, "layers.{}.attention", 2)
+    sites = selves(WITH_CLS, 4, PATCHES + 1, "layers?.{}.attention", 2)
     return image_case(model, sites, rows(("pixel_values", EVERY)), marks=("pooled",))
 
 
@@ -165,6 +165,8 @@ DETR: dict[str, Any] = {
     "num_queries": 5,
     "num_labels": 6,
     "use_timm_backbone": False,
+    "backbone": None,
+    "use_pretrained_backbone": False,
 }
 
 
