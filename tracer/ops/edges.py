@@ -41,13 +41,14 @@ class Weighed:
 
 
 def line_of(call: Call) -> tuple[int, Tensor] | None:
-    """The axis that an index goes along, and the index there; None where it is no single line."""
+    """The axis that an index goes along, and the places there; None where it is no single line."""
     if "index" in call.op and "select" not in call.op and "add" not in call.op:
         indices: list[Any] = list(call.argument("indices"))
         known = [axis for axis, index in enumerate(indices) if index is not None]
         if len(known) != 1 or indices[known[0]].ndim != 1 or indices[known[0]].dtype == torch.bool:
             return None
-        return known[0], indices[known[0]].cpu()
+        size = call.operands()[0].shape[known[0]]
+        return known[0], indices[known[0]].cpu() % max(size, 1)  # counted from the end where it is negative
     index, dim = call.argument("index"), int(call.argument("dim"))
     if not isinstance(index, Tensor) or not index.ndim:
         return None
