@@ -30,11 +30,18 @@ class Elements:
     """(root, first code, one past the last)."""
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """First code -> the shape that is numbered."""
+    known: dict[object, int] = field(default_factory=dict)
+    """What was numbered once and for all -> its first code."""
 
-    def reserve(self, root: Root, shape: Sequence[int]) -> int:
+    def reserve(self, root: Root, shape: Sequence[int], memo: object = None) -> int:
+        """The first of new numbers for elements of this shape; the same ones again for the same ``memo``."""
+        if memo is not None and memo in self.known:
+            return self.known[memo]
         start = self.ranges[-1][2] if self.ranges else 0
         self.ranges.append((root, start, start + torch.Size(shape).numel()))
         self.shapes[start] = tuple(shape)
+        if memo is not None:
+            self.known[memo] = start
         return start
 
     def around(self, code: int) -> tuple[int, tuple[int, ...]]:
