@@ -190,8 +190,9 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
                 return attend(call, rest, side, output)
             return mixed_by_data(call, rest, side, output)
     for side, rest in ((left, right), (right, left)):
-        if not (side.killed or rest.killed) and weighs_one(side, rest):
-            return attend(call, side, rest, output)
+        weighing = None if side.killed or rest.killed else weighs_one(side, rest)
+        if weighing is not None:
+            return attend(call, weighing, rest, output)
         if (
             not (side.killed or rest.killed)
             and side.slots
