@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from fxplain.captured import Captured
@@ -16,9 +17,12 @@ def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[tuple
     The first axis, then the second; but one that has the same size in all floating inputs (masks may be
     laid out otherwise), or in all inputs, goes first. Then that of the integers alone, beside patches of
     all samples' pictures in one row. A guess that fits all inputs goes before all others. At last: there is
-    no batch.
+    no batch. What nobody reads has no say, nor have masks whether a guess fits: they have no tokens.
     """
-    tensors = [bound[p.node] for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim]
+    read = {node.name for node in captured.graph.graph.nodes if node.op == "placeholder" and node.users}
+    given = [bound[p.node] for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim]
+    named = [bound[p.node] for p in captured.placeholders if p.kind == "input" and p.node in read]
+    tensors = [tensor for tensor in named if tensor.ndim] or given
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
     guesses: list[tuple[bool, bool, int, int]] = []
     for axis in (0, 1):
@@ -31,7 +35,8 @@ def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[tuple
     firsts = [t.shape[0] for t in tensors if not t.is_floating_point()]
     if floating and firsts and (apart := max(firsts, key=firsts.count)) > 1 and (0, apart) not in found:
         found.append((0, apart))
-    found.sort(key=lambda guess: any(batch_axis_of(tensor, *guess) is None for tensor in tensors))
+    data = [tensor for tensor in tensors if tensor.dtype != torch.bool]
+    found.sort(key=lambda guess: any(batch_axis_of(tensor, *guess) is None for tensor in data))
     return [*found, (None, 1)]
 
 

@@ -51,13 +51,24 @@ def normalises(call: Call, operand: Operand) -> bool:
     while stack:
         node = stack.pop()
         for user in node.users:
-            if op_name(user).removesuffix("_") in ends and user.args[:2] == (operand.node, node):
+            ending = op_name(user).removesuffix("_") in ends and user.args[1] is node
+            if ending and _same(user.args[0], operand.node):
                 continue
             eases = op_name(user) in (*MOVING, *EASING) and user.all_input_nodes == [node]
             if not (eases or "getitem" in op_name(user)):
                 return False
             stack.append(user)
     return True
+
+
+def _same(one: object, other: fx.Node) -> bool:
+    """Whether two nodes are one, or the same pointwise operation on the same."""
+    return one is other or (
+        isinstance(one, fx.Node)
+        and one.target is other.target
+        and torch.Tag.pointwise in getattr(one.target, "tags", ())
+        and (one.args, one.kwargs) == (other.args, other.kwargs)
+    )
 
 
 def _samples_apart(rows: Slot, columns: Slot) -> bool:

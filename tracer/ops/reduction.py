@@ -148,9 +148,10 @@ def _is_statistic(call: Call, operand: Operand, axes: Sequence[int]) -> bool:
 
 
 def _statistic(call: Call, operand: Operand) -> Value | tuple[Value, ...]:
-    """It names no token. What it divides is a softmax from there on, if that is positive."""
+    """It names no token. What a sum of positive numbers divides is a softmax from there on, and what a
+    log-sum-exp is taken from is the logarithm of one."""
     value = call.carry(operand, asked=())
-    if call.op == "aten::sum" and is_positive(operand):
+    if call.op == "aten::logsumexp" or (call.op == "aten::sum" and is_positive(operand)):
         call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
         call.ledger.data_dependent = True  # that it is positive was seen for these inputs
         value = replace(value, softmaxes=value.softmaxes | {call.node.name})
