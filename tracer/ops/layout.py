@@ -74,8 +74,10 @@ def unary(call: Call) -> Value | tuple[Value, ...]:
     value = call.carry(operand, slots=[part[0] for part in moved])
     beside = operand.value.beside
     if beside is not None:
+        apart = laid_apart(beside)  # pairs that lay apart before have labels of their own
         beside = beside.moved(lambda slot: _move(call, slot, operand.shape)[0])
-        value = replace(value, beside=beside, slots=tuple(laid_apart(beside)) or value.slots)
+        sides = [] if apart else laid_apart(beside)
+        value = replace(value, beside=beside, slots=tuple(sides) or value.slots)
     same = isinstance(call.result, Tensor) and call.result.shape == operand.shape
     reshaping = call.op in WHOLE
     if call.op in GATHERING:
