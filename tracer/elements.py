@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -82,6 +83,12 @@ class Elements:
 
     def by_root(self, codes: Tensor) -> dict[Root, Tensor]:
         """Which of these codes belong to which root, as masks."""
+        known = codes[codes >= 0]
+        if not known.numel():
+            return {}
+        first, last = (bisect_right(self.ranges, int(end), key=lambda own: own[2]) for end in known.aminmax())
+        if first == last:
+            return {self.ranges[first][0]: codes >= 0} if first < len(self.ranges) else {}
         owners = torch.bucketize(
             codes, torch.tensor([stop for _, _, stop in self.ranges], dtype=torch.int64), right=True
         )

@@ -146,6 +146,14 @@ def _lookup(call: Call, table: Operand) -> Value | None:
     return None
 
 
+@transfer("aten::diag")
+def diag(call: Call) -> Value | tuple[Value, ...]:
+    """The diagonal of a matrix is taken as by ``diagonal``; a matrix made of tokens' numbers is not known."""
+    if call.operands()[0].ndim == 1 and call.operands()[0].value.labelled:
+        raise ValueError("a diagonal matrix of tokens has no transfer function")
+    return unary(call)
+
+
 @transfer("aten::view_as_complex", "aten::view_as_real", "aten::real", "aten::imag")
 def complex_pairs(call: Call) -> Value:
     """Complex numbers are pairs of features: the last axis goes, or comes."""
