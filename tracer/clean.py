@@ -144,10 +144,25 @@ def tidy_graph(module: GraphModule) -> GraphModule:
         elif node.op == "call_function":
             _differentiable(graph, node)
     read_as_written(graph)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(_has_effects)
     graph.lint()
     module.recompile()
     return module
+
+
+def _has_effects(node: Node) -> bool:
+    """Whether an operation does something beside its result: it draws random numbers, say.
+
+    Kernels of attention may, and so PyTorch keeps them all; those without dropout draw none.
+    """
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return node.is_impure()
+    names = [argument.name for argument in schema.arguments]
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    dropout = given.get("dropout_p", 0.0) if "dropout_p" in names else given.get("p")
+    quiet = dropout == 0 or given.get("train") is False
+    return not quiet and node.is_impure()
 
 
 def _differentiable(graph: Graph, node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -30,11 +31,18 @@ class Elements:
     """(root, first code, one past the last)."""
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """First code -> the shape that is numbered."""
+    known: dict[object, int] = field(default_factory=dict)
+    """What was numbered once and for all -> its first code."""
 
-    def reserve(self, root: Root, shape: Sequence[int]) -> int:
+    def reserve(self, root: Root, shape: Sequence[int], memo: object = None) -> int:
+        """The first of new numbers for elements of this shape; the same ones again for the same ``memo``."""
+        if memo is not None and memo in self.known:
+            return self.known[memo]
         start = self.ranges[-1][2] if self.ranges else 0
         self.ranges.append((root, start, start + torch.Size(shape).numel()))
         self.shapes[start] = tuple(shape)
+        if memo is not None:
+            self.known[memo] = start
         return start
 
     def around(self, code: int) -> tuple[int, tuple[int, ...]]:
@@ -75,6 +83,12 @@ class Elements:
 
     def by_root(self, codes: Tensor) -> dict[Root, Tensor]:
         """Which of these codes belong to which root, as masks."""
+        known = codes[codes >= 0]
+        if not known.numel():
+            return {}
+        first, last = (bisect_right(self.ranges, int(end), key=lambda own: own[2]) for end in known.aminmax())
+        if first == last:
+            return {self.ranges[first][0]: codes >= 0} if first < len(self.ranges) else {}
         owners = torch.bucketize(
             codes, torch.tensor([stop for _, _, stop in self.ranges], dtype=torch.int64), right=True
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain import ops
-from fxplain.batch_axis import batch_axis_of, batch_guesses
+from fxplain.batch_axis import Guess, batch_guesses
 from fxplain.captured import Captured, Placeholder
 from fxplain.copies import apart, where_copied
 from fxplain.elements import Root
@@ -48,6 +48,13 @@ class Findings:
     batch_axis: int | None
     joined: tuple[tuple[int, fx.Node], ...] = ()
     """Axes that were taken for the batch at first, each with the operation that joins places along it."""
+    listed: Mapping[str, int] = field(default_factory=dict)
+    """Path of an input -> the sample that it is, where the inputs of a list are a sample each."""
+
+    @property
+    def guess(self) -> Guess:
+        """Where the samples lie."""
+        return Guess(self.batch_axis, self.batch, self.listed)
 
     def value(self, node: fx.Node) -> Value:
         """What is known of a node; of several results, of the first."""
@@ -67,18 +74,24 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
         bound: a tensor for each placeholder node, as :meth:`Captured.bind` gives them.
     """
     joined: dict[int, fx.Node] = {}
-    for axis, batch in batch_guesses(captured, bound):
-        labelling = Labelling(captured, bound, axis, batch)
+    for guess in batch_guesses(captured, bound):
+        labelling = Labelling(captured, bound, guess)
         findings = labelling.run()
-        if findings is not None and (axis is None or _names_samples(findings)):
+        if findings is not None and (guess.axis is None or _names_samples(findings)):
             return replace(_with_copies(findings, captured, bound), joined=tuple(joined.items()))
-        if findings is None and axis is not None and labelling.refuted is not None:
-            joined.setdefault(axis, labelling.refuted)
+        if findings is None and guess.axis is not None and labelling.refuted is not None:
+            joined.setdefault(guess.axis, labelling.refuted)
     raise AssertionError("where there is no batch, nothing crosses it")
 
 
 def _names_samples(findings: Findings) -> bool:
-    """Whether some token is of a sample: where none is, what lies along the axis (ends of edges) are none."""
+    """Whether some token is of a sample: where none is, what lies along the axis (ends of edges) are none.
+
+    The things in a list are samples where each has its own place in the output.
+    """
+    if findings.listed:
+        outputs = [samples_of(slot.labels) for value in findings.outputs for slot in value.active]
+        return any(len(torch.unique(own[own >= 0])) == findings.batch for own in outputs)
     sites = [slot for site in findings.ledger.sites for slot in (site.rows, site.cols)]
     slots = [*sites, *(slot for value in findings.outputs for slot in value.active)]
     return not slots or any(bool((samples_of(slot.labels) >= 0).any()) for slot in slots)
@@ -91,7 +104,7 @@ def _with_copies(findings: Findings, captured: Captured, bound: Mapping[str, Ten
         more = where_copied(findings) - copied
         laid = {name: each for name, each in where_spread(findings).items() if name not in spread}
         copied, spread = copied | more, {**spread, **laid}
-        run = Labelling(captured, bound, findings.batch_axis, findings.batch, copied, spread)
+        run = Labelling(captured, bound, findings.guess, copied, spread)
         again = run.run() if more or laid else None
         if again is None:
             break
@@ -106,16 +119,15 @@ class Labelling:
         self,
         captured: Captured,
         bound: Mapping[str, Tensor],
-        axis: int | None,
-        batch: int,
+        guess: Guess,
         copied: frozenset[str] = frozenset(),
         spread: Mapping[str, Spread] = MappingProxyType({}),
     ) -> None:
         self.graph = captured.graph
         self.placeholders = {p.node: p for p in captured.placeholders}
         self.bound = bound
-        self.axis, self.batch, self.copied, self.spread = axis, batch, copied, spread
-        self.ledger = Ledger(batch=batch, batch_axis=axis)
+        self.guess, self.copied, self.spread = guess, copied, spread
+        self.ledger = Ledger(batch=guess.batch, batch_axis=guess.axis)
         self.values: dict[fx.Node, Value] = {}
         self.real: dict[fx.Node, Any] = {}
         self.refuted: fx.Node | None = None
@@ -131,7 +143,7 @@ class Labelling:
                     output = node
                     break
                 self._step(node)
-                if self.ledger.crossing and self.axis is not None:
+                if self.ledger.crossing and self.guess.axis is not None:
                     self.refuted = node
                     return None
                 for used in node.all_input_nodes:
@@ -147,8 +159,9 @@ class Labelling:
             ledger=self.ledger,
             outputs=tuple(self.values.get(n, NOTHING) for n in nodes),
             values=self.values,
-            batch=self.batch,
-            batch_axis=self.axis,
+            batch=self.guess.batch,
+            batch_axis=self.guess.axis,
+            listed=self.guess.listed,
         )
 
     def _step(self, node: fx.Node) -> None:
@@ -247,7 +260,8 @@ class Labelling:
         """Dormant labels: the number of each element, within its sample where the tensor has the batch
         axis."""
         is_input = placeholder.kind == "input"
-        axis = batch_axis_of(tensor, self.axis, self.batch) if is_input else None
+        listed = self.guess.listed.get(placeholder.path) if is_input else None
+        axis = self.guess.axis_of(tensor) if is_input and listed is None else None
         shape = [1 if place == axis else size for place, size in enumerate(tensor.shape)]
         # numbers worked out from integers (masks) are positions, not data; ids count once they are embedded
         data = is_input and tensor.is_floating_point()
@@ -255,9 +269,11 @@ class Labelling:
         start = self.ledger.elements.reserve(root, shape)
         codes = torch.arange(torch.Size(shape).numel()).view(shape) + start
         samples: Tensor | int = -1
-        if axis is not None:
-            samples = torch.arange(self.batch).view([-1 if p == axis else 1 for p in range(tensor.ndim)])
-        elif self.batch == 1 and is_input:
+        if listed is not None:
+            samples = listed
+        elif axis is not None:
+            samples = torch.arange(self.guess.batch).view([-1 if p == axis else 1 for p in range(tensor.ndim)])
+        elif self.guess.batch == 1 and is_input:
             samples = 0
         return Slot(compact(encode(samples, codes)), DORMANT)
 

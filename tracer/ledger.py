@@ -146,7 +146,8 @@ class Ledger:
         strength = FAINT
         tokens = torch.full_like(present, -1)
         for root, inside in self.elements.by_root(present).items():
-            own = replace(root, name=table) if table and root.is_constant else root
+            looked_up = table and root.is_constant and not root.is_input
+            own = replace(root, name=str(table)) if looked_up else root
             tokens[inside] = self._tokens_of(present[inside], slot, node, tag, own)
             strength = max(strength, STRONG if root.is_input and tag else root.strength)
         places = torch.searchsorted(present, codes.clamp_min(0)).clamp_max(max(len(present) - 1, 0))

@@ -8,7 +8,7 @@ because the recording happens above the dispatcher's decompositions (``make_fx``
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -42,10 +42,7 @@ _TRANSFORMS = "torch._functorch.predispatch"
 
 def record(model: nn.Module, tensors: list[Tensor], layout: Layout) -> Draft:
     """The graph of one real run; raises whatever the run or the tracer raises."""
-    try:
-        recorded = _traced(model, tensors, layout, whole=True)
-    except Exception:  # vmap and other transforms are only known below the decompositions
-        recorded = _traced(model, tensors, layout, whole=False)
+    recorded = _first_traced(model, tensors, layout)
     placeholders, values = _lift(recorded, model, tensors, layout)
     drawn = draws_random_numbers(recorded)
     with values_kept(model, list(values.values())), same_random_numbers():
@@ -59,16 +56,37 @@ def record(model: nn.Module, tensors: list[Tensor], layout: Layout) -> Draft:
     return replace(draft, drew=True, notes=(*draft.notes, note))
 
 
-def _traced(model: nn.Module, tensors: list[Tensor], layout: Layout, whole: bool) -> GraphModule:
+def _first_traced(model: nn.Module, tensors: list[Tensor], layout: Layout) -> GraphModule:
+    """The raw recording, by the first way that goes through.
+
+    The tracer is seen by models that ask for overrides of functions (``has_torch_function``) and call
+    themselves anew: the second way hides it. Transforms such as ``vmap`` are only known below the
+    decompositions: the third way.
+    """
+    for flat in (Flat(model, layout), _Unseen(model, layout)):
+        with suppress(Exception):
+            return _traced(flat, tensors, whole=True)
+    return _traced(Flat(model, layout), tensors, whole=False)
+
+
+class _Unseen(Flat):
+    """The model, run as if no mode for functions were there."""
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch._C.DisableTorchFunction():
+            return super().forward(*tensors)
+
+
+def _traced(flat: Flat, tensors: list[Tensor], whole: bool) -> GraphModule:
     """The raw recording; ``whole`` keeps composite operations, else they are decomposed."""
     with ExitStack() as stack:
-        kept = values_kept(model, tensors), same_random_numbers()
-        for context in (*kept, _module_stack(model), _branches_taken()):
+        kept = values_kept(flat.model, tensors), same_random_numbers()
+        for context in (*kept, _module_stack(flat.model), _branches_taken()):
             stack.enter_context(context)
         if not whole:  # fused kernels made for inference have no derivative
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         traced: GraphModule = make_fx(
-            Flat(model, layout).forward,
+            flat.forward,
             tracing_mode="real",
             pre_dispatch=whole,
             record_stack_traces=True,

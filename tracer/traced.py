@@ -79,7 +79,8 @@ class Traced:
     @property
     def batch_axis(self) -> int | None:
         """Where the inputs have their samples; None if they are all one sample."""
-        return self._first.findings.batch_axis
+        findings = self._first.findings
+        return None if findings.listed else findings.batch_axis
 
     def maps(self, inputs: Any) -> tuple[Tensor, ...]:
         """The attention maps on these inputs, also where the model's attention is fused.

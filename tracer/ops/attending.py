@@ -70,7 +70,8 @@ def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
         begin(call, site, moved(sums, weights.letters, output), is_positive(weights.operand))
     columns = [axis for axis, letter in enumerate(letters) if letter not in output]
     known = cols.labels.amax(columns, keepdim=True)  # keys that have met no sample yet know of none
-    lived = Slot(fill_samples(rows.labels, [known]), rows.strength, rows.reads | {site.index})
+    strength = max(rows.strength, cols.strength)  # a learned token that has read an input is as firm as it
+    lived = Slot(fill_samples(rows.labels, [known]), strength, rows.reads | {site.index})
     others = values.alive if values.killed else values.slots[1:]
     return [
         replace(lived, labels=moved(lived.labels, letters, output)),

@@ -140,7 +140,11 @@ def _numbers(call: Call, operand: Operand, shape: list[int], filled: bool = Fals
     name = value.root or _made_by(call, operand.node or call.node).name
     strength = STRONG if value.from_input else FAINT if value.root is None else WEAK
     constant = filled or (not value.from_input and value.root is None)
-    start = call.ledger.elements.reserve(Root(name, value.from_input, strength, constant), shape)
+    root = Root(name, value.from_input, strength, constant)
+    # what is filled in one tensor is the same tokens for whatever makes tokens of it
+    tensor = value.origin or (operand.node.name if operand.node else None)
+    memo = (tensor, tuple(shape)) if filled and tensor else None
+    start = call.ledger.elements.reserve(root, shape, memo)
     return torch.arange(torch.Size(shape).numel()).view(shape) + start
 
 
@@ -155,7 +159,7 @@ def _made_by(call: Call, node: fx.Node) -> fx.Node:
 
 
 def _all_numbered(call: Call, operand: Operand, labels: Tensor) -> Tensor:
-    """Places that constants fill (padding tokens, a first frame of zeros) are tokens too, where others beside
+    """Places that constants fill (padding tokens, a class id, a first frame of zeros) are tokens too, where others beside
     them are: of a space of their own, for they are no places of the input."""
     missing = codes_of(labels) < 0
     if not bool(missing.any()):
@@ -174,7 +178,7 @@ def _all_numbered(call: Call, operand: Operand, labels: Tensor) -> Tensor:
 def embedding(call: Call) -> Value:
     """One token for each id; ids that come from one node are one set of tokens.
 
-    Ids that the graph makes out of nothing (all places of a table, padding) name tokens of the table.
+    Ids that constants fill in beside those of an input (a class id before them) are tokens of their own. Ids that the graph makes out of nothing (all places of a table, padding) name tokens of the table.
     """
     index = call.operand("indices")
     table = call.operand("weight")
@@ -183,6 +187,7 @@ def embedding(call: Call) -> Value:
     dormant = index.value.dormant
     if dormant is None:
         dormant = fresh(call, index)
+    dormant = replace(dormant, labels=_all_numbered(call, index, dormant.labels))
     tag = index.value.origin or (index.node.name if index.node else call.node.name)
     whole = _taken_from(call, index.node)
     if whole is not None and whole.dormant is not None and whole.origin is not None:

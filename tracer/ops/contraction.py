@@ -17,6 +17,7 @@ from fxplain.labels import (
     Value,
     codes_of,
     compact,
+    same_tokens,
 )
 from fxplain.merging import merge
 from fxplain.ops.attending import attend, free, note_content
@@ -52,6 +53,7 @@ def contract(call: Call, one: Operand, other: Operand, spec: str) -> Value:
     summed = "".join(letter for letter in dict.fromkeys(left_letters + right_letters) if letter not in output)
     left, right = Side(one, left_letters, summed), Side(other, right_letters, summed)
     left, right = (_without_padding(side) for side in _wake(call, left, right))
+    left, right = _by_its_sides(left, right), _by_its_sides(right, left)
     points = _points(call, left, right, output)
     by_parameter = left.operand.is_parameter or right.operand.is_parameter
     slots: Sequence[Slot]
@@ -163,6 +165,19 @@ def _past_padding(slot: Slot, side: Side) -> Slot:
     return replace(slot, labels=compact(top)) if constant else slot
 
 
+def _by_its_sides(weights: Side, values: Side) -> Side:
+    """Weights of pairs, as a map of the two tokens of each where they weigh values of the one."""
+    beside = weights.operand.value.beside
+    if beside is None or beside.main is None or weights.alive or len(weights.killed) != 1:
+        return weights
+    sides = beside.main, beside.slot
+    rows = [slot for slot in sides if not weights.over(slot)]
+    columns = [slot for slot in sides if weights.over(slot)]
+    if len(rows) != 1 or not values.killed or not same_tokens(columns[0], values.killed[0]):
+        return weights
+    return replace(weights, operand=weights.operand.with_slots([*rows, *columns]))
+
+
 def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     """Data times data: scores (both slots live on), or weights times values (an attention)."""
     if left.killed and right.killed:
@@ -190,8 +205,9 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
                 return attend(call, rest, side, output)
             return mixed_by_data(call, rest, side, output)
     for side, rest in ((left, right), (right, left)):
-        if not (side.killed or rest.killed) and weighs_one(side, rest):
-            return attend(call, side, rest, output)
+        weighing = None if side.killed or rest.killed else weighs_one(side, rest)
+        if weighing is not None:
+            return attend(call, weighing, rest, output)
         if (
             not (side.killed or rest.killed)
             and side.slots

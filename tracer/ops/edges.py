@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels import NOTHING, Slot, Value, compact, samples_of
+from fxplain.labels import NOTHING, Slot, Value, broadcast, compact, samples_of
 from fxplain.ops.mixing import check_samples
 from fxplain.ops.normaliser import all_ones, is_positive
 from fxplain.ops.sides import letters_for
@@ -41,13 +41,14 @@ class Weighed:
 
 
 def line_of(call: Call) -> tuple[int, Tensor] | None:
-    """The axis that an index goes along, and the index there; None where it is no single line."""
-    if "index" in call.op and "select" not in call.op and "add" not in call.op:
+    """The axis that an index goes along, and the places there; None where it is no single line."""
+    if call.argument("indices") is not None:
         indices: list[Any] = list(call.argument("indices"))
         known = [axis for axis, index in enumerate(indices) if index is not None]
         if len(known) != 1 or indices[known[0]].ndim != 1 or indices[known[0]].dtype == torch.bool:
             return None
-        return known[0], indices[known[0]].cpu()
+        size = call.operands()[0].shape[known[0]]
+        return known[0], indices[known[0]].cpu() % max(size, 1)  # counted from the end where it is negative
     index, dim = call.argument("index"), int(call.argument("dim"))
     if not isinstance(index, Tensor) or not index.ndim:
         return None
@@ -109,6 +110,8 @@ def along_edges(call: Call, source: Operand, pooled: Callable[[Slot], Slot]) -> 
         if fits and _sums_to_one(weights, axis, index, call.result.shape[axis]):
             keys = values.value.active[0]
             asked = _asking(call, keys, axis, index)
+            if asked is not None and _each_its_own(asked, keys, axis, index):
+                return None  # rows that a loop sends away and adds back, as mixtures of experts do
             rows = asked or replace(pooled(keys), reads=frozenset())
             read = _attention(call, product.node, weights, values, rows, line, asked is None)
             return replace(rows, reads=rows.reads | {read})
@@ -137,6 +140,18 @@ def _asking(call: Call, keys: Slot, axis: int, index: Tensor) -> Slot | None:
     return None
 
 
+def _each_its_own(rows: Slot, keys: Slot, axis: int, index: Tensor) -> bool:
+    """Whether every edge leads from a token to itself."""
+    ends, starts = broadcast(_ends(rows, axis, index, keys.labels.ndim), keys.labels)
+    return torch.equal(ends, starts)
+
+
+def _ends(rows: Slot, axis: int, index: Tensor, ndim: int) -> Tensor:
+    """The row at the end of every edge, laid out as the weights."""
+    ends = rows.labels.index_select(axis, index)
+    return ends.reshape(*_first(ends, axis + 1), *(1,) * (ndim - axis - 1))
+
+
 def _first(labels: Tensor, count: int) -> tuple[int, ...]:
     return tuple(labels.shape[:count])
 
@@ -153,9 +168,7 @@ def _attention(
     """A map that is a list of pairs: its rows and columns lie along one axis, and none is summed over."""
     axis, index = line
     cols = values.value.active[0]
-    ends = rows.labels.index_select(axis, index)
-    ends = ends.reshape(*_first(ends, axis + 1), *(1,) * (weights.ndim - axis - 1))
-    on_map = replace(rows, labels=ends)
+    on_map = replace(rows, labels=_ends(rows, axis, index, weights.ndim))
     check_samples(call, on_map, cols)
     nodes = tuple(operand.node for operand in (weights, values) if operand.node is not None)
     letters = letters_for(weights.ndim)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import product
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxplain.labels import (
     DORMANT,
@@ -29,10 +29,11 @@ from fxplain.ops.mixing import join
 from fxplain.ops.naming import ADDING, completing, placed, spread, under_condition, without_tables
 from fxplain.ops.relaid import relaid_on
 from fxplain.ops.spectrum import taken_for_data
-from fxplain.ops.table import Call, Operand, aten
+from fxplain.ops.table import Call, Operand, aten, op_name
 from fxplain.where import module_path
 
 QUERYING = frozenset(aten("add sub mul"))
+SUMMING = aten("matmul bmm mm einsum baddbmm tensordot cdist")
 JOINING = frozenset(aten("add sub mul"))
 """What of two single tokens has them side by side: a sum of pooled tokens, or their product."""
 MOST_IN_A_STATE = 16
@@ -57,7 +58,8 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     ordered = _newest_first(call, operands, aligned) if additive else _older_first(call, aligned)
     relaid = relaid_on(call, operands, aligned) if additive else None
     one_place = additive and not _one_place(call, aligned)
-    slots = merge(ordered, additive=one_place) if relaid is None else (relaid,)
+    pairs = _pair_tokens(call, operands, aligned)
+    slots = merge([pairs] if pairs else ordered, additive=one_place) if relaid is None else (relaid,)
     if (
         relaid is None
         and isinstance(call.result, Tensor)
@@ -79,6 +81,53 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
         return value
     products = 2 if "mul" in call.op else 0  # a product with keys only has its features to be summed up
     return replace(value, asked=(*value.asked, *asked_among(aligned, slots, products)))
+
+
+def _pair_tokens(
+    call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[Slot]]
+) -> Sequence[Slot] | None:
+    """The labels of the one operand whose tokens are pairs, where the other has features of two tokens at each
+    place (an outer product, a sum of rows and columns): pairs stay pairs. Scores are no features."""
+    if len(operands) != 2:
+        return None
+    for own, theirs, other in ((*slots, operands[1]), (*slots[::-1], operands[0])):
+        firm = len(own) == 1 and own[0].strength == STRONG and len(theirs) == 2
+        crossed = firm and all(slot.token_axes for slot in theirs) and own[0].token_axes == _axes_of(theirs)
+        wide = bool(other.ndim) and other.shape[-1] > 1 and other.ndim - 1 not in _axes_of(other.value.active)
+        if crossed and wide and not _is_score(call, other):
+            return own
+    return None
+
+
+def _axes_of(slots: Sequence[Slot]) -> frozenset[int]:
+    return frozenset().union(*(slot.token_axes for slot in slots))
+
+
+def _is_score(call: Call, operand: Operand) -> bool:
+    """Whether features of rows and columns were multiplied and summed up on the way to it."""
+    stack = [operand.node]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        before = [] if node is None else node.all_input_nodes
+        values = [call.values.get(each) for each in before]
+        labelled = [isinstance(value, Value) and value.labelled for value in values]
+        sums = node is not None and op_name(node) in SUMMING
+        if sums and sum(labelled) > 1 and _sums_features(call, node):
+            return True
+        for each, value in zip(before, values, strict=True):
+            if isinstance(value, Value) and len(value.active) > 1 and each not in seen:
+                seen.add(each)
+                stack.append(each)
+    return False
+
+
+def _sums_features(call: Call, product: fx.Node | None) -> bool:
+    """Whether a product sums over an axis: only an einsum may not."""
+    if product is None or op_name(product) != "aten::einsum":
+        return product is not None
+    inputs, arrow, output = str(product.args[0]).replace(" ", "").partition("->")
+    return bool(arrow) and any(letter.isalpha() and letter not in output for letter in inputs)
 
 
 def _one_place(call: Call, operands: Sequence[Sequence[Slot]]) -> bool:
@@ -107,7 +156,8 @@ def _samples_meet(operands: Sequence[Sequence[Slot]]) -> bool:
     firm = [[compact(samples_of(s.labels)) for s in own if s.strength == STRONG] for own in operands]
     for place, own in enumerate(firm):
         for one, other in product(own, (samples for rest in firm[place + 1 :] for samples in rest)):
-            if any(a > 1 and b > 1 for a, b in zip(one.shape, other.shape, strict=True)):
+            alone = one.numel() == other.numel() == 1  # things in a list, which were taken for samples
+            if alone or any(a > 1 and b > 1 for a, b in zip(one.shape, other.shape, strict=True)):
                 one, other = broadcast(one, other)
                 if bool(((one != other) & (one >= 0) & (other >= 0)).any()):
                     return True
@@ -141,6 +191,9 @@ def _beside(call: Call, operands: Sequence[Operand], slots: Sequence[Slot]) -> B
     pairs = pair_among([operand.value.active for operand in operands], ndim)
     if pairs is not None:
         return pairs
+    crossed = [[align(s, ndim) for s in o.value.active] for o in operands if len(o.value.active) == 2]
+    if len(crossed) == len(slots) == 1 and slots[0].token_axes == _axes_of(crossed[0]):
+        return Beside(crossed[0][1], main=crossed[0][0])
     if call.op.removesuffix("_") not in ADDING:
         return None
     return beside_among([[align(s, ndim) for s in o.value.active] for o in operands], slots)

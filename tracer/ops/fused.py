@@ -82,7 +82,8 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
     begin(call, site, torch.ones(()), positive=True)
     labels = fill_samples(on_rows.labels, [on_cols.labels.amax(-1, keepdim=True)])
-    lived = Slot(labels, rows.strength, rows.reads | {site.index})
+    strength = max(rows.strength, cols.strength)  # a learned token that has read an input is as firm as it
+    lived = Slot(labels, strength, rows.reads | {site.index})
     out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset(), sampled=frozenset(), asked=())
     return _with_sums(call, out)
 

@@ -36,6 +36,43 @@ def features_of_rows(call: Call, operand: Operand, axes: Sequence[int], alive: S
     return [record(call, "pooled", [operand], alive[0], columns[0], operand.shape, adds=True)]
 
 
+EXTREMES, TOTALS = aten("amax max logsumexp"), aten("sum")
+EASING = aten("add clamp clamp_min clamp_max detach maximum")
+"""What is done to a row's sum or maximum before it is used: small numbers are added, bounds set."""
+
+
+def normalises(call: Call, operand: Operand) -> bool:
+    """Whether a maximum is only subtracted from what it was taken of, or a sum only divides it.
+
+    That is half of a softmax, and a statistic: no token is made of the others, and none asks for anything.
+    """
+    ends = {**dict.fromkeys(EXTREMES, aten("sub")), **dict.fromkeys(TOTALS, aten("div"))}.get(call.op)
+    if ends is None or operand.node is None or not call.node.users:
+        return False
+    stack = [call.node]
+    while stack:
+        node = stack.pop()
+        for user in node.users:
+            ending = op_name(user).removesuffix("_") in ends and user.args[1] is node
+            if ending and _same(user.args[0], operand.node):
+                continue
+            eases = op_name(user) in (*MOVING, *EASING) and user.all_input_nodes == [node]
+            if not (eases or "getitem" in op_name(user)):
+                return False
+            stack.append(user)
+    return True
+
+
+def _same(one: object, other: fx.Node) -> bool:
+    """Whether two nodes are one, or the same pointwise operation on the same."""
+    return one is other or (
+        isinstance(one, fx.Node)
+        and one.target is other.target
+        and torch.Tag.pointwise in getattr(one.target, "tags", ())
+        and (one.args, one.kwargs) == (other.args, other.kwargs)
+    )
+
+
 def _samples_apart(rows: Slot, columns: Slot) -> bool:
     """Whether rows of one sample meet columns of another, as where all pictures meet all texts."""
     one, other = broadcast(samples_of(rows.labels), samples_of(columns.labels))

@@ -74,8 +74,10 @@ def unary(call: Call) -> Value | tuple[Value, ...]:
     value = call.carry(operand, slots=[part[0] for part in moved])
     beside = operand.value.beside
     if beside is not None:
+        apart = laid_apart(beside)  # pairs that lay apart before have labels of their own
         beside = beside.moved(lambda slot: _move(call, slot, operand.shape)[0])
-        value = replace(value, beside=beside, slots=tuple(laid_apart(beside)) or value.slots)
+        sides = [] if apart else laid_apart(beside)
+        value = replace(value, beside=beside, slots=tuple(sides) or value.slots)
     same = isinstance(call.result, Tensor) and call.result.shape == operand.shape
     reshaping = call.op in WHOLE
     if call.op in GATHERING:
@@ -142,6 +144,14 @@ def _lookup(call: Call, table: Operand) -> Value | None:
     if table.value.labelled:
         call.ledger.data_dependent = True
     return None
+
+
+@transfer("aten::diag")
+def diag(call: Call) -> Value | tuple[Value, ...]:
+    """The diagonal of a matrix is taken as by ``diagonal``; a matrix made of tokens' numbers is not known."""
+    if call.operands()[0].ndim == 1 and call.operands()[0].value.labelled:
+        raise ValueError("a diagonal matrix of tokens has no transfer function")
+    return unary(call)
 
 
 @transfer("aten::view_as_complex", "aten::view_as_real", "aten::real", "aten::imag")

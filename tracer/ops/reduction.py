@@ -11,8 +11,9 @@ from fxplain.labels import DORMANT, NOTHING, Beside, Slot, Value
 from fxplain.ops.contraction import summed_product
 from fxplain.ops.edges import Weighed
 from fxplain.ops.elementwise import pointwise
-from fxplain.ops.late import features_of_rows
+from fxplain.ops.late import features_of_rows, normalises
 from fxplain.ops.mixing import pooled
+from fxplain.ops.normaliser import is_positive
 from fxplain.ops.one_key import weighed_key
 from fxplain.ops.operator import follow_operator
 from fxplain.ops.sampling import sum_up
@@ -127,6 +128,8 @@ def reduce(call: Call) -> Value | tuple[Value, ...]:
     summing = call.op.removeprefix("aten::") in SUMS
     tied = tied_sum(operand.value.active, axes) if slots is None and summing else None
     slots = tied if tied is not None else slots
+    if slots is None and _is_statistic(call, operand, axes):
+        return _statistic(call, operand)
     slots = slots if slots is not None else _survivors(call, operand, axes)
     if not keep:
         slots = [replace(slot, labels=_squeezed(slot.labels, axes)) for slot in slots]
@@ -134,6 +137,24 @@ def reduce(call: Call) -> Value | tuple[Value, ...]:
     value = call.carry(operand, slots=slots, sampled=operand.value.sampled if whole else frozenset())
     value = replace(value, tied=value.tied or tied is not None)
     value = replace(value, beside=_beside_after(operand, axes, keep) if whole else None)
+    return (value,) * len(call.result) if isinstance(call.result, tuple) else value
+
+
+def _is_statistic(call: Call, operand: Operand, axes: Sequence[int]) -> bool:
+    """Whether it is the maximum, or the sum, that a softmax of tokens written out takes of its scores."""
+    slots = operand.value.active
+    whole = bool(slots) and all(any(slot.varies(axis) for axis in axes) for slot in slots)
+    return whole and operand.tensor.is_floating_point() and normalises(call, operand)
+
+
+def _statistic(call: Call, operand: Operand) -> Value | tuple[Value, ...]:
+    """It names no token. What a sum of positive numbers divides is a softmax from there on, and what a
+    log-sum-exp is taken from is the logarithm of one."""
+    value = call.carry(operand, asked=())
+    if call.op == "aten::logsumexp" or (call.op == "aten::sum" and is_positive(operand)):
+        call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
+        call.ledger.data_dependent = True  # that it is positive was seen for these inputs
+        value = replace(value, softmaxes=value.softmaxes | {call.node.name})
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fxplain.labels import STRONG, Slot, same_tokens
 from fxplain.ops.sides import Side, sizes_of
 
@@ -60,8 +62,15 @@ def has_columns(values: Side, weights: Side) -> bool:
     return any(slot.token_axes & own for slot in values.alive)
 
 
-def weighs_one(weights: Side, values: Side) -> bool:
-    """True for a softmax over a single key: a row slot, a column slot, and nothing that varies to tell."""
+def weighs_one(weights: Side, values: Side) -> Side | None:
+    """The weights of a single key, their row first and the key last, where nothing varies along the summed axis
+    to tell: softmaxed ones, or those of the very token that the value is of. None where they are none."""
     sizes = sizes_of(weights)
     single = bool(weights.summed) and all(sizes[letter] == 1 for letter in weights.summed)
-    return single and len(weights.slots) > 1 and bool(weights.operand.value.softmaxes) and bool(values.slots)
+    if not single or len(weights.slots) < 2 or not values.slots:
+        return None
+    alone = [slot for slot in weights.slots if not slot.token_axes and same_tokens(slot, values.slots[0])]
+    if len(weights.slots) == 2 and alone and not values.slots[0].token_axes:
+        rows = [slot for slot in weights.slots if slot is not alone[-1]]
+        return replace(weights, operand=weights.operand.with_slots([*rows, alone[-1]]))
+    return weights if weights.operand.value.softmaxes else None

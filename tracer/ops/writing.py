@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxplain.labels import Slot, Value, compact, reads_of
 from fxplain.ops.layout import on_cpu, rerun
-from fxplain.ops.table import Call, aten, transfer
+from fxplain.ops.table import Call, Operand, aten, transfer
 
 Writer = Callable[[Call, Tensor, Tensor], Tensor]
 
@@ -28,6 +28,10 @@ def _write_rows(call: Call, base: Tensor, source: Tensor) -> Tensor:
     return base.index_copy(call.args[1], call.args[2].cpu(), source)
 
 
+def _write_flat(call: Call, base: Tensor, source: Tensor) -> Tensor:
+    return base.contiguous().put(call.args[1].cpu(), source.contiguous())
+
+
 def _write_again(call: Call, base: Tensor, source: Tensor) -> Tensor:
     place = next(i for i, a in enumerate(call.schema.arguments) if a.name in ("src", "source"))
     result: Tensor = rerun(call, {0: base, place: source})
@@ -38,6 +42,7 @@ WRITERS: dict[str, tuple[str, Writer]] = {
     "aten::copy": ("src", lambda call, base, source: source.expand(base.shape)),
     "aten::copy_": ("src", lambda call, base, source: source.expand(base.shape)),
     "aten::masked_scatter": ("source", _write_again),
+    "aten::put": ("source", _write_flat),
     "aten::slice_scatter": ("src", _write_again),
     "aten::select_scatter": ("src", _write_again),
     "aten::diagonal_scatter": ("src", _write_again),
@@ -74,7 +79,7 @@ def write(call: Call) -> Value:
         old = olds[0] if alike else _closest(Slot(compact(alone), new.strength), olds)
         olds = [slot for slot in olds if slot is not old]
         under = old.expanded(base.shape) if old else torch.zeros(base.shape, dtype=torch.int64)
-        labels = _spread(writer(call, under, new.expanded(source.shape)), new)
+        labels = _spread(writer(call, under, new.expanded(source.shape)), new, _features(call, source))
         both = [new, old] if old else [new]
         if old and old.reads and new.reads:
             _lay_beside(call, old, new, not bool(((alone > 0) & (under > 0)).any()))
@@ -102,11 +107,33 @@ def _closest(new: Slot, olds: Sequence[Slot]) -> Slot | None:
     return max(olds, key=lambda old: len(old.token_axes & new.token_axes), default=None)
 
 
-def _spread(labels: Tensor, source: Slot) -> Tensor:
+def _features(call: Call, source: Operand) -> list[int]:
+    """Axes along which what is written may be features: it has several places there, and no index picks
+    them. A single row, or rows that an index sends somewhere, leave the rows beside them alone."""
+    last = source.ndim - 1
+    return [
+        axis
+        for axis, size in enumerate(source.shape)
+        if size > 1 and (axis == last or axis not in _indexed(call, source.ndim))
+    ]
+
+
+def _indexed(call: Call, ndim: int) -> list[int]:
+    """The axes that an index goes along."""
+    if call.argument("indices") is not None:
+        return [axis for axis, index in enumerate(call.argument("indices")) if index is not None]
+    if call.op.startswith("aten::put"):
+        return list(range(ndim))  # elements are picked one by one
+    if isinstance(call.argument("index"), Tensor):
+        return [int(call.argument("dim")) % max(ndim, 1)]
+    return []
+
+
+def _spread(labels: Tensor, source: Slot, features: Sequence[int]) -> Tensor:
     """Where a token's features are written to some places only, the places beside them are the token's
     too."""
     if labels.ndim == source.labels.ndim:
-        for axis in range(labels.ndim):
+        for axis in features:
             if not source.varies(axis):
                 labels = torch.where(labels == 0, labels.amax(axis, keepdim=True), labels)
     return labels
