@@ -1,14 +1,22 @@
-"""Explanations and attention graphs built by hand, so that rendering is tested without any model."""
+"""Attention graphs of real models; what no small model gives (hostile names) is built by hand."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
+from torch import Tensor, nn
+from zoo import traced
 
+import fxplain
 from fxplain.attentions import Attention, Kind, Stream, TokenSpace
 from fxplain.result import Relevance, Result
 
+Graph = nx.MultiDiGraph
 HOSTILE = "</span><script>alert(1)</script>"
 
 
@@ -69,8 +77,7 @@ class GraphBuilder:
         self.depth[name] = 1 + max((self.depth[s] for s in sources), default=0)
         nodes = self.graph.nodes
         size = f"{nodes[f'stream:{queries}']['size']} x {nodes[f'stream:{keys}']['size']}"
-        common = {
-            "kind": kind,
+        common: dict[str, object] = {
             "index": self.count,
             "depth": self.depth[name],
             "size": size,
@@ -81,7 +88,8 @@ class GraphBuilder:
         if kind == "mixing":
             self.graph.add_node(name, type="mixing", op=op, **common)
         else:
-            self.graph.add_node(name, type="attention", heads=12, fused=True, normaliser="softmax", **common)
+            known = {"kind": kind, "heads": 12, "fused": True, "normaliser": "softmax"}
+            self.graph.add_node(name, type="attention", **known, **common)
         self.graph.add_edge(f"stream:{queries}", name, role="query")
         self.graph.add_edge(f"stream:{keys}", name, role="key")
         self.graph.add_edge(name, f"stream:{queries}", role="update")
@@ -92,93 +100,60 @@ class GraphBuilder:
         return name
 
 
-def encoder_graph(layers: int = 12) -> nx.MultiDiGraph:
-    """An encoder with one stream."""
-    b = GraphBuilder()
-    b.stream("input_ids", 9)
-    for i in range(layers):
-        b.add("self", "input_ids", "input_ids", f"bert.encoder.layer.{i}.attention.self")
-    b.graph.graph["outputs"] = "logits"
-    return b.graph
+def zoo_graph(name: str) -> Graph:
+    """The attention graph of a model of the zoo; a copy, so that a test may change it."""
+    graph: Graph = traced(name).graph.copy()
+    return graph
 
 
-def two_stream_graph() -> nx.MultiDiGraph:
-    """Language and vision towers, then co-attention in both directions at once, then self-attention."""
-    b = GraphBuilder()
-    text, image = b.stream("input_ids", 20), b.stream("visual_feats", 36)
-    for i in range(9):
-        b.add("self", text, text, f"lxmert.encoder.layer.{i}.attention.self")
-    for i in range(5):
-        b.add("self", image, image, f"lxmert.encoder.r_layers.{i}.attention.self")
-    for i in range(5):
-        before, base = dict(b.last), f"lxmert.encoder.x_layers.{i}"
-        b.add("co", text, image, f"{base}.visual_attention.att", after=before)
-        b.add("co", image, text, f"{base}.visual_attention.att", after=before)
-        b.add("self", text, text, f"{base}.lang_self_att.self")
-        b.add("self", image, image, f"{base}.visn_self_att.self")
-    return b.graph
+@cache
+def _own_graph(build: Callable[[], tuple[nn.Module, Any]]) -> Graph:
+    torch.manual_seed(0)
+    model, inputs = build()
+    graph: Graph = fxplain.trace(model.eval(), inputs).graph
+    return graph
 
 
-def encoder_decoder_graph(convolutions: int = 6, layers: int = 6) -> nx.MultiDiGraph:
-    """A convolutional stem, an encoder of image tokens, a decoder of queries born from a parameter."""
-    b = GraphBuilder()
-    previous = b.stream("pixel_values", 3136)
-    for i in range(convolutions):
-        new = b.stream(f"conv{i}", 3136 // 4 ** (1 + i // 2), f"conv{i}")
-        b.add("mixing", new, previous, f"model.backbone.layer{i}.conv2", op="convolution")
-        b.last[new] = f"mixing:{b.count - 1}"
-        previous = new
-    queries = b.stream("query_position_embeddings.weight", 100)
-    for i in range(layers):
-        b.add("self", previous, previous, f"model.encoder.layers.{i}.self_attn")
-    for i in range(layers):
-        b.add("self", queries, queries, f"model.decoder.layers.{i}.self_attn")
-        b.add("encoder_decoder", queries, previous, f"model.decoder.layers.{i}.encoder_attn")
-    return b.graph
+def deep_graph() -> Graph:
+    """An encoder of 24 layers."""
+
+    def build() -> tuple[nn.Module, Any]:
+        layer = nn.TransformerEncoderLayer(4, 1, 4, batch_first=True)
+        return nn.TransformerEncoder(layer, 24, enable_nested_tensor=False), torch.randn(1, 3, 4)
+
+    return _own_graph(build).copy()
 
 
-def hierarchical_graph() -> nx.MultiDiGraph:
-    """Four stages of window attention with patch merging between them and pooling at the end."""
-    b = GraphBuilder()
-    name = b.stream("pixel_values", 3136)
-    for stage, depth in enumerate((2, 2, 6, 2)):
-        for block in range(depth):
-            b.add("self", name, name, f"swin.encoder.layers.{stage}.blocks.{block}.attention.self")
-        if stage < 3:
-            new = b.stream(f"layers.{stage}.downsample", 3136 // 4 ** (stage + 1))
-            b.add("mixing", new, name, f"swin.encoder.layers.{stage}.downsample", op="linear")
-            name = new
-    pooled = b.stream("pooler", 1)
-    b.add("mixing", pooled, name, "swin.pooler", op="mean")
-    return b.graph
+class ThreeStreams(nn.Module):
+    """Text and picture attend to each other, objects to both, and latents to the objects at last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(1, 3, 8))
+        self.embed = nn.ModuleList(nn.Linear(4, 8) for _ in range(3))
+        names = ("text_from_image", "image_from_text", "objects_from_text", "objects_from_image", "probe")
+        self.attend = nn.ModuleDict({n: nn.MultiheadAttention(8, 2, batch_first=True) for n in names})
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, text: Tensor, image: Tensor, objects: Tensor) -> Tensor:
+        def read(name: str, query: Tensor, key: Tensor) -> Tensor:
+            out: Tensor = query + self.attend[name](query, key, key)[0]
+            return out
+
+        t, i, o = (embed(x) for embed, x in zip(self.embed, (text, image, objects), strict=True))
+        t, i = read("text_from_image", t, i), read("image_from_text", i, t)
+        o = read("objects_from_image", read("objects_from_text", o, t), i)
+        out: Tensor = self.head(read("probe", self.latents, o).mean(1))
+        return out
 
 
-def three_stream_graph() -> nx.MultiDiGraph:
-    """Text, image and objects, where objects attend to both others; a latent stream born of a parameter."""
-    b = GraphBuilder()
-    text, image = b.stream("input_ids", 16), b.stream("pixel_values", 49)
-    objects, latents = b.stream("object_feats", 10), b.stream("latents", 8, "model.latents")
-    for i in range(4):
-        before = dict(b.last)
-        for query, key in ((text, image), (image, text), (objects, text), (objects, image)):
-            b.add("co", query, key, f"fusion.{i}.{query}_from_{key}", after=before)
-        for name in (text, image, objects):
-            b.add("self", name, name, f"fusion.{i}.self_{name}")
-    b.add("encoder_decoder", latents, objects, "head.probe")
-    return b.graph
+def three_stream_graph() -> Graph:
+    """The graph of :class:`ThreeStreams`."""
 
+    def build() -> tuple[nn.Module, Any]:
+        return ThreeStreams(), tuple(torch.randn(1, n, 4) for n in (5, 4, 3))
 
-def joined_graph() -> nx.MultiDiGraph:
-    """An image tower whose tokens become part of a text stream; the class token is born of a parameter."""
-    b = GraphBuilder()
-    image = b.stream("class_embedding+pixel_values", 50, "class_embedding, pixel_values")
-    for i in range(3):
-        b.add("self", image, image, f"model.vision_tower.layers.{i}.self_attn")
-    both = b.stream("input_ids+pixel_values", 60, "input_ids, pixel_values")
-    b.last[both] = b.last[image]
-    for i in range(3):
-        b.add("self", both, both, f"model.language_model.layers.{i}.self_attn")
-    return b.graph
+    return _own_graph(build).copy()
 
 
 def make_result(

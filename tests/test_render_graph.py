@@ -12,12 +12,9 @@ import pytest
 from render_fixtures import (
     HOSTILE,
     GraphBuilder,
-    encoder_decoder_graph,
-    encoder_graph,
-    hierarchical_graph,
-    joined_graph,
+    deep_graph,
     three_stream_graph,
-    two_stream_graph,
+    zoo_graph,
 )
 from test_render_html import Page, assert_inert
 
@@ -28,13 +25,13 @@ from fxplain.render.graph_page import graph_html
 from fxplain.render.graph_rows import plan
 
 GRAPHS = {
-    "encoder": encoder_graph,
-    "deep": lambda: encoder_graph(48),
-    "two streams": two_stream_graph,
-    "encoder-decoder": encoder_decoder_graph,
-    "hierarchical": hierarchical_graph,
+    "encoder": lambda: zoo_graph("bert-sdpa"),
+    "deep": deep_graph,
+    "two streams": lambda: zoo_graph("lxmert-eager"),
+    "encoder-decoder": lambda: zoo_graph("detr-sdpa"),
+    "hierarchical": lambda: zoo_graph("swin-sdpa"),
     "three streams": three_stream_graph,
-    "joined": joined_graph,
+    "joined": lambda: zoo_graph("llava-sdpa"),
     "empty": nx.MultiDiGraph,
 }
 
@@ -83,16 +80,16 @@ def test_what_a_site_reads_stands_above_it(name: str) -> None:
 
 
 def test_parallel_co_attentions_share_a_row() -> None:
-    rows = plan(two_stream_graph()).rows
+    rows = plan(GRAPHS["two streams"]()).rows
     pairs = [tuple(site.kind for site in row) for row in rows if any(site.kind == "co" for site in row)]
-    assert pairs == [("co", "co")] * 5
+    assert pairs == [("co", "co"), ("co",)], "nothing reads the picture's side of the last layer"
 
 
 def test_lanes() -> None:
-    assert plan(two_stream_graph()).lanes == {"input_ids": 0, "visual_feats": 1}
-    assert plan(encoder_decoder_graph()).lane_count == 2
+    assert plan(GRAPHS["two streams"]()).lanes == {"input_ids": 0, "visual_feats": 1}
+    assert plan(GRAPHS["encoder-decoder"]()).lane_count == 2
     # the stages of a hierarchical model follow one another in one lane
-    assert set(plan(hierarchical_graph()).lanes.values()) == {0}
+    assert set(plan(GRAPHS["hierarchical"]()).lanes.values()) == {0}
 
 
 def test_a_stream_still_in_use_keeps_its_lane() -> None:
@@ -106,8 +103,15 @@ def test_a_stream_still_in_use_keeps_its_lane() -> None:
 
 
 def test_a_stack_of_convolutions_is_one_box_that_names_them_all() -> None:
-    boxes = layout_of("encoder-decoder").boxes
-    (mixing,) = [box for box in boxes if box.kind == "mixing"]
+    b = GraphBuilder()
+    previous = b.stream("pixel_values", 3136)
+    b.add("self", previous, previous, "model.first")
+    for i in range(6):
+        new = b.stream(f"conv{i}", 3136 // 4 ** (1 + i // 2), f"conv{i}")
+        b.add("mixing", new, previous, f"model.backbone.layer{i}.conv2", op="convolution")
+        previous = new
+    b.add("self", previous, previous, "model.last")
+    (mixing,) = [box for box in lay_out(plan(b.graph)).boxes if box.kind == "mixing"]
     assert mixing.title == "6 mixing steps"
     assert mixing.detail == "→ conv5 · 49 tokens"
     assert mixing.tip.count("model.backbone.layer") == 6
@@ -119,7 +123,7 @@ def test_flow_into_another_stream_is_drawn_once() -> None:
 
 
 def test_depth_is_computed_where_the_graph_has_none() -> None:
-    graph = two_stream_graph()
+    graph = GRAPHS["two streams"]()
     expected = [[site.name for site in row] for row in plan(graph).rows]
     for _, data in graph.nodes(data=True):
         data.pop("depth", None)
@@ -180,7 +184,7 @@ def test_graphml_reads_back(build) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_dot_holds_every_node_and_edge_and_quotes_them() -> None:
-    graph = two_stream_graph()
+    graph = GRAPHS["two streams"]()
     text = graph_dot(graph)
     assert text.count(" -> ") == graph.number_of_edges()
     assert text.count("shape=box") == len(graph)
@@ -193,5 +197,5 @@ def test_dot_holds_every_node_and_edge_and_quotes_them() -> None:
 
 def test_unknown_form() -> None:
     with pytest.raises(OutputError, match="json, dot, graphml, html"):
-        graph_text(encoder_graph(), "svg")
+        graph_text(GRAPHS["encoder"](), "svg")
     assert list(FORMS) == ["json", "dot", "graphml", "html"]
