@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ZOO, Case
+from zoo import built, traced
 from zoo.compare import Found, assert_close, assert_same
 from zoo.spec import floats, make
 
 import fxplain
-
-
-@cache
-def built(name: str) -> Case:
-    return ZOO[name]()
-
-
-@cache
-def traced(name: str) -> Any:
-    model, inputs, _ = built(name)
-    return fxplain.trace(model, inputs)
 
 
 def output(name: str) -> Any:

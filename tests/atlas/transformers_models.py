@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
+import timm
 import torch
 import transformers
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from transformers.models.auto import modeling_auto
 from atlas.attributes import configurations
 from atlas.cases import UNUSED, Case, NotBuiltError, tensors
 from atlas.guess import NoInputsError, guess
+from atlas.shallow import DEPTH, kind_of, remade, shallow
 from atlas.shrink import PLANS, Plan, shrink, side
 
 transformers.logging.set_verbosity_error()
@@ -142,8 +145,26 @@ def _make(name: str, plan: Plan, kind: type[Any], attention: str) -> nn.Module:
         largest = max(weights, key=weights.__getitem__)
         raise NotBuiltError("too large", f"{where}: {size / 1e6:.0f} million parameters, most in {largest}")
     torch.manual_seed(0)
-    model = kind._from_config(_config(name, plan), attn_implementation=attention)
+    model = _with_shallow_backbones(
+        _config(name, plan), lambda c: kind._from_config(c, attn_implementation=attention)
+    )
     return _spread(model.eval().float())
+
+
+def _with_shallow_backbones(config: Any, make: Callable[[Any], nn.Module]) -> nn.Module:
+    """The model with one layer in each stage of the networks that it takes from timm: these have no
+    configuration to shrink."""
+    factory = partial(make, config)
+    names = {getattr(each, "backbone", None) for each in configurations(config)}
+    for name in names & set(timm.list_models()):
+        kind = kind_of(partial(timm.create_model, name))
+        factory = partial(remade, factory, kind, _shallower)
+    return factory()
+
+
+def _shallower(given: dict[str, Any]) -> dict[str, Any]:
+    deep = {name: value for name, value in given.items() if DEPTH.search(name)}
+    return given | {name: shallow(value, name, 1) for name, value in deep.items()}
 
 
 def _config(name: str, plan: Plan) -> Any:
