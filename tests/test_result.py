@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from typing import Any
+
 import pytest
 import torch
 from render_fixtures import image_result, space, text_result, two_stream_result
 
+import fxplain
 from fxplain.attentions import Stream
 from fxplain.errors import FxplainError, MethodError, UnknownNameError
 from fxplain.result import Relevance
@@ -76,3 +81,34 @@ def test_repr_is_short() -> None:
     assert len(text) < 200
     assert "pixel_values[196]" in text
     assert "batch=2" in text
+
+
+LAYER = torch.nn.Sequential(
+    torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.nn.Flatten(), torch.nn.Linear(40, 3)
+).eval()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))])
+@pytest.mark.parametrize("target", [1, lambda output: output[:, 1]])
+@pytest.mark.parametrize("mode", ["rows", "matrix"])
+def test_a_result_is_data(copied: Any, target: Any, mode: Any) -> None:
+    traced = fxplain.trace(LAYER, x := torch.randn(2, 5, 8))
+    result = traced.explain(x, target=target, mode=mode)
+    again = copied(result)
+    torch.testing.assert_close(again.relevance["input"], result.relevance["input"])
+    assert again.question == result.question
+    if mode == "matrix":
+        torch.testing.assert_close(again.matrix("input", "input"), result.matrix("input", "input"))
+    else:
+        with pytest.raises(MethodError, match="a copy of a result has no model"):
+            again.matrix("input", "input")
+        result.matrix("input", "input")
+        torch.testing.assert_close(copied(result).matrix("input", "input"), result.matrix("input", "input"))
+
+
+def test_a_comparison_is_data() -> None:
+    x = torch.randn(1, 5, 8)
+    found = fxplain.compare(LAYER, x, ["relevancy", "rollout", "random"], target=1)
+    again = pickle.loads(pickle.dumps(found))
+    for name in found:
+        torch.testing.assert_close(again[name].relevance["input"], found[name].relevance["input"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxplain.attentions import Attention, Stream, TokenSpace
 from fxplain.errors import MethodError, UnknownNameError
-from fxplain.questions import Question
+from fxplain.questions import Question, name_of_function
 
 if TYPE_CHECKING:
     from fxplain.render.display import Display
@@ -126,6 +126,11 @@ class Result:
     later: Callable[[], Tensor] | None = field(default=None, repr=False)
     """Works out :attr:`relevancy` where it was not needed."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A result is data: a copy, or a pickle, holds no model and no function of the user's."""
+        state = {**vars(self), "later": None}
+        return state | {"target": name_of_function(self.target)} if callable(self.target) else state
+
     @property
     def question(self) -> str:
         """What was explained, in words; a line for each sample."""
@@ -143,7 +148,8 @@ class Result:
     def matrix(self, queries: str, keys: str) -> Tensor:
         """The block of the relevancy matrix between two token spaces or streams: [batch, q, k].
 
-        In row mode the prediction is explained once more, in matrix mode, when this is first asked for.
+        In row mode the prediction is explained once more, in matrix mode, when this is first asked for. A copy,
+        or a pickle, of a result in row mode has no model to do that with.
 
         Args:
             queries: name of the space or stream whose rows are wanted.
@@ -158,6 +164,13 @@ class Result:
         rows, columns = self._tokens(queries), self._tokens(keys)
         if self.relevancy is None and self.later is not None:
             object.__setattr__(self, "relevancy", self.later())
+        if self.relevancy is None and self.mode == "rows":
+            raise MethodError(
+                "a copy of a result has no model to work out the relevancy matrix with",
+                expected="the matrix worked out before the result was copied or pickled",
+                found="a result of single rows of the matrix",
+                hint='call result.matrix(...) before, or explain with mode="matrix"',
+            )
         if self.relevancy is None:
             raise MethodError(
                 f"the method {self.method!r} keeps no relevancy matrix",
