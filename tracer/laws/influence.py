@@ -1,7 +1,7 @@
 """The influence law: perturb a token where it is born, and no place changes whose label cannot reach it.
 
-The graph is run beside itself, a few times with one token moved each. Integers and booleans, and what is drawn
-at random, stay as they were in the first run, so routing and masks do not move; nor do weights between tokens
+The graph is run beside itself, a few times with one token moved each. Integers and booleans, and what is
+drawn at random, stay as they were in the first run, so routing and masks do not move; nor do weights between tokens
 and what is made of these alone, so that what moves is what tokens hold. A place that changes although
 its label denies it is put back, so that what comes after is held against its own claims alone.
 """
@@ -144,7 +144,9 @@ class _Run:
         sample, token = self.asked[question]
         slots = self.findings.value(node).active
         here = _is_at(slots, sample, token, value.shape)
-        older = (s for used in node.all_input_nodes for part in self.findings.parts(used) for s in part.active)
+        older = (
+            s for used in node.all_input_nodes for part in self.findings.parts(used) for s in part.active
+        )
         if here is None or any(bool((codes_of(slot.labels) == token).any()) for slot in older):
             return changed
         noise = torch.randn(value.shape, generator=self.noise).to(value)
