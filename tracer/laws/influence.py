@@ -1,9 +1,9 @@
 """The influence law: perturb a token where it is born, and no place changes whose label cannot reach it.
 
-The graph is run beside itself, a few times with one token moved each. Integers and booleans, and what is
-drawn at random, stay as they were in the first run, so routing and masks do not move; nor do weights between tokens
-and what is made of these alone, so that what moves is what tokens hold. A place that changes although
-its label denies it is put back, so that what comes after is held against its own claims alone.
+The graph is run beside itself, a few times with one token moved each. Integers, booleans and random draws
+stay as they were in the first run, so routing and masks do not move. Nor do weights between tokens and
+what is made of these alone, so that what moves is what tokens hold. A place that changes although its
+label denies it is put back, so that what comes after is held against its own claims alone.
 """
 
 from __future__ import annotations
