@@ -41,10 +41,10 @@ def test_tokens_first(name: str, kind: torch.dtype, tokens: int) -> None:
     mask = torch.ones(3, tokens, dtype=torch.bool)
     mask[0, -2:] = False
     src = torch.randint(0, 20, (tokens, 3))
-    traced = fxplain.trace(TokensFirst().eval(), dict(unused=UNUSED[name], src=src, mask=mask.to(kind)))
+    traced = fxplain.trace(TokensFirst().eval(), {"unused": UNUSED[name], "src": src, "mask": mask.to(kind)})
     assert [(s.name, s.size) for s in traced.spaces] == [("src", tokens)]
-    result = traced.explain(dict(unused=UNUSED[name], src=src, mask=mask.to(kind)), target=1)
+    result = traced.explain({"unused": UNUSED[name], "src": src, "mask": mask.to(kind)}, target=1)
     for sample in range(3):
-        only = dict(unused=UNUSED[name][:1], src=src[:, [sample]], mask=mask[[sample]].to(kind))
+        only = {"unused": UNUSED[name][:1], "src": src[:, [sample]], "mask": mask[[sample]].to(kind)}
         alone = fxplain.explain(TokensFirst().eval(), only, target=1)
         torch.testing.assert_close(result.relevance["src"][sample], alone.relevance["src"][0])

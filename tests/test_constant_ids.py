@@ -64,6 +64,7 @@ def test_a_class_id(name: str, more: bool) -> None:
     given = torch.cat([torch.full((2, 1), CLS), IDS], 1)
     want = fxplain.explain(Reader(None, more).eval(), given, target=1)
     traced = fxplain.trace(Reader(BEFORE[name], more).eval(), IDS)
-    assert sorted(space.size for space in traced.spaces) == [1, 6] and not traced.mixings
+    assert sorted(space.size for space in traced.spaces) == [1, 6]
+    assert not traced.mixings
     found = traced.explain(IDS, target=1)
     torch.testing.assert_close(found.relevance["ids"], want.relevance["ids"][:, 1:])

@@ -1,4 +1,4 @@
-"""Rows that a loop sends away and adds back to their own places are not mixed, whatever their number and order.
+"""Rows that a loop sends away and adds back to their own places are not mixed, however many, in any order.
 
 Mixtures of experts do this, expert by expert. Here all experts are one layer, so the loop is that layer.
 """
@@ -28,11 +28,15 @@ BACK: dict[str, Back] = {
     "index_copy": lambda out, rows, values: out.index_copy_(0, rows, values),
     "scatter": lambda out, rows, values: out.scatter(0, by_elements(rows, values), values),
     "scatter_add": lambda out, rows, values: out.scatter_add_(0, by_elements(rows, values), values),
-    "scatter_reduce": lambda out, rows, values: out.scatter_reduce(0, by_elements(rows, values), values, "sum"),
+    "scatter_reduce": lambda out, rows, values: out.scatter_reduce(
+        0, by_elements(rows, values), values, "sum"
+    ),
     "index_put": lambda out, rows, values: out.index_put((rows,), values),
     "index_put, added": lambda out, rows, values: out.index_put_((rows,), values, accumulate=True),
     "put": lambda out, rows, values: out.put_(rows[:, None] * 8 + torch.arange(8), values),
-    "put, added": lambda out, rows, values: out.put(rows[:, None] * 8 + torch.arange(8), values, accumulate=True),
+    "put, added": lambda out, rows, values: out.put(
+        rows[:, None] * 8 + torch.arange(8), values, accumulate=True
+    ),
     "index_reduce": lambda out, rows, values: out.index_reduce(0, rows, values, "amax", include_self=False),
 }
 SPLITS = {
@@ -61,10 +65,12 @@ class Experts(nn.Module):
         x = x + self.first(x, x)
         flat = x.reshape(-1, 8)
         out = torch.zeros_like(flat)
-        for rows in map(torch.tensor, self.split) if self.back else []:
+        back = self.back
+        for rows in map(torch.tensor, self.split) if back else []:
             rows = rows.long()
-            out = self.back(out, rows, self.each(flat.index_select(0, rows)))
-        x = x + (out.reshape(x.shape) if self.back else self.each(x))
+            assert back is not None
+            out = back(out, rows, self.each(flat.index_select(0, rows)))
+        x = x + (out.reshape(x.shape) if back else self.each(x))
         return self.head((x + self.second(x, x))[:, 0])
 
 

@@ -23,7 +23,12 @@ class Reader(nn.Module):
     def __init__(self, take: Take) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embed, self.attend, self.again, self.head = nn.Embedding(50, 8), Attend(), Attend(), nn.Linear(8, 5)
+        self.embed, self.attend, self.again, self.head = (
+            nn.Embedding(50, 8),
+            Attend(),
+            Attend(),
+            nn.Linear(8, 5),
+        )
         self.take = take
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -30,7 +30,11 @@ def plain(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
 
 def running(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
     """With the running maximum, as flash attention does."""
-    top, bottom, high = torch.zeros_like(q), torch.zeros(*q.shape[:-1], 1), torch.full((*q.shape[:-1], 1), -1e9)
+    top, bottom, high = (
+        torch.zeros_like(q),
+        torch.zeros(*q.shape[:-1], 1),
+        torch.full((*q.shape[:-1], 1), -1e9),
+    )
     for key, value in blocks(k, v, sizes):
         scores = q @ key.mT
         new = torch.maximum(high, scores.amax(-1, keepdim=True))
@@ -63,7 +67,12 @@ class Blocked(nn.Module):
     def __init__(self, way: Way, sizes: Sizes, rows: int, other: bool) -> None:
         super().__init__()
         torch.manual_seed(2)
-        self.embed, self.beside, self.layer, self.head = nn.Linear(5, 8), nn.Linear(5, 8), Attend(), nn.Linear(8, 2)
+        self.embed, self.beside, self.layer, self.head = (
+            nn.Linear(5, 8),
+            nn.Linear(5, 8),
+            Attend(),
+            nn.Linear(8, 2),
+        )
         self.way, self.sizes, self.rows, self.other = way, sizes, rows, other
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -79,7 +88,9 @@ class Blocked(nn.Module):
 def test_cuts_change_nothing(way: str, rows: int, other: bool) -> None:
     x, y = torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(0)).unbind()
     want = fxplain.explain(Blocked(WAYS[way], (5,), rows, other).eval(), (x, y), target=0)
-    one_by_one = [] if way == "running" and rows == 1 and other else [(1, 1, 1, 1, 1)]  # nothing tells the axes
+    one_by_one = (
+        [] if way == "running" and rows == 1 and other else [(1, 1, 1, 1, 1)]
+    )  # nothing tells the axes
     for sizes in ((4, 1), (1, 4), (2, 2, 1), *one_by_one):
         model = Blocked(WAYS[way], sizes, rows, other).eval()
         traced = fxplain.trace(model, (x, y))

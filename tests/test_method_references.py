@@ -206,7 +206,7 @@ def test_gradient_times_input_at_the_embeddings() -> None:
 def test_gradient_times_input_at_the_patches_and_the_class_token() -> None:
     model, inputs, _ = exact("vit-eager")
     seen: list[Tensor] = []
-    embeddings = model.vit.embeddings
+    embeddings: Any = model.vit.embeddings
     handle = embeddings.patch_embeddings.register_forward_hook(lambda _, a, out: seen.append(out))
     score = model(**inputs).logits[0, 1]
     handle.remove()

@@ -16,7 +16,9 @@ Outer = Callable[["Pairs", Tensor, Tensor], Tensor]
 
 OUTER: dict[str, Outer] = {
     "einsum": lambda m, x, z: z + m.of_outer(torch.einsum("bic,bjd->bijcd", x, x).flatten(-2)),
-    "broadcast": lambda m, x, z: z + m.of_outer((x[:, :, None, :, None] * x[:, None, :, None, :]).flatten(-2)),
+    "broadcast": lambda m, x, z: (
+        z + m.of_outer((x[:, :, None, :, None] * x[:, None, :, None, :]).flatten(-2))
+    ),
     "first": lambda m, x, z: m.of_outer(torch.einsum("bic,bjd->bijcd", x, x).flatten(-2)) + z,
     "sum": lambda m, x, z: z + m.wide(x[:, :, None] + x[:, None]),
     "wide sum": lambda m, x, z: z + (m.wide(x)[:, :, None] + m.wide(x)[:, None]),
@@ -30,7 +32,12 @@ class Pairs(nn.Module):
     def __init__(self, outer: Outer) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embed, self.pairs, self.of_outer, self.wide = nn.Linear(7, 8), nn.Linear(5, 12), nn.Linear(64, 12), nn.Linear(8, 12)
+        self.embed, self.pairs, self.of_outer, self.wide = (
+            nn.Linear(7, 8),
+            nn.Linear(5, 12),
+            nn.Linear(64, 12),
+            nn.Linear(8, 12),
+        )
         self.attend, self.head, self.outer = Attend(12), nn.Linear(12, 3), outer
 
     def forward(self, seq: Tensor, pair: Tensor) -> Tensor:
@@ -45,7 +52,8 @@ def test_pairs_are_tokens(name: str) -> None:
     assert [(a.kind, a.queries.name, a.keys.name) for a in traced.attentions] == [("self", "pair", "pair")]
     result = traced.explain(inputs, target=(2, 1, 0))
     row = result.relevance["pair"].view(2, 4, 4)
-    assert row[:, 2].any() and not row[:, [0, 1, 3]].any()  # a pair attends along its own row
+    assert row[:, 2].any()
+    assert not row[:, [0, 1, 3]].any(), "a pair attends along its own row"
     assert result.relevance["seq"].any()
 
 
@@ -55,7 +63,12 @@ class Edges(nn.Module):
     def __init__(self, spelled: str) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embed, self.edges, self.layer, self.head = nn.Linear(7, 8), nn.Linear(5, 8), Attend(), nn.Linear(8, 3)
+        self.embed, self.edges, self.layer, self.head = (
+            nn.Linear(7, 8),
+            nn.Linear(5, 8),
+            Attend(),
+            nn.Linear(8, 3),
+        )
         self.score = nn.Linear(8, 1)
         self.spelled = spelled
 

@@ -1,4 +1,4 @@
-"""A learned token that has read an input counts as a token of an input would: beside others, it is read too."""
+"""A learned token that has read an input counts as one of an input: beside others, it is read too."""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ Way = Callable[["Both", Tensor, Tensor], Tensor]
 WAYS: dict[str, Way] = {
     "written out": lambda m, q, k: (q @ k.mT / 8**0.5).softmax(-1) @ k,
     "fused": lambda m, q, k: scaled_dot_product_attention(q, k, k),
-    "fused, masked": lambda m, q, k: scaled_dot_product_attention(q, k, k, torch.zeros(q.shape[1], k.shape[1])),
+    "fused, masked": lambda m, q, k: scaled_dot_product_attention(
+        q, k, k, torch.zeros(q.shape[1], k.shape[1])
+    ),
     "flex": lambda m, q, k: flex_attention(q[:, None], k[:, None], k[:, None])[:, 0],
     "a module": lambda m, q, k: m.module(q, k, k)[0],
     "a module without maps": lambda m, q, k: m.module(q, k, k, need_weights=False)[0],

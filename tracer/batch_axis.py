@@ -32,8 +32,9 @@ def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[Guess
 
     The first axis, then the second; but one that has the same size in all floating inputs (masks may be
     laid out otherwise), or in all inputs, goes first. Then that of the integers alone, beside patches of
-    all samples' pictures in one row. A guess that fits all inputs goes before all others. Then inputs in lists
-    may be a sample each. At last: there is no batch. What nobody reads has no say, nor have masks whether a guess fits: they have no tokens.
+    all samples' pictures in one row. A guess that fits all inputs goes before all others. Then inputs in
+    lists may be a sample each. At last: there is no batch. What nobody reads has no say; nor has a mask in
+    whether a guess fits, for it has no tokens.
     """
     read = {node.name for node in captured.graph.graph.nodes if node.op == "placeholder" and node.users}
     given = [bound[p.node] for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim]
@@ -59,7 +60,7 @@ def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[Guess
 
 
 def samples_in_lists(paths: Sequence[str]) -> dict[str, int]:
-    """The place of each input that stands in a list, if all lists are of one length, and not of a single thing.
+    """The place of each input that stands in a list, if all lists have one length, and more than one thing.
 
     >>> samples_in_lists(["pictures.0", "pictures.1", "queries"])
     {'pictures.0': 0, 'pictures.1': 1}

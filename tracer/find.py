@@ -272,7 +272,9 @@ class Labelling:
         if listed is not None:
             samples = listed
         elif axis is not None:
-            samples = torch.arange(self.guess.batch).view([-1 if p == axis else 1 for p in range(tensor.ndim)])
+            samples = torch.arange(self.guess.batch).view(
+                [-1 if p == axis else 1 for p in range(tensor.ndim)]
+            )
         elif self.guess.batch == 1 and is_input:
             samples = 0
         return Slot(compact(encode(samples, codes)), DORMANT)

@@ -148,8 +148,8 @@ class Result:
     def matrix(self, queries: str, keys: str) -> Tensor:
         """The block of the relevancy matrix between two token spaces or streams: [batch, q, k].
 
-        In row mode the prediction is explained once more, in matrix mode, when this is first asked for. A copy,
-        or a pickle, of a result in row mode has no model to do that with.
+        In row mode the prediction is explained once more, in matrix mode, when this is first asked for. A
+        copy, or a pickle, of a result in row mode has no model to do that with.
 
         Args:
             queries: name of the space or stream whose rows are wanted.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import getitem
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -134,7 +134,7 @@ _READS = frozenset(_SPANS) - _WRITES
 _SPLITS: frozenset[Any] = frozenset(
     getattr(packet, overload)
     for packet in (aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split)
-    for overload in packet.overloads()
+    for overload in cast(Any, packet).overloads()
 )
 
 

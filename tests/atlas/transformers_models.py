@@ -156,7 +156,7 @@ def _with_shallow_backbones(config: Any, make: Callable[[Any], nn.Module]) -> nn
     configuration to shrink."""
     factory = partial(make, config)
     names = {getattr(each, "backbone", None) for each in configurations(config)}
-    for name in names & set(timm.list_models()):
+    for name in sorted({str(name) for name in names} & set(timm.list_models())):
         kind = kind_of(partial(timm.create_model, name))
         factory = partial(remade, factory, kind, _shallower)
     return factory()

@@ -62,8 +62,8 @@ def clip(model: nn.Module, inputs: Inputs) -> Reference:
     last = (inputs["input_ids"] == model.config.text_config.eos_token_id).int().argmax(1).tolist()
     text = one_stream(score, maps[first_of_text:], last)
     return Reference(
-        (*image.blocks, (first_of_text, text.blocks[0][1])),
-        (*image.rows, (first_of_text, text.rows[0][1])),
+        (*image.blocks, (int(first_of_text), text.blocks[0][1])),
+        (*image.rows, (int(first_of_text), text.rows[0][1])),
         score.detach(),
     )
 

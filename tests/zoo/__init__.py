@@ -26,7 +26,7 @@ FUSED_LATER = {
 ZOO: dict[str, Builder] = {
     name: build
     for name, build in {**TEXT, **VISION, **MULTIMODAL, **TORCH}.items()
-    if name not in FUSED_LATER or FUSED_LATER[name]._supports_sdpa
+    if name not in FUSED_LATER or getattr(FUSED_LATER[name], "_supports_sdpa", False)
 }
 
 

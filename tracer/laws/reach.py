@@ -74,7 +74,7 @@ class Reach:
         try:
             both = torch.stack(broadcast(rows, cols)).flatten(1)
         except RuntimeError:  # laid out one beside the other: all rows with all columns
-            both = torch.cartesian_prod(rows.reshape(-1).unique(), cols.reshape(-1).unique()).T
+            both = torch.cartesian_prod(torch.unique(rows), torch.unique(cols)).T
         both = torch.unique(both[:, (both >= 0).all(0)], dim=1)
         # a map of learned queries is of no sample, and what it weighs is of one: its row is then, too
         row, col = both[0] // max(self.tokens, 1), both[1] // max(self.tokens, 1)

@@ -86,11 +86,12 @@ def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
 def _pair_tokens(
     call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[Slot]]
 ) -> Sequence[Slot] | None:
-    """The labels of the one operand whose tokens are pairs, where the other has features of two tokens at each
-    place (an outer product, a sum of rows and columns): pairs stay pairs. Scores are no features."""
+    """The labels of the one operand whose tokens are pairs, where the other has features of two tokens at
+    each place (an outer product, a sum of rows and columns): pairs stay pairs. Scores are no features."""
     if len(operands) != 2:
         return None
-    for own, theirs, other in ((*slots, operands[1]), (*slots[::-1], operands[0])):
+    for place, other in enumerate(reversed(operands)):
+        own, theirs = slots[place], slots[1 - place]
         firm = len(own) == 1 and own[0].strength == STRONG and len(theirs) == 2
         crossed = firm and all(slot.token_axes for slot in theirs) and own[0].token_axes == _axes_of(theirs)
         wide = bool(other.ndim) and other.shape[-1] > 1 and other.ndim - 1 not in _axes_of(other.value.active)

@@ -63,8 +63,8 @@ def has_columns(values: Side, weights: Side) -> bool:
 
 
 def weighs_one(weights: Side, values: Side) -> Side | None:
-    """The weights of a single key, their row first and the key last, where nothing varies along the summed axis
-    to tell: softmaxed ones, or those of the very token that the value is of. None where they are none."""
+    """The weights of a single key, their row first and the key last, where nothing varies along the summed
+    axis to tell: softmaxed ones, or those of the very token that the value is of. None if they are none."""
     sizes = sizes_of(weights)
     single = bool(weights.summed) and all(sizes[letter] == 1 for letter in weights.summed)
     if not single or len(weights.slots) < 2 or not values.slots:
