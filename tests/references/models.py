@@ -57,13 +57,13 @@ def clip(model: nn.Module, inputs: Inputs) -> Reference:
     """Each tower by itself; the score is the similarity of the image and its own text."""
     out, maps = run_with_maps(model, inputs)
     score = out.logits_per_image.diagonal()
-    first_of_text = model.config.vision_config.num_hidden_layers
+    first_of_text: Any = model.config.vision_config.num_hidden_layers
     image = one_stream(score, maps[:first_of_text], [0, 0])
     last = (inputs["input_ids"] == model.config.text_config.eos_token_id).int().argmax(1).tolist()
     text = one_stream(score, maps[first_of_text:], last)
     return Reference(
-        (*image.blocks, (int(first_of_text), text.blocks[0][1])),
-        (*image.rows, (int(first_of_text), text.rows[0][1])),
+        (*image.blocks, (first_of_text, text.blocks[0][1])),
+        (*image.rows, (first_of_text, text.rows[0][1])),
         score.detach(),
     )
 
