@@ -7,6 +7,7 @@ model; where that code is a notebook for one layer (CLIP), all layers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
