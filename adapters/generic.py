@@ -12,8 +12,8 @@ from fxplain.adapters.images import ImageSpec, encode_images, open_image, spec_o
 from fxplain.adapters.loaded import Encode, Loaded, Request
 from fxplain.adapters.show import Show, is_picture
 from fxplain.adapters.tensors import tensor_items
+from fxplain.capture.inputs import positional_names
 from fxplain.errors import InputError
-from fxplain.inputs import positional_names
 
 PLAIN = "pictures are cropped to the centre and scaled to 0..1; for other preprocessing give --input FILE.pt"
 

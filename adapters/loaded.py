@@ -12,7 +12,7 @@ from fxplain.adapters.tensors import on_device_of, read_tensors, tensor_items
 from fxplain.errors import InputError
 
 if TYPE_CHECKING:
-    from fxplain.render.display import Display
+    from fxplain.display import Display
 
 
 @dataclass(frozen=True)

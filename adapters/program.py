@@ -10,13 +10,13 @@ import torch
 
 from fxplain.adapters.generic import loaded_from
 from fxplain.adapters.loaded import Loaded, LoadOptions
-from fxplain.captured import Captured
+from fxplain.capture.audit import audit, output_classes, record_of
+from fxplain.capture.captured import Captured
+from fxplain.capture.guard import quiet
+from fxplain.capture.inputs import positional_names
 from fxplain.errors import LoadError, first_line
-from fxplain.guard import quiet
-from fxplain.inputs import positional_names
-from fxplain.program_audit import audit, output_classes, record_of
 from fxplain.saved.files import FOUND
-from fxplain.saved.files import load as load_traced
+from fxplain.traced import load as load_traced
 
 
 def load(text: str, options: LoadOptions) -> Loaded:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fxplain.render.display import Display
+    from fxplain.display import Display
 
 
 class Spell(Protocol):
@@ -56,7 +56,7 @@ class Show:
 
         ``texts``: by the name of an input of ids, the texts its rows were made from; one is for all rows.
         """
-        from fxplain.render.display import Display
+        from fxplain.display import Display
 
         images: dict[str, Sequence[Any]] = {}
         tokens: dict[str, Sequence[Sequence[str]]] = {}

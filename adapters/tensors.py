@@ -136,7 +136,7 @@ def _check_leaves(value: Any, path: Path, name: str) -> None:
 
 def tensor_items(model: Any, inputs: Any) -> Iterator[tuple[str, Tensor]]:
     """Top-level tensors of inputs by the name a user knows; positional ones by forward's parameter names."""
-    from fxplain.inputs import normalise, positional_names
+    from fxplain.capture.inputs import normalise, positional_names
 
     args, kwargs = normalise(inputs)
     positional = zip(positional_names(model, len(args)), args, strict=True)

@@ -12,8 +12,8 @@ from fxplain.adapters.images import ImageSpec, encode_images, sample_image
 from fxplain.adapters.loaded import Loaded, LoadOptions
 from fxplain.adapters.names import near
 from fxplain.adapters.show import Show
+from fxplain.capture.inputs import positional_names
 from fxplain.errors import LoadError, first_line
-from fxplain.inputs import positional_names
 
 SEED = 0
 """Random weights are the same in every run."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoo import traced
 
 import fxplain
-from fxplain.attentions import Attention, Kind, Stream, TokenSpace
+from fxplain.attention.records import Attention, Kind, Stream, TokenSpace
 from fxplain.result import Relevance, Result
 
 Graph = nx.MultiDiGraph

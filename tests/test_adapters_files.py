@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fxplain
-from fxplain import cli_explain
 from fxplain.adapters import Loaded, LoadOptions, load
 from fxplain.adapters.images import encode_images, open_image, spec_of
 from fxplain.adapters.names import file_stem, near
 from fxplain.adapters.show import Show
 from fxplain.adapters.tensors import read_tensors
+from fxplain.cli import explain as cli_explain
 from fxplain.errors import FxplainError, InputError, LoadError, UnsafeFileError
 
 # -- path/to/file.py:factory

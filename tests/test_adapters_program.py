@@ -14,8 +14,8 @@ import torch
 import toy_folders as toys
 
 from fxplain.adapters import LoadOptions, load
+from fxplain.capture.audit import audit
 from fxplain.errors import LoadError, UnsafeFileError
-from fxplain.program_audit import audit
 
 
 @pytest.fixture(scope="module")

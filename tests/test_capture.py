@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxplain import capture as capture_module
-from fxplain.capture import STRATEGIES, Captured, capture
+from fxplain.capture import capture as capture_module
+from fxplain.capture.capture import STRATEGIES, Captured, capture
+from fxplain.capture.inputs import normalise
+from fxplain.capture.verify import run, verify
 from fxplain.errors import CaptureError, DeviceError, InputError, NonFiniteError, VerificationError
-from fxplain.inputs import normalise
-from fxplain.verify import run, verify
 from fxplain.where import module_path, source_line
 
 torch.set_num_threads(1)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from zoo import built, traced
 
 import fxplain
-from fxplain import map_blocks
-from fxplain.checkpoint import PassingGradients, Sliced, checkpointed
 from fxplain.errors import MethodError
-from fxplain.replay import gradients_of
-from fxplain.replay import replay as plainly
-from fxplain.slices import slices_of
+from fxplain.maps import blocks as map_blocks
+from fxplain.run.checkpoint import PassingGradients, Sliced, checkpointed
+from fxplain.run.replay import gradients_of
+from fxplain.run.replay import replay as plainly
+from fxplain.run.slices import slices_of
 from fxplain.traced import Traced
 
 FAMILIES = (

@@ -18,10 +18,10 @@ import typer
 from typer.testing import CliRunner
 
 from fxplain.adapters.names import file_stem
-from fxplain.cli import app
-from fxplain.cli_inspect import shorter, table
-from fxplain.cli_options import reported, working
-from fxplain.cli_target import parse_target
+from fxplain.cli.commands import app
+from fxplain.cli.inspect import shorter, table
+from fxplain.cli.options import reported, working
+from fxplain.cli.target import parse_target
 from fxplain.errors import FxplainError, LoadError, TargetError
 
 HOSTILE = "</span><script>alert(1)</script>"
@@ -438,7 +438,7 @@ def test_version_and_help() -> None:
 
 def test_python_m_fxplain_is_the_same_and_light() -> None:
     code = (
-        "import sys; from fxplain.cli import app\n"
+        "import sys; from fxplain.cli.commands import app\n"
         "heavy = {'transformers', 'torchvision', 'timm', 'matplotlib', 'jinja2'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -497,7 +497,7 @@ def test_signs_of_life_where_a_person_looks(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_default_names_are_safe() -> None:
-    from fxplain.cli_explain import default_stem
+    from fxplain.cli.explain import default_stem
 
     assert default_stem("a/b:c", (Path("x y.z.png"),), "rollout") == "a-b-c-x-y-z-rollout"
     assert file_stem("..") == "model"

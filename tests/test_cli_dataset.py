@@ -11,8 +11,8 @@ import toy_folders as toys
 from typer.testing import CliRunner
 
 import fxplain
-from fxplain.cli import app
-from fxplain.cli_dataset import _device
+from fxplain.cli.commands import app
+from fxplain.cli.dataset import _device
 
 
 def run(*arguments: object, code: int = 0) -> str:

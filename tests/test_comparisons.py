@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
+from fxplain.attribution.prediction import Prediction
+from fxplain.attribution.scheduled import Explained
+from fxplain.attribution.table import METHODS
+from fxplain.display import Display
 from fxplain.errors import NonFiniteError, TargetError, UnknownOpError
-from fxplain.method_table import METHODS
-from fxplain.prediction import Prediction
-from fxplain.render.display import Display
-from fxplain.scheduled import Explained
 
 
 class Attend(nn.Module):

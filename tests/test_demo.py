@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 import fxplain
-from fxplain.demo import load_demo, peak, pointing_game, run_demo
+from fxplain.cli.demo import run_demo
+from fxplain.demo import load_demo, peak, pointing_game
 from fxplain.demo.assets import CANVAS_FOLDER, MODEL_FOLDER
 
 DATA = Path(__file__).parent / "data" / "demo_canvases.npz"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import fxplain
 from fxplain import evaluate
-from fxplain.cli import app
+from fxplain.cli.commands import app
 from fxplain.demo import load_demo
 from fxplain.demo.held_out import BLACK, questions
 from fxplain.errors import InputError, OutputError, UnknownNameError

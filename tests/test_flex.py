@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from zoo.compare import aligned, assert_same, check_maps
 
 import fxplain
-from fxplain.flex import flex_attention as written_out
+from fxplain.ops.kernels import flex_attention as written_out
 
 
 class Flex(Plain):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
-from fxplain.graph_diff import Graph, GraphDiff, aligned, diff
+from fxplain.attention.diff import Graph, GraphDiff, aligned, diff
 
 
 class Attend(nn.Module):

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxplain.capture import capture
+from fxplain.capture.capture import capture
+from fxplain.capture.guard import quiet, untouched, values_kept
+from fxplain.capture.verify import verify
 from fxplain.errors import InputError
-from fxplain.guard import quiet, untouched, values_kept
-from fxplain.verify import verify
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
-from fxplain.labels import STRONG, Slot, codes_of
+from fxplain.labels.labels import STRONG, Slot, codes_of
 from fxplain.laws.influence import Violation, violations
 
 

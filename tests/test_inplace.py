@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from fxplain.capture import capture
+from fxplain.capture.capture import capture
 
 
 def activations(x: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxplain import inputs, outputs
+from fxplain.capture import inputs, outputs
+from fxplain.capture.inputs import check_layout, normalise
 from fxplain.errors import InputError
-from fxplain.inputs import check_layout, normalise
 
 Pair = namedtuple("Pair", ["left", "right"])
 ONE, TWO = torch.ones(1), torch.full((2,), 2.0)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from zoo.spec import floats, make
 
 import fxplain
+from fxplain.attribution.lrp.table import TABLE, Call, Shares, relevance_rule
 from fxplain.errors import MethodError, NoAttentionError
-from fxplain.lrp.table import TABLE, Call, Shares, relevance_rule
 from fxplain.result import Result
 
 WIDE = 32

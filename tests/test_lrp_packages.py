@@ -31,9 +31,9 @@ from zoo import ZOO
 from zoo.spec import Inputs
 
 import fxplain
-from fxplain.lrp.methods import ToInputs
-from fxplain.lrp.rule_sets import epsilon_rules
-from fxplain.method_table import METHODS
+from fxplain.attribution.lrp.methods import ToInputs
+from fxplain.attribution.lrp.rule_sets import epsilon_rules
+from fxplain.attribution.table import METHODS
 
 pytestmark = pytest.mark.packages
 FAMILIES = {"bert-sdpa": modeling_bert, "llama-sdpa": modeling_llama, "vit-sdpa": modeling_vit}

@@ -10,13 +10,13 @@ from test_lrp_kinds import BODIES, WIDE, Attends, crossed
 from zoo.spec import floats, make
 
 import fxplain
-from fxplain.lrp.interpret import Propagated, propagate
-from fxplain.lrp.samples import is_apart, tags
-from fxplain.lrp.table import TABLE, Call, Shares, relevance_rule
+from fxplain.attribution.lrp.interpret import Propagated, propagate
+from fxplain.attribution.lrp.samples import is_apart, tags
+from fxplain.attribution.lrp.table import TABLE, Call, Shares, relevance_rule
 
 
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxplain.lrp.methods._Run.together", lambda run: None)
+    monkeypatch.setattr("fxplain.attribution.lrp.methods._Run.together", lambda run: None)
 
 
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -27,7 +27,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         made.append(args[-1].count)
         return propagate(*args)
 
-    monkeypatch.setattr("fxplain.lrp.methods.propagate", counted)
+    monkeypatch.setattr("fxplain.attribution.lrp.methods.propagate", counted)
     return made
 
 

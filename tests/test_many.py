@@ -23,7 +23,7 @@ import fxplain
 from fxplain.errors import InputError, LoadError, OutputError, TargetError
 from fxplain.many import store
 from fxplain.many.workers import part_of_environment
-from fxplain.map_products import Elsewhere
+from fxplain.maps.products import Elsewhere
 
 
 @pytest.fixture(scope="module")

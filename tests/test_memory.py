@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fxplain
-from fxplain import map_blocks, map_products
+from fxplain.maps import blocks as map_blocks
+from fxplain.maps import products as map_products
 
 TOKENS, WIDTH, HEADS = 192, 16, 2
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
+from fxplain.attribution.table import METHODS
 from fxplain.errors import MethodError
-from fxplain.method_table import METHODS
 
 WITH_GRADIENTS = [name for name, method in METHODS.items() if method.gradients]
 

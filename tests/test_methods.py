@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from zoo import ZOO, built, slice_batch, traced
 
 import fxplain
+from fxplain.attribution.prediction import run_graph
+from fxplain.attribution.table import METHODS
 from fxplain.errors import MethodError
-from fxplain.method_table import METHODS
-from fxplain.prediction import run_graph
 
 # those of layer-wise relevance propagation have tests of their own
 OWN = [name for name, method in METHODS.items() if "lrp" not in name and "LRP" not in method.description]
@@ -42,8 +42,8 @@ FAMILIES: dict[str, set[str]] = {
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer steps: what is tested is that it runs, not how exactly it integrates."""
-    monkeypatch.setattr("fxplain.token_gradients.STEPS", 2)
-    monkeypatch.setattr("fxplain.token_gradients.DRAWS", 2)
+    monkeypatch.setattr("fxplain.attribution.gradients.STEPS", 2)
+    monkeypatch.setattr("fxplain.attribution.gradients.DRAWS", 2)
 
 
 @pytest.mark.usefixtures("quick")
@@ -312,7 +312,7 @@ def test_captum_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_flow_that_would_take_hours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fxplain.flow.MOST_WORK", 100)
+    monkeypatch.setattr("fxplain.attribution.flow.MOST_WORK", 100)
     model, inputs, expected = ZOO["bert-sdpa"]()
     with pytest.raises(MethodError, match="takes too long here"):
         fxplain.explain(model, inputs, expected.target, "attention_flow")

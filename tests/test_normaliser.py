@@ -15,7 +15,7 @@ from zoo.compare import assert_close, assert_same
 from zoo.spec import make
 
 import fxplain
-from fxplain.method_table import METHODS
+from fxplain.attribution.table import METHODS
 
 Late = Callable[[Tensor, Tensor], Tensor]
 

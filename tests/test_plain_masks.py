@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
-from fxplain.constant_masks import is_causal
+from fxplain.capture.passes.causal_masks import is_causal
 
 WHOLE = torch.ones(4, 4, dtype=torch.bool)
 

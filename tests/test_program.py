@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fxplain.capture import capture
+from fxplain.capture.capture import capture
 from fxplain.errors import InputError
 from fxplain.where import module_path, source_line
 

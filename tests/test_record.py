@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
-from fxplain import record as record_module
-from fxplain.capture import capture
-from fxplain.guard import untouched
-from fxplain.inputs import flatten
-from fxplain.record import record
-from fxplain.verify import run
+from fxplain.capture import record as record_module
+from fxplain.capture.capture import capture
+from fxplain.capture.guard import untouched
+from fxplain.capture.inputs import flatten
+from fxplain.capture.record import record
+from fxplain.capture.verify import run
 from fxplain.where import module_path
 
 torch.set_num_threads(1)

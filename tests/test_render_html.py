@@ -17,7 +17,7 @@ from render_fixtures import (
     two_stream_result,
 )
 
-from fxplain.render.display import Display
+from fxplain.display import Display
 from fxplain.render.report import report
 from fxplain.render.text_page import coloured_texts, text_page
 from fxplain.render.words import direction, pieces

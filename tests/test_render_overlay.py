@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from render_fixtures import image_result, make_result, photograph, space, text_result
 
+from fxplain.display import Display
 from fxplain.errors import OutputError
 from fxplain.render.colours import Scale, css_gradient, heat, to_array
-from fxplain.render.display import Display
 from fxplain.render.overlay import as_grid, blend, enlarge, overlays, plain_map, upsample
 from fxplain.render.picture import picture_png
 from fxplain.render.shown import readout_words, shown

@@ -12,10 +12,10 @@ import pytest
 import torch
 from render_fixtures import image_result, make_result, photograph, space, text_result, two_stream_result
 
+from fxplain.display import Display
 from fxplain.errors import OutputError
 from fxplain.files import write_whole
 from fxplain.render import save as save_module
-from fxplain.render.display import Display
 from fxplain.render.save import WRITERS
 from fxplain.result import Relevance
 

@@ -11,7 +11,7 @@ import torch
 from render_fixtures import image_result, space, text_result, two_stream_result
 
 import fxplain
-from fxplain.attentions import Stream
+from fxplain.attention.records import Stream
 from fxplain.errors import FxplainError, MethodError, UnknownNameError
 from fxplain.result import Relevance
 

@@ -11,11 +11,11 @@ from zoo import built, traced
 from zoo.compare import assert_close, assert_same
 
 import fxplain
+from fxplain.attribution.scheduled import Scheduled
+from fxplain.attribution.table import METHODS
 from fxplain.errors import MethodError, VerificationError
-from fxplain.method_table import METHODS
-from fxplain.mixing_products import mixing_products
+from fxplain.maps.sparse import mixing_products
 from fxplain.rules.adjoint import Weights
-from fxplain.scheduled import Scheduled
 
 BY_RULES = [name for name, method in METHODS.items() if isinstance(method.explain, Scheduled)]
 
@@ -149,7 +149,7 @@ def test_mixings_of_few_neighbours_are_held_as_entries(batch: int, monkeypatch: 
         made.append(type(found).__name__)
         return found
 
-    monkeypatch.setattr("fxplain.row_mode.mixing_products", noted)
+    monkeypatch.setattr("fxplain.attribution.row_mode.mixing_products", noted)
     traced = fxplain.trace(model, x)
     for method in ("relevancy", "rollout"):
         rows, matrix = (traced.explain(x, 1, method, mode=mode) for mode in ("rows", "matrix"))
@@ -176,7 +176,7 @@ def test_many_rows_are_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 7, 8, dtype=torch.float64)
     traced = fxplain.trace(model, x)
     at_once = traced.explain(x, total, mode="rows")
-    monkeypatch.setattr("fxplain.row_mode.MOST", 3 * 2 * 7)
+    monkeypatch.setattr("fxplain.attribution.row_mode.MOST", 3 * 2 * 7)
     in_blocks = traced.explain(x, total, mode="rows")
     for other in (at_once, traced.explain(x, total, mode="matrix")):
         assert_close(in_blocks.relevance["src"], other.relevance["src"], 1e-12, other.mode)

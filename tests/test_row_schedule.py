@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from test_schedule import DOUBLE, TOKENS, Part, Program, bimodal, chain, close, draw, everything, programs
 from torch import Tensor
 
-from fxplain.row_schedule import obstacle, rows_of
 from fxplain.rules.adjoint import Dense
 from fxplain.rules.relevancy import Flags
-from fxplain.schedule import (
+from fxplain.schedule.row_schedule import obstacle, rows_of
+from fxplain.schedule.rules_over_steps import (
     ATTRIBUTION,
     RAW_ATTENTION,
     RELEVANCY,
@@ -23,7 +23,7 @@ from fxplain.schedule import (
     rollout_rules,
     schedule,
 )
-from fxplain.state import folded
+from fxplain.schedule.state import folded
 
 TABLES = [
     RELEVANCY,

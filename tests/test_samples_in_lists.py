@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 import fxplain
-from fxplain.batch_axis import samples_in_lists
+from fxplain.labels.batch_axis import samples_in_lists
 
 Stack = Callable[[Sequence[Tensor]], Tensor]
 

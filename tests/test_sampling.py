@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
-from fxplain.sampled_maps import corners
+from fxplain.maps.samplings import corners
 
 BATCH, HEADS, DIM, POINTS = 2, 2, 3, 4
 WIDTH = HEADS * DIM

@@ -16,10 +16,10 @@ import transformers as hf
 from torch import Tensor, nn
 
 import fxplain
-from fxplain import labelled as labelling
 from fxplain import layouts
 from fxplain import traced as traced_module
 from fxplain.adapters import load as load_model
+from fxplain.attention import labelled as labelling
 from fxplain.errors import InputError, LoadError, OutputError, UnsafeFileError, VerificationError
 from fxplain.saved.codec import decode, encode
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fxplain import state
 from fxplain.rules.relevancy import Flags
-from fxplain.schedule import (
+from fxplain.schedule import state
+from fxplain.schedule.rules_over_steps import (
     RAW_ATTENTION,
     RELEVANCY,
     ROLLOUT,

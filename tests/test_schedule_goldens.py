@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from fxplain.rules.relevancy import Flags, head_mean_relevance
-from fxplain.schedule import RELEVANCY, ROLLOUT, Rules, Step, StepKind, relevancy_rules, schedule
+from fxplain.schedule.rules_over_steps import (
+    RELEVANCY,
+    ROLLOUT,
+    Rules,
+    Step,
+    StepKind,
+    relevancy_rules,
+    schedule,
+)
 
 GOLDENS: dict[str, Any] = json.loads((Path(__file__).parent / "goldens" / "rules.json").read_text())
 LXMERT_PARALLEL = (5, 9)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import fxplain
-from fxplain import layouts, prediction
+from fxplain import layouts
+from fxplain.attribution import prediction
 
 
 def toy() -> nn.Module:

@@ -10,8 +10,9 @@ import transformers as hf
 from torch import Tensor, nn
 
 import fxplain
-from fxplain import export as exporting
-from fxplain import layouts, sizes
+from fxplain import layouts
+from fxplain.capture import export as exporting
+from fxplain.capture import sizes
 
 SMALL: dict[str, Any] = {
     "hidden_size": 16,

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
-from fxplain import map_blocks, prediction
-from fxplain.capture import capture
+from fxplain.attribution import prediction
+from fxplain.capture.capture import capture
+from fxplain.capture.verify import check, check_finite_outputs, difference, tolerance, verify
 from fxplain.errors import InputError, NonFiniteError, VerificationError
-from fxplain.verify import check, check_finite_outputs, difference, tolerance, verify
+from fxplain.maps import blocks as map_blocks
 from fxplain.where import module_path, source_line
 
 INF = float("inf")

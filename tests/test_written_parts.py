@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxplain
-from fxplain.clean import tidy_graph
+from fxplain.capture.passes.clean import tidy_graph
 
 WIDTH, HEADS, TOKENS = 8, 2, 6
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxplain import adapters, demo, errors, evaluate, targets
     from fxplain.adapters.loaded import Loaded, LoadOptions
-    from fxplain.attentions import Attention, CensusEntry, Mixing, Stream, TokenSpace
+    from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
+    from fxplain.attribution.table import methods
     from fxplain.comparison import Comparison
+    from fxplain.display import Display
     from fxplain.errors import (
         CaptureError,
         DeviceError,
@@ -30,23 +32,20 @@ if TYPE_CHECKING:
     from fxplain.many.records import Explained, Sample
     from fxplain.many.run import explain_all, explain_dataset
     from fxplain.many.store import Explanations
-    from fxplain.method_table import methods
-    from fxplain.render.display import Display
     from fxplain.render.words import TokenText
     from fxplain.result import Relevance, Result
-    from fxplain.saved.files import load
-    from fxplain.traced import Traced, compare, explain, trace
+    from fxplain.traced import Traced, compare, explain, load, trace
     from fxplain.verdict import Finding, Verdict, check
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Attention": "attentions",
+    "Attention": "attention.records",
     "CaptureError": "errors",
-    "CensusEntry": "attentions",
+    "CensusEntry": "attention.records",
     "Comparison": "comparison",
     "DeviceError": "errors",
-    "Display": "render.display",
+    "Display": "display",
     "Explained": "many.records",
     "Explanations": "many.store",
     "Finding": "verdict",
@@ -56,16 +55,16 @@ _HOMES = {
     "LoadOptions": "adapters.loaded",
     "Loaded": "adapters.loaded",
     "MethodError": "errors",
-    "Mixing": "attentions",
+    "Mixing": "attention.records",
     "NoAttentionError": "errors",
     "NonFiniteError": "errors",
     "OutputError": "errors",
     "Relevance": "result",
     "Result": "result",
     "Sample": "many.records",
-    "Stream": "attentions",
+    "Stream": "attention.records",
     "TargetError": "errors",
-    "TokenSpace": "attentions",
+    "TokenSpace": "attention.records",
     "TokenText": "render.words",
     "Traced": "traced",
     "UnknownNameError": "errors",
@@ -79,8 +78,8 @@ _HOMES = {
     "explain_all": "many.run",
     "explain_dataset": "many.run",
     "explain_dataset_on_ray": "many.on_ray",
-    "load": "saved.files",
-    "methods": "method_table",
+    "load": "traced",
+    "methods": "attribution.table",
     "trace": "traced",
 }
 """Public name -> the module of this package that has it."""

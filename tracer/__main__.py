@@ -1,6 +1,6 @@
 """``python -m fxplain``: the command line."""
 
-from fxplain.cli import main
+from fxplain.cli.commands import main
 
 if __name__ == "__main__":
     main()

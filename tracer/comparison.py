@@ -11,7 +11,7 @@ from fxplain.errors import FxplainError, MethodError
 from fxplain.result import Result
 
 if TYPE_CHECKING:
-    from fxplain.render.display import Display
+    from fxplain.display import Display
 
 
 @dataclass(frozen=True, eq=False, repr=False)

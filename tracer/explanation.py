@@ -10,8 +10,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from fxplain.broken_gradient import ended
-from fxplain.census import census
+from fxplain.attention.census import census
+from fxplain.attention.labelled import Labelled
+from fxplain.attention.layers import Layers, chosen_sites
+from fxplain.attention.notes import notes_of
+from fxplain.attribution.prediction import Mode, Prediction, aim, run_graph
+from fxplain.attribution.scheduled import Explained, Scheduled
+from fxplain.attribution.table import Method
+from fxplain.capture.guard import untouched
 from fxplain.errors import (
     FxplainError,
     MethodError,
@@ -20,15 +26,9 @@ from fxplain.errors import (
     UnknownOpError,
     VerificationError,
 )
-from fxplain.guard import untouched
-from fxplain.labelled import Labelled
-from fxplain.layers import Layers, chosen_sites
-from fxplain.method_table import Method
-from fxplain.notes import notes_of
-from fxplain.prediction import Mode, Prediction, aim, run_graph
-from fxplain.replay import tap_of
 from fxplain.result import Relevance, Result
-from fxplain.scheduled import Explained, Scheduled
+from fxplain.run.broken_gradient import ended
+from fxplain.run.replay import tap_of
 from fxplain.where import place_of
 
 

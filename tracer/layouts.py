@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from fxplain.capture import capture
-from fxplain.captured import Captured
-from fxplain.inputs import Layout, check_layout, flatten
-from fxplain.labelled import Labelled, label
+from fxplain.attention.labelled import Labelled, label
+from fxplain.capture.capture import capture
+from fxplain.capture.captured import Captured
+from fxplain.capture.inputs import Layout, check_layout, flatten
+from fxplain.capture.sizes import Sizes
+from fxplain.capture.verify import verify
 from fxplain.saved.model import SavedModel
-from fxplain.sizes import Sizes
-from fxplain.verify import verify
 
 MOST_LAYOUTS = 64
 """Of how many layouts the labelled graph is kept."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fxplain.attentions import Attention, Stream, TokenSpace
+from fxplain.attention.records import Attention, Stream, TokenSpace
 from fxplain.errors import MethodError, UnknownNameError
 from fxplain.questions import Question, name_of_function
 
 if TYPE_CHECKING:
-    from fxplain.render.display import Display
+    from fxplain.display import Display
 
 Readout = tuple[tuple[tuple[int, float], ...], ...]
 """The rows that were read: per sample, pairs of (token index, weight)."""

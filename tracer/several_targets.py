@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxplain.attention.labelled import Labelled
+from fxplain.attention.layers import Layers, chosen_sites
+from fxplain.attribution.prediction import Mode, Prediction, Ran, aim, run_graph
+from fxplain.attribution.scheduled import Explained, Scheduled
+from fxplain.attribution.table import Method
 from fxplain.errors import FxplainError, TargetError, first_line
 from fxplain.explanation import check_layers, check_mode, check_understood, result_of, with_matrix
-from fxplain.labelled import Labelled
-from fxplain.layers import Layers, chosen_sites
-from fxplain.method_table import Method
-from fxplain.prediction import Mode, Prediction, Ran, aim, run_graph
-from fxplain.replay import Gradients, Replay, gradients_of
 from fxplain.result import Result
-from fxplain.scheduled import Explained, Scheduled
+from fxplain.run.replay import Gradients, Replay, gradients_of
 
 MEMORY = 1 << 30
 """Bytes that gradients of several scores may take together, if nothing else is asked for."""

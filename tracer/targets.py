@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fxplain.asked import LARGEST
 from fxplain.errors import TargetError
+from fxplain.run.asked import LARGEST
 
 __all__ = ["LARGEST", "Picker", "confident", "generated", "top"]
 

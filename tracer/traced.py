@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fxplain.attention_graph import attention_graph
-from fxplain.attentions import Attention, CensusEntry, Mixing, Stream, TokenSpace
-from fxplain.capture import capture
-from fxplain.captured import Captured
-from fxplain.census import census
+from fxplain.attention.census import census
+from fxplain.attention.graph import attention_graph
+from fxplain.attention.labelled import Labelled, label
+from fxplain.attention.layers import Layers
+from fxplain.attention.notes import notes_of
+from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
+from fxplain.attribution.prediction import Mode
+from fxplain.attribution.table import Method, method_named
+from fxplain.capture.capture import capture
+from fxplain.capture.captured import Captured
+from fxplain.capture.guard import untouched
+from fxplain.capture.inputs import normalise
 from fxplain.comparison import Comparison
 from fxplain.errors import FxplainError
 from fxplain.explanation import explain_labelled
-from fxplain.guard import untouched
-from fxplain.inputs import normalise
-from fxplain.labelled import Labelled, label
-from fxplain.layers import Layers
 from fxplain.layouts import Layouts
-from fxplain.maps import per_head
-from fxplain.method_table import Method, method_named
-from fxplain.notes import notes_of
-from fxplain.prediction import Mode
-from fxplain.replay import replay
+from fxplain.maps.samplings import point_weights
+from fxplain.maps.weights import per_head
 from fxplain.result import Result
-from fxplain.sampled_maps import point_weights
+from fxplain.run.replay import replay
 from fxplain.saved.model import SavedModel
 from fxplain.several_targets import MEMORY, explain_each
 
@@ -137,7 +137,7 @@ class Traced:
 
     @cached_property
     def graph(self) -> nx.MultiDiGraph[str]:
-        """Streams and attentions as a graph, see :func:`fxplain.attention_graph.attention_graph`."""
+        """Streams and attentions as a graph, see :func:`fxplain.attention.graph.attention_graph`."""
         return attention_graph(self._first.classified, self.captured.outputs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -352,3 +352,36 @@ def compare(
     for name in names:
         method_named(name)
     return trace(model, inputs).compare(inputs, names, target, output, layers=layers)
+
+
+def load(path: str | os.PathLike[str], operations: Collection[str] = ()) -> Traced:
+    """A traced model that :meth:`fxplain.Traced.save` wrote, with its weights; neither captured nor labelled
+    again.
+
+    It explains inputs of the layout it was traced with. Its graph is run on the input of the trace, and must
+    give what it gave when it was saved. Nothing is unpickled: a file that would have torch do so, or that is
+    anything but tensors, plain names and operations of torch, is refused.
+
+    Args:
+        path: the file.
+        operations: libraries with operations of their own (``torch.ops.NAME``) that may run. They must have
+            been imported, and you must trust them with what the file hands them.
+
+    Raises:
+        LoadError: no such file, not written by ``save``, truncated, or by another version.
+        UnsafeFileError: reading it could run code.
+        VerificationError: the graph gives something else than it gave when it was saved.
+
+    Example:
+        >>> import tempfile, torch, fxplain
+        >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> x = torch.randn(1, 5, 8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fxplain.trace(model, x).save(f"{folder}/layer.pt2")
+        ...     traced = load(f"{folder}/layer.pt2")
+        >>> traced.explain(x, target=(0, 3)).relevance["src"].shape
+        torch.Size([1, 5])
+    """
+    from fxplain.saved.files import read
+
+    return traced_from(read(path, operations))

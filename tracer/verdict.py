@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from fxplain.asked import LARGEST
-from fxplain.attentions import Attention, CensusEntry, Mixing
+from fxplain.attention.records import Attention, CensusEntry, Mixing
 from fxplain.errors import FxplainError, NoAttentionError, UnknownOpError, VerificationError
+from fxplain.labels.call import op_name
 from fxplain.ops.creation import MADE
-from fxplain.ops.table import op_name
 from fxplain.result import Result
+from fxplain.run.asked import LARGEST
 from fxplain.traced import Traced, trace
 
 Outcome = Literal["ok", "failed", "not applicable"]

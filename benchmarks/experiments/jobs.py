@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fxplain.attribution.table import METHODS
 from fxplain.evaluate import Table
-from fxplain.method_table import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = Path(__file__).parent / "results"

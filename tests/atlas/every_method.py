@@ -15,11 +15,11 @@ import torch
 
 import fxplain
 from atlas.cases import Case, NotBuiltError, Registry
-from fxplain import token_gradients
-from fxplain.asked import LARGEST
+from fxplain.attribution import gradients as token_gradients
+from fxplain.attribution.table import LIBRA, METHODS
 from fxplain.errors import FxplainError, MethodError
-from fxplain.method_table import LIBRA, METHODS
 from fxplain.result import Result
+from fxplain.run.asked import LARGEST
 from fxplain.traced import Traced
 
 FEW = 3

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.attentions import Attention, Stream, TokenSpace
+from fxplain.attention.records import Attention, Stream, TokenSpace
 from zoo.spec import Case, Expected, Site
 
 ANY = "*"

@@ -6,6 +6,5 @@ demo`` needs no network. ``benchmarks/train_demo.py`` in the repository trained 
 
 from fxplain.demo.assets import Canvas, Demo, Thing, load_demo
 from fxplain.demo.pointing import peak, pointing_game
-from fxplain.demo.run import run_demo
 
-__all__ = ["Canvas", "Demo", "Thing", "load_demo", "peak", "pointing_game", "run_demo"]
+__all__ = ["Canvas", "Demo", "Thing", "load_demo", "peak", "pointing_game"]

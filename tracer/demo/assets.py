@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fxplain.adapters import Loaded
-    from fxplain.render.display import Display
+    from fxplain.display import Display
 
 FOLDER = Path(__file__).parent
 MODEL_FOLDER = FOLDER / "model"

@@ -15,12 +15,13 @@ from fxplain.evaluate.localise import (
     to_pixels,
 )
 from fxplain.evaluate.located import alignment, localisation, rationales
+from fxplain.evaluate.measures import Curves, Measure
 from fxplain.evaluate.perturb import perturbation
 from fxplain.evaluate.quantus import ExplainFunc
 from fxplain.evaluate.rationales import ERASER_K, alignment_share, token_f1
 from fxplain.evaluate.removal import Delete, Pixels, Removal, Replace
 from fxplain.evaluate.sanity import class_sensitivity, randomisation, rank_correlation
-from fxplain.evaluate.table import Curves, Measure, Table
+from fxplain.evaluate.table import Table
 
 __all__ = [
     "ERASER_K",

@@ -14,10 +14,11 @@ from fxplain.errors import UnknownNameError
 from fxplain.evaluate import localise
 from fxplain.evaluate.batches import Explained, on_cpu, with_floor
 from fxplain.evaluate.estimate import RESAMPLES
+from fxplain.evaluate.measures import Measure
 from fxplain.evaluate.perturb import METHODS
 from fxplain.evaluate.rationales import ERASER_K, token_f1
 from fxplain.evaluate.removal import named
-from fxplain.evaluate.table import Measure, Table
+from fxplain.evaluate.table import Table
 from fxplain.traced import Traced
 
 PICTURE_MEASURES = (

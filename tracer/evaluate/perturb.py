@@ -9,16 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fxplain.asked import score_at
+from fxplain.capture.guard import untouched
+from fxplain.capture.outputs import flatten
 from fxplain.errors import InputError
 from fxplain.evaluate.batches import Explained, on_cpu, samples, take, with_floor
 from fxplain.evaluate.curves import auc, kept, protocol, srg
 from fxplain.evaluate.estimate import RESAMPLES
+from fxplain.evaluate.measures import Curves, Measure
 from fxplain.evaluate.removal import Inputs, Removal, named
-from fxplain.evaluate.table import Curves, Measure, Table
-from fxplain.guard import untouched
-from fxplain.outputs import flatten
+from fxplain.evaluate.table import Table
 from fxplain.result import Result
+from fxplain.run.asked import score_at
 from fxplain.traced import Traced
 
 Score = Callable[[Any, slice], Tensor]

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from fxplain.evaluate.estimate import means_of_draws
+from fxplain.evaluate.estimate import Estimate, means_of_draws
 
 if TYPE_CHECKING:
-    from fxplain.evaluate.table import Curves, Table
+    from fxplain.evaluate.measures import Curves, Measure
 
 _LEAD, _FLOOR = "relevancy", "random"
 
 
-def picture(table: Table) -> bytes:
+class Drawn(Protocol):
+    """What is drawn of a table; :class:`~fxplain.evaluate.Table` says what each part is."""
+
+    @property
+    def measures(self) -> Sequence[Measure]: ...
+
+    @property
+    def rows(self) -> Mapping[str, Mapping[str, Tensor]]: ...
+
+    @property
+    def curves(self) -> Curves | None: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def order(self) -> Sequence[str]: ...
+
+    @property
+    def cells(self) -> Mapping[str, Mapping[str, Estimate]]: ...
+
+
+def picture(table: Drawn) -> bytes:
     """A PNG of the table's curves, else of its first measure."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -39,7 +62,7 @@ def picture(table: Table) -> bytes:
     return stream.getvalue()
 
 
-def _draw_curves(figure: Any, table: Table, curves: Curves) -> None:
+def _draw_curves(figure: Any, table: Drawn, curves: Curves) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     sides = (
         (left, curves.positive, "most relevant removed first (low is good)"),
@@ -70,13 +93,13 @@ def _draw_curve(
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _f1(table: Table) -> dict[int, str]:
+def _f1(table: Drawn) -> dict[int, str]:
     """Number of tokens taken -> the measure that is of it."""
     names = [measure.name for measure in table.measures]
     return {int(name.removeprefix("F1@")): name for name in names if name.startswith("F1@")}
 
 
-def _draw_f1(figure: Any, table: Table, taken: dict[int, str]) -> None:
+def _draw_f1(figure: Any, table: Drawn, taken: dict[int, str]) -> None:
     """The first measure as bars, and F1 over the number of tokens that are taken (CVPR paper, Figure 4)."""
     left, right = figure.subplots(1, 2)
     _draw_bars(left, table)
@@ -95,7 +118,7 @@ def _draw_f1(figure: Any, table: Table, taken: dict[int, str]) -> None:
     right.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
 
 
-def _draw_bars(axes: Any, table: Table) -> None:
+def _draw_bars(axes: Any, table: Drawn) -> None:
     measure, order = table.measures[0], list(table.order)[::-1]
     cells = [table.cells[method][measure.name] for method in order]
     values = [cell.value for cell in cells]

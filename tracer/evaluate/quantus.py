@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fxplain.attentions import TokenSpace
+from fxplain.attention.records import TokenSpace
 from fxplain.errors import InputError
 from fxplain.evaluate.localise import to_pixels
 from fxplain.result import Result

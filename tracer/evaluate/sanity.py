@@ -15,9 +15,10 @@ from torch import Tensor
 
 from fxplain.evaluate.batches import Explained, on_cpu, samples, take, with_floor
 from fxplain.evaluate.estimate import RESAMPLES
+from fxplain.evaluate.measures import Measure
 from fxplain.evaluate.perturb import METHODS
 from fxplain.evaluate.removal import named
-from fxplain.evaluate.table import Measure, Table
+from fxplain.evaluate.table import Table
 from fxplain.traced import Traced, trace
 
 

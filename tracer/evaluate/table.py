@@ -13,27 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from fxplain.errors import OutputError, UnknownNameError
-from fxplain.evaluate.estimate import RESAMPLES, Estimate, Statistic, drawn, first
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One column: what is made of the samples' mean row, and which end is good."""
-
-    name: str
-    higher_is_better: bool = True
-    statistic: Statistic = first
-
-
-@dataclass(frozen=True, eq=False)
-class Curves:
-    """The two curves of each method: accuracy (or score) over the part that was removed."""
-
-    steps: tuple[float, ...]
-    positive: Mapping[str, Tensor]
-    """Method -> [samples, steps], the most relevant removed first."""
-    negative: Mapping[str, Tensor]
-    what: str = "accuracy"
+from fxplain.evaluate.estimate import RESAMPLES, Estimate, drawn
+from fxplain.evaluate.measures import Curves, Measure
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain.captured import Captured
-from fxplain.clean import draws
-from fxplain.find import Findings
-from fxplain.labels import STRONG, Slot, Value, codes_of, samples_of
+from fxplain.attention.unfollowed import followed
+from fxplain.capture.captured import Captured
+from fxplain.capture.passes.clean import draws
+from fxplain.capture.verify import tolerance
+from fxplain.labels.findings import Findings
+from fxplain.labels.labels import STRONG, Slot, Value, codes_of, samples_of
 from fxplain.laws.reach import Reach
-from fxplain.replay import NO_SURROGATES, run_node
-from fxplain.unfollowed import followed
-from fxplain.verify import tolerance
+from fxplain.run.replay import NO_SURROGATES, run_node
 from fxplain.where import place_of
 
 MOST_RUNS = 8

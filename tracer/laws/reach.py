@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxplain.find import Findings
-from fxplain.labels import Slot, broadcast, codes_of, samples_of
-from fxplain.ops.convolution import concrete
-from fxplain.sites import Site
+from fxplain.labels.findings import Findings
+from fxplain.labels.flows import Site
+from fxplain.labels.labels import Slot, broadcast, codes_of, samples_of
+from fxplain.ops.windows import concrete
 
 
 class Reach:

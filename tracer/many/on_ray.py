@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fxplain.layers import Layers
+from fxplain.attention.layers import Layers
 from fxplain.many.run import Wanted, fill, job_of
 from fxplain.many.store import Explanations, Writer, claim_job
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fxplain.attention.layers import Layers
 from fxplain.errors import FxplainError, InputError
-from fxplain.layers import Layers
 from fxplain.many.records import Explained, Sample, of_result
 from fxplain.many.samples import Group, Places, check_order, count_of, digest, digest_of, entries, groups
 from fxplain.many.store import Explanations, Writer, claim_job, only_worker

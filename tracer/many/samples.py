@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxplain.capture.inputs import flatten, normalise, positional_names
 from fxplain.errors import FxplainError, InputError
-from fxplain.inputs import flatten, normalise, positional_names
 from fxplain.many.records import Sample
 
 Places = Callable[[int], bool] | Sequence[int]

@@ -8,12 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxplain.labels import DORMANT, Slot, Value, codes_of, compact, fill_samples, reads_of
-from fxplain.merging import merge
-from fxplain.ops.births import taken_place
+from fxplain.labels.call import Call
+from fxplain.labels.labels import DORMANT, Slot, Value, codes_of, compact, fill_samples, reads_of
+from fxplain.labels.merge import merge
+from fxplain.labels.operand import Operand
 from fxplain.ops.elementwise import asked_among, beside_among
-from fxplain.ops.raw_data import with_tokens
-from fxplain.ops.table import Call, Operand, transfer
+from fxplain.ops.names import with_tokens
+from fxplain.ops.table import transfer
+from fxplain.ops.tokens import taken_place
 
 
 @transfer("aten::cat", "aten::stack", "aten::hstack", "aten::vstack")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from fxplain.elements import Root
-from fxplain.labels import DORMANT, NOTHING, WEAK, Slot, Value, encode
-from fxplain.ops.births import fresh
-from fxplain.ops.table import Call, Operand, aten, transfer
+from fxplain.labels.call import Call, aten
+from fxplain.labels.elements import Root
+from fxplain.labels.labels import DORMANT, NOTHING, WEAK, Slot, Value, encode
+from fxplain.labels.operand import Operand
+from fxplain.ops.table import transfer
+from fxplain.ops.tokens import fresh
 
 CONSTANT = """zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones new_full
 new_empty scalar_tensor eye randint randperm tril_indices triu_indices zero

@@ -10,7 +10,8 @@ from itertools import product
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels import (
+from fxplain.labels.call import Call, aten, op_name
+from fxplain.labels.labels import (
     DORMANT,
     STRONG,
     Asked,
@@ -23,13 +24,13 @@ from fxplain.labels import (
     compact,
     samples_of,
 )
-from fxplain.merging import merge
-from fxplain.ops.features import pair_among
-from fxplain.ops.mixing import join
-from fxplain.ops.naming import ADDING, completing, placed, spread, under_condition, without_tables
-from fxplain.ops.relaid import relaid_on
-from fxplain.ops.spectrum import taken_for_data
-from fxplain.ops.table import Call, Operand, aten, op_name
+from fxplain.labels.merge import merge
+from fxplain.labels.operand import Operand
+from fxplain.ops.meeting.features import pair_among
+from fxplain.ops.meeting.mixing import join
+from fxplain.ops.names import ADDING, completing, placed, spread, under_condition, without_tables
+from fxplain.ops.sequences import taken_for_data
+from fxplain.recognise.misplaced import relaid_on
 from fxplain.where import module_path
 
 QUERYING = frozenset(aten("add sub mul"))

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fxplain.labels import Value
-from fxplain.ops.births import woken
-from fxplain.ops.contraction import contract
+from fxplain.labels.call import Call
+from fxplain.labels.labels import Value
+from fxplain.labels.operand import Operand
 from fxplain.ops.elementwise import pointwise
-from fxplain.ops.sides import Side, letters_for
-from fxplain.ops.table import Call, Operand, transfer
+from fxplain.ops.meeting.contraction import contract
+from fxplain.ops.meeting.reading import Side, letters_for
+from fxplain.ops.table import transfer
+from fxplain.ops.tokens import woken
 
 
 @transfer("aten::linear")

@@ -14,11 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels import NOTHING, Slot, Value, codes_of, compact, encode, samples_of
-from fxplain.merging import merge
-from fxplain.ops.births import woken
-from fxplain.ops.features import features_pooled
-from fxplain.ops.table import Call, Operand, aten, transfer
+from fxplain.labels.call import Call, aten
+from fxplain.labels.labels import NOTHING, Slot, Value, codes_of, compact, encode, samples_of
+from fxplain.labels.merge import merge
+from fxplain.labels.operand import Operand
+from fxplain.ops.meeting.features import features_pooled
+from fxplain.ops.table import transfer
+from fxplain.ops.tokens import woken
 from fxplain.where import module_path
 
 CELLS = "gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell"

@@ -7,18 +7,19 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from fxplain.labels import DORMANT, NOTHING, Beside, Slot, Value
-from fxplain.ops.contraction import summed_product
-from fxplain.ops.edges import Weighed
+from fxplain.labels.call import Call, aten
+from fxplain.labels.labels import DORMANT, NOTHING, Beside, Slot, Value
+from fxplain.labels.operand import Operand, Weighed
 from fxplain.ops.elementwise import pointwise
-from fxplain.ops.late import features_of_rows, normalises
-from fxplain.ops.mixing import pooled
-from fxplain.ops.normaliser import is_positive
-from fxplain.ops.one_key import weighed_key
-from fxplain.ops.operator import follow_operator
+from fxplain.ops.meeting.contraction import summed_product
+from fxplain.ops.meeting.mixing import pooled
 from fxplain.ops.sampling import sum_up
-from fxplain.ops.table import Call, Operand, aten, transfer
-from fxplain.ops.tied import tied_sum
+from fxplain.ops.sequences import follow_operator
+from fxplain.ops.table import transfer
+from fxplain.recognise.key_by_key import weighed_key
+from fxplain.recognise.late_interaction import features_of_rows, normalises
+from fxplain.recognise.normaliser import is_positive
+from fxplain.recognise.shared_map import tied_sum
 
 NORMALISATIONS = """layer_norm native_layer_norm group_norm native_group_norm batch_norm native_batch_norm
 _native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional

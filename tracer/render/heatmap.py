@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fxplain.display import Display
 from fxplain.render.colours import heat
-from fxplain.render.display import Display
 from fxplain.render.picture import short, to_png
+from fxplain.render.readable import Explained
 from fxplain.render.shown import Shown, shown
 from fxplain.render.words import pieces
-from fxplain.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ _MOST = 60
 """Tokens on one line."""
 
 
-def heatmap_png(results: Mapping[str, Result], display: Display) -> bytes:
+def heatmap_png(results: Mapping[str, Explained], display: Display) -> bytes:
     """One block of cells for each sample and token space that any method gives relevance to."""
     from matplotlib.figure import Figure
 

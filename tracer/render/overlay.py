@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fxplain.display import Display, Picture
 from fxplain.render.colours import Scale, heat
-from fxplain.render.display import Display, Picture
+from fxplain.render.readable import Explained
 from fxplain.render.shown import Shown, shown
-from fxplain.result import Result
 
 _SHORTEST_SIDE = 336
 """Smaller pictures are enlarged, so that the overlay does not show their pixels' size but the map's."""
@@ -33,7 +33,7 @@ class Overlay:
     scale: Scale
 
 
-def overlays(result: Result, display: Display, sample: int) -> list[Overlay]:
+def overlays(result: Explained, display: Display, sample: int) -> list[Overlay]:
     """All overlays of one sample: every space that ``display`` has a picture for, frame by frame."""
     found: list[Overlay] = []
     for name in result.relevance:

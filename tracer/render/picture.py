@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fxplain.display import Display, Picture
 from fxplain.errors import OutputError
 from fxplain.render.colours import Scale, heat, number
-from fxplain.render.display import Display, Picture
 from fxplain.render.overlay import overlays
+from fxplain.render.readable import Explained
 from fxplain.render.shown import score_of
-from fxplain.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ class Panel:
     """None for the untouched picture."""
 
 
-def picture_png(result: Result, display: Display) -> bytes:
+def picture_png(result: Explained, display: Display) -> bytes:
     """The overlays of all samples as one PNG, upright and to scale.
 
     Raises:
@@ -58,7 +58,7 @@ def picture_png(result: Result, display: Display) -> bytes:
     return to_png(figure_of(rows, _head(result, display)))
 
 
-def _head(result: Result, display: Display) -> str:
+def _head(result: Explained, display: Display) -> str:
     lines = [short(display.title, 80)] if display.title else []
     lines.append(
         f"{result.method} · output {result.output} · graph and model differ by {result.verified:.0e}"
@@ -66,7 +66,7 @@ def _head(result: Result, display: Display) -> str:
     return "\n".join(lines)
 
 
-def _panels(result: Result, display: Display, sample: int) -> list[Panel]:
+def _panels(result: Explained, display: Display, sample: int) -> list[Panel]:
     drawn = overlays(result, display, sample)
     panels: list[Panel] = []
     asked = (

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxplain.display import Display
 from fxplain.render.colours import Scale, css_gradient, kind_name
-from fxplain.render.display import Display
 from fxplain.render.overlay import Overlay, data_uri, overlays
 from fxplain.render.pages import page
+from fxplain.render.readable import Explained
 from fxplain.render.shown import readout_words, score_of, shown
 from fxplain.render.strips import Strip, strips
 from fxplain.render.text_page import ColouredText, coloured_texts
-from fxplain.result import Result
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Sample:
     """Spaces without any relevance."""
 
 
-def report(result: Result, display: Display) -> str:
+def report(result: Explained, display: Display) -> str:
     """The whole result as one HTML page that loads nothing from anywhere."""
     samples = [sample_of(result, display, i) for i in range(result.batch)]
     return page(
@@ -69,7 +69,7 @@ def report(result: Result, display: Display) -> str:
     )
 
 
-def sample_of(result: Result, display: Display, i: int) -> Sample:
+def sample_of(result: Explained, display: Display, i: int) -> Sample:
     """One sample as a page shows it."""
     pictures = overlays(result, display, i)
     texts = coloured_texts(result, display, i)
@@ -99,7 +99,7 @@ def _image(overlay: Overlay) -> Image:
     )
 
 
-def _shares(result: Result, sample: int) -> tuple[Share, ...]:
+def _shares(result: Explained, sample: int) -> tuple[Share, ...]:
     """The spaces that hold relevance, by how much; nothing to compare if there is only one."""
     spaces = [shown(result, name, sample) for name in result.relevance]
     totals = [(space.space, space.total) for space in spaces if not space.empty]

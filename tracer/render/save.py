@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fxplain.attentions import Attention
+from fxplain.attention.records import Attention
+from fxplain.display import Display
 from fxplain.errors import OutputError
 from fxplain.files import check_folder, write_whole
 from fxplain.render.colours import to_array
-from fxplain.render.display import Display
-from fxplain.result import Result
+from fxplain.render.readable import Explained
 
-Writer = Callable[[Result, Display], bytes]
+Writer = Callable[[Explained, Display], bytes]
 
 
-def save(result: Result, path: str | os.PathLike[str], display: Display | None = None) -> None:
+def save(result: Explained, path: str | os.PathLike[str], display: Display | None = None) -> None:
     """Write a result; see :meth:`fxplain.result.Result.save`.
 
     Raises:
@@ -41,24 +41,24 @@ def save(result: Result, path: str | os.PathLike[str], display: Display | None =
     write_whole(path, writer(result, display or Display()))
 
 
-def _html(result: Result, display: Display) -> bytes:
+def _html(result: Explained, display: Display) -> bytes:
     from fxplain.render.report import report
 
     return report(result, display).encode("utf-8")
 
 
-def _png(result: Result, display: Display) -> bytes:
+def _png(result: Explained, display: Display) -> bytes:
     from fxplain.render.picture import picture_png
 
     return picture_png(result, display)
 
 
-def _json(result: Result, display: Display) -> bytes:
+def _json(result: Explained, display: Display) -> bytes:
     facts = result_json(result, display)
     return (json.dumps(facts, allow_nan=False, ensure_ascii=True, indent=1) + "\n").encode("ascii")
 
 
-def result_json(result: Result, display: Display) -> dict[str, Any]:
+def result_json(result: Explained, display: Display) -> dict[str, Any]:
     """The facts and the relevance, as plain JSON values."""
     facts = result_facts(result, display)
     for space in facts["spaces"]:
@@ -66,13 +66,13 @@ def result_json(result: Result, display: Display) -> dict[str, Any]:
     return facts
 
 
-def _npz(result: Result, display: Display) -> bytes:
+def _npz(result: Explained, display: Display) -> bytes:
     return zipped(
         {"facts": as_text(result_facts(result, display)), **arrays_of(result), **pictures_of(display)}
     )
 
 
-def arrays_of(result: Result, under: str = "") -> dict[str, Any]:
+def arrays_of(result: Explained, under: str = "") -> dict[str, Any]:
     """The score and the relevance of token spaces and input elements, by names that begin with ``under``."""
     found = {f"{under}relevance/{_member(name)}": to_array(v) for name, v in result.relevance.items()}
     found |= {f"{under}inputs/{_member(name)}": to_array(v) for name, v in result.inputs.items()}
@@ -109,7 +109,7 @@ WRITERS: Mapping[str, Writer] = {".html": _html, ".png": _png, ".json": _json, "
 """Suffix -> writer of the whole file's content; a suffix that is not here is an error."""
 
 
-def result_facts(result: Result, display: Display) -> dict[str, Any]:
+def result_facts(result: Explained, display: Display) -> dict[str, Any]:
     """All but the relevance itself, as plain JSON values."""
     return {
         "format": "fxplain result 1",

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fxplain.attentions import TokenSpace
+from fxplain.attention.records import TokenSpace
 from fxplain.render.colours import Scale, to_array
-from fxplain.result import Result
+from fxplain.render.readable import Explained
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Shown:
         return float(self.values[~self.aside].sum())
 
 
-def shown(result: Result, name: str, sample: int) -> Shown:
+def shown(result: Explained, name: str, sample: int) -> Shown:
     """The values of one space in one sample.
 
     A token whose row was read holds its own identity entry there (relevancy = identity + increments), so
@@ -51,12 +51,12 @@ def shown(result: Result, name: str, sample: int) -> Shown:
     return Shown(space, values, aside, Scale.of(values, aside))
 
 
-def score_of(result: Result, sample: int) -> float:
+def score_of(result: Explained, sample: int) -> float:
     """The score of one sample as a plain number."""
     return float(result.score[sample].detach())
 
 
-def readout_words(result: Result, sample: int, most: int = 6) -> str:
+def readout_words(result: Explained, sample: int, most: int = 6) -> str:
     """The rows that were read, in words: ``input_ids[0]``, or ``0.5 of input_ids[0], 0.5 of ...``."""
     rows = [(token, weight) for token, weight in _rows(result, sample) if weight]
     words = [_token_name(result, token) for token, _ in rows[:most]]
@@ -66,11 +66,11 @@ def readout_words(result: Result, sample: int, most: int = 6) -> str:
     return ", ".join(words) + rest
 
 
-def _rows(result: Result, sample: int) -> tuple[tuple[int, float], ...]:
+def _rows(result: Explained, sample: int) -> tuple[tuple[int, float], ...]:
     return result.readout[sample] if sample < len(result.readout) else ()
 
 
-def _token_name(result: Result, token: int) -> str:
+def _token_name(result: Explained, token: int) -> str:
     for space in result.spaces:
         if space.start <= token < space.start + space.size:
             position = np.unravel_index(token - space.start, space.grid or (space.size,))

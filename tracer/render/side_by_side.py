@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fxplain.comparison import Comparison
+from fxplain.attribution.table import METHODS, plain_name
+from fxplain.display import Display
 from fxplain.errors import OutputError
 from fxplain.files import check_folder, write_whole
-from fxplain.method_table import METHODS, plain_name
 from fxplain.render.colours import kind_name
-from fxplain.render.display import Display
 from fxplain.render.heatmap import heatmap_png
 from fxplain.render.overlay import overlays
 from fxplain.render.pages import page
 from fxplain.render.picture import COLUMNS, Panel, figure_of, short, to_png, wrapped
+from fxplain.render.readable import Compared, Explained
 from fxplain.render.report import Image, Sample, sample_of
 from fxplain.render.save import (
     arrays_of,
@@ -30,7 +30,6 @@ from fxplain.render.save import (
 )
 from fxplain.render.strips import Strip
 from fxplain.render.text_page import ColouredText
-from fxplain.result import Result
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Part:
     """Methods that give it no relevance at all."""
 
 
-def save(comparison: Comparison, path: str | os.PathLike[str], display: Display | None = None) -> None:
+def save(comparison: Compared, path: str | os.PathLike[str], display: Display | None = None) -> None:
     """Write a comparison; see :meth:`fxplain.comparison.Comparison.save`.
 
     Raises:
@@ -74,7 +73,7 @@ def save(comparison: Comparison, path: str | os.PathLike[str], display: Display 
     write_whole(path, writer(comparison, display or Display()))
 
 
-def comparison_page(comparison: Comparison, display: Display) -> str:
+def comparison_page(comparison: Compared, display: Display) -> str:
     """All methods on one HTML page that loads nothing from anywhere."""
     first = next(iter(comparison.values()))
     found = []
@@ -117,7 +116,7 @@ def _parts(by_method: Mapping[str, Sample]) -> list[Part]:
     ]
 
 
-def comparison_png(comparison: Comparison, display: Display) -> bytes:
+def comparison_png(comparison: Compared, display: Display) -> bytes:
     """The overlays of all methods in rows, one sample under the other; without pictures, rows of tokens."""
     first = next(iter(comparison.values()))
     rows: list[list[Panel]] = []
@@ -125,13 +124,13 @@ def comparison_png(comparison: Comparison, display: Display) -> bytes:
         panels = _panels(comparison, display, sample)
         rows.extend(panels[i : i + COLUMNS] for i in range(0, len(panels), COLUMNS))
     if not rows:
-        return heatmap_png(comparison, display)
+        return heatmap_png(dict(comparison.items()), display)
     lines = [short(display.title, 80)] if display.title else []
     lines.append(f"output {first.output} · graph and model differ by {first.verified:.0e}")
     return to_png(figure_of(rows, "\n".join(lines)))
 
 
-def _panels(comparison: Comparison, display: Display, sample: int) -> list[Panel]:
+def _panels(comparison: Compared, display: Display, sample: int) -> list[Panel]:
     drawn = {name: overlays(result, display, sample) for name, result in comparison.items()}
     spots = next(iter(drawn.values()))
     several = len({spot.space for spot in spots}) > 1
@@ -154,12 +153,12 @@ def _panels(comparison: Comparison, display: Display, sample: int) -> list[Panel
     return panels
 
 
-def _html(comparison: Comparison, display: Display) -> bytes:
+def _html(comparison: Compared, display: Display) -> bytes:
     return comparison_page(comparison, display).encode("utf-8")
 
 
 def _facts(
-    comparison: Comparison, facts_of: Callable[[Result, Display], Any], display: Display
+    comparison: Compared, facts_of: Callable[[Explained, Display], Any], display: Display
 ) -> dict[str, Any]:
     return {
         "format": "fxplain comparison 1",
@@ -168,18 +167,18 @@ def _facts(
     }
 
 
-def _json(comparison: Comparison, display: Display) -> bytes:
+def _json(comparison: Compared, display: Display) -> bytes:
     facts = _facts(comparison, result_json, display)
     return (json.dumps(facts, allow_nan=False, ensure_ascii=True, indent=1) + "\n").encode("ascii")
 
 
-def _npz(comparison: Comparison, display: Display) -> bytes:
+def _npz(comparison: Compared, display: Display) -> bytes:
     arrays = {"facts": as_text(_facts(comparison, result_facts, display)), **pictures_of(display)}
     for name, result in comparison.items():
         arrays |= arrays_of(result, f"{name}/")
     return zipped(arrays)
 
 
-Writer = Callable[[Comparison, Display], bytes]
+Writer = Callable[[Compared, Display], bytes]
 WRITERS: Mapping[str, Writer] = {".html": _html, ".png": comparison_png, ".json": _json, ".npz": _npz}
 """Suffix -> writer of the whole file's content; a suffix that is not here is an error."""

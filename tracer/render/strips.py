@@ -9,8 +9,8 @@ import numpy as np
 
 from fxplain.render.colours import Scale, css_gradient, number
 from fxplain.render.overlay import data_uri, plain_map
+from fxplain.render.readable import Explained
 from fxplain.render.shown import Shown, shown
-from fxplain.result import Result
 
 _MOST_BARS = 400
 
@@ -40,7 +40,7 @@ class Strip:
     own: bool
 
 
-def strips(result: Result, sample: int, drawn: Collection[str]) -> list[Strip]:
+def strips(result: Explained, sample: int, drawn: Collection[str]) -> list[Strip]:
     """Every space of one sample that has relevance and is not ``drawn`` as picture or text already."""
     spaces = (shown(result, name, sample) for name in result.relevance if name not in drawn)
     return [_strip(space) for space in spaces if not space.empty]

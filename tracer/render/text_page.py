@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fxplain.display import Display
 from fxplain.render.colours import Scale, number
-from fxplain.render.display import Display
 from fxplain.render.pages import page
+from fxplain.render.readable import Explained
 from fxplain.render.shown import Shown, score_of, shown
 from fxplain.render.words import direction, pieces, special
-from fxplain.result import Result
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ColouredText:
     """Whether a token's own entry is set aside."""
 
 
-def coloured_texts(result: Result, display: Display, sample: int) -> list[ColouredText]:
+def coloured_texts(result: Explained, display: Display, sample: int) -> list[ColouredText]:
     """Every space of one sample that ``display`` has the words of."""
     found = []
     for name in result.relevance:
@@ -54,7 +54,7 @@ def coloured_texts(result: Result, display: Display, sample: int) -> list[Colour
     return found
 
 
-def text_page(result: Result, display: Display) -> str:
+def text_page(result: Explained, display: Display) -> str:
     """A page with the coloured text alone, one paragraph per sample and space."""
     samples = [
         {

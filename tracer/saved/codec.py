@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain import elements, find, inputs, labels, ledger, sites, tree
+from fxplain.attention import labelling as find
+from fxplain.capture import inputs, tree
+from fxplain.labels import elements, labels
+from fxplain.labels import flows as sites
+from fxplain.labels import notebook as ledger
 from fxplain.saved.record import Record, as_record
 
 CLASSES: Mapping[str, type] = {

@@ -9,12 +9,17 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxplain.captured import Captured
+from fxplain.attention.labelled import Labelled, labelled_by
+from fxplain.capture.audit import audit, record_of
+from fxplain.capture.captured import Captured
+from fxplain.capture.guard import quiet, untouched
+from fxplain.capture.inputs import Layout
+from fxplain.capture.verify import difference, tolerance, verify
 from fxplain.errors import (
     FxplainError,
     LoadError,
@@ -24,18 +29,10 @@ from fxplain.errors import (
     first_line,
 )
 from fxplain.files import replacing
-from fxplain.find import Findings
-from fxplain.guard import quiet, untouched
-from fxplain.inputs import Layout
-from fxplain.labelled import Labelled, labelled_by
-from fxplain.program_audit import audit, record_of
+from fxplain.labels.findings import Findings
 from fxplain.saved.codec import decode, encode
 from fxplain.saved.model import SavedModel, parameters_of
 from fxplain.saved.program import constants_of, exported, listed, placeholders_of, restored, run_flat
-from fxplain.verify import difference, tolerance, verify
-
-if TYPE_CHECKING:
-    from fxplain.traced import Traced
 
 FORMAT = "fxplain traced model 1"
 FOUND = "fxplain.json"
@@ -63,7 +60,7 @@ def save(labelled: Labelled, path: str | os.PathLike[str]) -> None:
             with quiet():
                 program = exported(captured, bound)
                 torch.export.save(program, str(temporary), extra_files={FOUND: text})
-            again = load(temporary, libraries_of(captured.graph.graph))
+            again = read(temporary, libraries_of(captured.graph.graph))
             if repr(again.captured.layout) != repr(captured.layout):
                 raise TypeError("inputs that are neither tensors nor plain values and containers")
         except OSError:
@@ -105,34 +102,8 @@ def _spread(tensor: Tensor) -> Tensor:
     return flat[:: -(-flat.numel() // MOST) or 1]
 
 
-def load(path: str | os.PathLike[str], operations: Collection[str] = ()) -> Traced:
-    """A traced model that :meth:`fxplain.Traced.save` wrote, with its weights; neither captured nor labelled
-    again.
-
-    It explains inputs of the layout it was traced with. Its graph is run on the input of the trace, and must
-    give what it gave when it was saved. Nothing is unpickled: a file that would have torch do so, or that is
-    anything but tensors, plain names and operations of torch, is refused.
-
-    Args:
-        path: the file.
-        operations: libraries with operations of their own (``torch.ops.NAME``) that may run. They must have
-            been imported, and you must trust them with what the file hands them.
-
-    Raises:
-        LoadError: no such file, not written by ``save``, truncated, or by another version.
-        UnsafeFileError: reading it could run code.
-        VerificationError: the graph gives something else than it gave when it was saved.
-
-    Example:
-        >>> import tempfile, fxplain
-        >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
-        >>> x = torch.randn(1, 5, 8)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     fxplain.trace(model, x).save(f"{folder}/layer.pt2")
-        ...     traced = load(f"{folder}/layer.pt2")
-        >>> traced.explain(x, target=(0, 3)).relevance["src"].shape
-        torch.Size([1, 5])
-    """
+def read(path: str | os.PathLike[str], operations: Collection[str] = ()) -> Labelled:
+    """What was found in the model of a file that :func:`save` wrote; see :func:`fxplain.load`."""
     path = Path(path)
     if not path.is_file():
         raise LoadError("there is no such traced model", where=str(path))
@@ -159,7 +130,7 @@ def load(path: str | os.PathLike[str], operations: Collection[str] = ()) -> Trac
             found=first_line(error),
             hint="trace and save the model again",
         ) from error
-    return _traced(labelled)
+    return labelled
 
 
 def _audit(path: Path, operations: Collection[str]) -> None:
@@ -177,12 +148,6 @@ def libraries_of(graph: fx.Graph) -> set[str]:
     """The libraries other than torch whose operations a graph has."""
     names = {node.target.namespace for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
     return names - {"aten", "prims"}
-
-
-def _traced(labelled: Labelled) -> Traced:
-    from fxplain.traced import traced_from
-
-    return traced_from(labelled)
 
 
 def _labelled(program: Any, facts: Mapping[str, Any]) -> tuple[Labelled, Sequence[Tensor], Sequence[Tensor]]:

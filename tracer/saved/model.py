@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fxplain.saved.program import run_flat
 
 if TYPE_CHECKING:
-    from fxplain.labelled import Labelled
+    from fxplain.attention.labelled import Labelled
 
 Parameter = Sequence[Any]
 """Name, kind and whether there is a default, of one parameter of ``forward``."""

@@ -1,0 +1,1 @@
+"""Attentions as a user sees them: labelled, typed, named, drawn as a graph."""

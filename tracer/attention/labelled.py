@@ -1,0 +1,65 @@
+"""A captured graph with everything known of its tokens: the labelling run, classified and planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from fxplain.attention.classify import Classified, classify
+from fxplain.attention.labelling import find
+from fxplain.attention.layers import numbered
+from fxplain.attention.plan import Plan, make_plan
+from fxplain.capture.captured import Captured
+from fxplain.errors import InputError
+from fxplain.labels.findings import Findings
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A captured graph with everything known of its tokens, for one layout of inputs."""
+
+    captured: Captured
+    findings: Findings
+    classified: Classified
+    plans: Mapping[int, Plan]
+    """By index of the site."""
+    inputs: Mapping[str, Tensor]
+    """The inputs that were labelled, where the graph holds for them alone; else empty."""
+    rebuilt: list[float] = field(default_factory=list)
+    """How far outputs of rebuilt maps were from those of their attentions, each time that was looked at."""
+    apart: dict[str, bool] = field(default_factory=dict)
+    """By rule set of LRP, whether the relevance of samples was seen to stay apart, once it was looked at."""
+
+    def holds_for(self, bound: Mapping[str, Tensor]) -> bool:
+        """Whether the captured graph stands for the model on these inputs too."""
+        return all(torch.equal(tensor, bound[node]) for node, tensor in self.inputs.items())
+
+
+def label(captured: Captured, bound: Mapping[str, Tensor]) -> Labelled:
+    """Find and classify all attentions of a captured graph on these tensors."""
+    check_not_empty(captured, bound)
+    own = {p.node: bound[p.node].clone() for p in captured.placeholders if p.kind == "input"}
+    return labelled_by(captured, find(captured, bound), own if captured.specialised else {})
+
+
+def labelled_by(
+    captured: Captured, findings: Findings, inputs: Mapping[str, Tensor] = MappingProxyType({})
+) -> Labelled:
+    """Classify what a labelling run of a captured graph has found; ``inputs`` as in :class:`Labelled`."""
+    classified = numbered(classify(findings))
+    plans = {site.index: make_plan(site, classified, findings.batch) for site in classified.sites}
+    return Labelled(captured, findings, classified, plans, inputs)
+
+
+def check_not_empty(captured: Captured, bound: Mapping[str, Tensor]) -> None:
+    for placeholder in captured.placeholders:
+        if placeholder.kind == "input" and 0 in bound[placeholder.node].shape[:1]:
+            raise InputError(
+                f"the input {placeholder.path!r} is empty",
+                expected="at least one sample",
+                found=str(list(bound[placeholder.node].shape)),
+            )

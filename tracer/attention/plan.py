@@ -1,0 +1,107 @@
+"""Where the rows and columns of one step's map stand among the tokens of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fxplain.attention.classify import Classified
+from fxplain.attention.lines import APART, heads_of, samples_on_map
+from fxplain.labels.flows import Site
+from fxplain.labels.labels import broadcast, compact, samples_of
+from fxplain.ops.windows import concrete
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one site's map is folded onto tokens: made once for a layout of labels."""
+
+    site: Site
+    queries: Tensor
+    """Token indices [nq] of the rows."""
+    keys: Tensor
+    """Token indices [nk] of the columns."""
+    rows: Tensor
+    """The row that each element of the map lies in, [sample, nq] in one number, -1 for none; size 1 along
+    axes where that does not vary. A sample after the last is for what is of no known sample."""
+    cols: Tensor
+    """Likewise its column, [sample, nk] in one number."""
+    shape: tuple[int, ...]
+    """The map's shape, with heads at size 1."""
+    full: tuple[int, ...]
+    """The map's shape."""
+    heads: tuple[int, ...]
+    """Axes of the map along which nothing varies."""
+    folded: int
+    """How many maps lie on top of each other besides (heads folded into the batch axis)."""
+    sampled: bool
+    """Whether it is known which sample an element belongs to."""
+    assumed: bool
+    """Whether that is read off the shape alone, and so must be checked against the gradient."""
+    batch: int
+
+    @cached_property
+    def place(self) -> Tensor:
+        """Where each element goes in [sample, nq, nk], -1 for nowhere; of :attr:`shape`."""
+        nk = len(self.keys)
+        found = torch.where((self.rows >= 0) & (self.cols >= 0), self.rows * nk + self.cols % max(nk, 1), -1)
+        return found.expand(self.shape)
+
+    def only(self, sample: int, gradient: Tensor) -> bool:
+        """Whether a gradient of the map, or of the output, is zero but for one sample on the assumed axis."""
+        samples = samples_on_map(self.site, self.batch)
+        axis = next(axis for axis, size in enumerate(samples.shape) if size > 1)
+        others = (samples.reshape(-1) != sample).nonzero().flatten().to(gradient.device)
+        return not bool(gradient.index_select(axis, others).any())
+
+    def scatter(self, values: Tensor, divide: bool = True) -> Tensor:
+        """Add up values of :attr:`place`'s shape into [batch, nq, nk]."""
+        size = self.places
+        place = self.place.reshape(-1).to(values.device)
+        flat = torch.zeros(size + 1, dtype=values.dtype, device=values.device)
+        flat.index_add_(0, torch.where(place >= 0, place, size), values.reshape(-1))
+        dense = self.for_all(flat[:size].view(-1, len(self.queries), len(self.keys)))
+        return dense / self.folded if divide and self.folded > 1 else dense
+
+    @property
+    def places(self) -> int:
+        """How many places there are: a map for each sample, and one for what is of no known sample."""
+        return (self.batch + (not self.sampled)) * len(self.queries) * len(self.keys)
+
+    def for_all(self, dense: Tensor) -> Tensor:
+        """What is of no known sample, and comes last, is each one's."""
+        return dense if self.sampled else dense[:-1] + dense[-1:]
+
+
+def make_plan(site: Site, classified: Classified, batch: int, assume: bool = True) -> Plan:
+    """Work out where the elements of a site's map belong among the tokens.
+
+    ``assume``: read the samples off the map's shape where no label tells them.
+    """
+    full = concrete(site)
+    samples = compact(samples_on_map(full, batch, assume))
+    ids = [classified.token_ids(slot.labels) for slot in (full.rows, full.cols)]
+    queries, keys = (torch.unique(own[own >= 0]) for own in ids)
+    rows, cols = (_lines(*pair, samples, batch) for pair in zip(ids, (queries, keys), strict=True))
+    shape = tuple(broadcast(*ids, samples)[0].shape)
+    known = not bool((samples == -1).any()) or not bool(
+        ((ids[0] >= 0) & (ids[1] >= 0) & (samples == -1)).any()
+    )
+    unlabelled = all(bool((samples_of(slot.labels) < 0).all()) for slot in (full.rows, full.cols))
+    heads = tuple(axis for axis, size in enumerate(shape) if size == 1 and full.shape[axis] > 1)
+    unfolded = torch.Size([full.shape[axis] for axis in heads]).numel()
+    folded = max(heads_of(full, batch, assume) // unfolded, 1) if site.attends else 1
+    assumed = unlabelled and batch > 1 and known
+    return Plan(
+        site, queries, keys, rows, cols, shape, tuple(full.shape), heads, folded, known, assumed, batch
+    )
+
+
+def _lines(ids: Tensor, tokens: Tensor, samples: Tensor, batch: int) -> Tensor:
+    """The row (or column) that each element lies in, [sample, token] in one number; -1 for none."""
+    place = torch.searchsorted(tokens, ids.clamp_min(0))
+    found = torch.where(samples < 0, batch, samples) * len(tokens) + place
+    return torch.where((ids >= 0) & (samples != APART) & (samples <= batch), found, -1)

@@ -1,0 +1,1 @@
+"""The methods: one prediction, and what each method makes of it."""

@@ -1,0 +1,1 @@
+"""From a live model and one call to a verified graph of ATen operations."""

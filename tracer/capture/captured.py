@@ -1,0 +1,140 @@
+"""A captured model: a flat graph into which every tensor comes as a placeholder, and how to bind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fxplain.capture.inputs import Layout, check_layout, flatten
+from fxplain.capture.outputs import rebuild
+
+PlaceholderKind = Literal["input", "parameter", "buffer", "constant"]
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """What one placeholder of the graph stands for."""
+
+    node: str
+    """Name of the placeholder node."""
+    kind: PlaceholderKind
+    path: str
+    """Of an input the name a user knows, of a parameter or buffer its path in the user's model."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a strategy of capture returns: a graph that has not been verified yet."""
+
+    graph: torch.fx.GraphModule
+    placeholders: tuple[Placeholder, ...]
+    constants: Mapping[str, Tensor]
+    """By name of the placeholder node; tensors that are neither inputs, parameters nor buffers."""
+    specialised: bool = False
+    notes: tuple[str, ...] = ()
+    drew: bool = False
+    """Random numbers were drawn, which the graph holds as constants."""
+
+
+def pruned(draft: Draft) -> Draft:
+    """The draft without placeholders that nothing reads; inputs stay, read or not."""
+    nodes = {node.name: node for node in draft.graph.graph.nodes}
+    kept = []
+    for placeholder in draft.placeholders:
+        if placeholder.kind == "input" or nodes[placeholder.node].users:
+            kept.append(placeholder)
+        else:
+            draft.graph.graph.erase_node(nodes[placeholder.node])
+    draft.graph.recompile()
+    constants = {p.node: draft.constants[p.node] for p in kept if p.node in draft.constants}
+    return replace(draft, placeholders=tuple(kept), constants=constants)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as a flat graph of ATen operations, verified against the model on the input of its capture."""
+
+    graph: torch.fx.GraphModule
+    """All tensors come in as placeholders; the output is a flat tuple of tensors."""
+    placeholders: tuple[Placeholder, ...]
+    """In the order of the graph."""
+    outputs: tuple[str, ...]
+    """Names of the output tensors: ``"logits"``, ``"hidden_states.0"``; ``"output"`` for a bare tensor."""
+    strategy: str
+    """``"export"``, ``"record"``, ``"program"``, or ``"sizes"`` (one export for inputs of several sizes)."""
+    reasons: Mapping[str, str]
+    """For each strategy that was tried before: why it failed."""
+    specialised: bool
+    """The graph holds for the very input of its capture only (values, not just shapes)."""
+    verified: float
+    """Largest relative difference between graph and model at capture."""
+    notes: tuple[str, ...]
+    model: nn.Module = field(repr=False)
+    """The live model, whose weights :meth:`bind` reads; an exported program as a module."""
+    layout: Layout = field(repr=False)
+    """The structure of the inputs at capture."""
+    structure: Any = field(repr=False)
+    """The structure of the outputs."""
+    constants: Mapping[str, Tensor] = field(repr=False)
+    example: Sequence[Tensor] = field(default=(), repr=False)
+    """The tensors of the inputs at capture, in the order of ``layout.tensors``."""
+    drawn_from: Callable[[], None] | None = field(default=None, repr=False)
+    """Puts back the random states that the graph's random constants were drawn from."""
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The tensor for each placeholder node: the model's as they are now, the inputs as given.
+
+        Parameters and buffers are detached views of the live ones, so that updates are seen and no gradient
+        reaches the model.
+
+        Raises:
+            InputError: the inputs differ from those of the capture in names, shapes, dtypes or structure.
+        """
+        tensors, layout = flatten(self.model, args, kwargs, self.layout)
+        check_layout(self.layout, layout)
+        return self.bind_tensors(tensors)
+
+    def bind_tensors(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """:meth:`bind` for inputs that are flat already, in the order of ``layout.tensors``."""
+        given = iter(tensors)
+        bound: dict[str, Tensor] = {}
+        for placeholder in self.placeholders:
+            if placeholder.kind == "input":
+                bound[placeholder.node] = usable(next(given))
+            elif placeholder.node in self.constants:
+                bound[placeholder.node] = usable(self.constants[placeholder.node]).detach()
+            else:
+                bound[placeholder.node] = usable(self._live(placeholder.path)).detach()
+        return bound
+
+    def _live(self, path: str) -> Tensor:
+        tensor: Any = self.model
+        for name in path.split("."):
+            tensor = getattr(tensor, name)
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def with_verified(self, verified: float) -> Captured:
+        return replace(self, verified=verified)
+
+    def rebuild(self, tensors: Sequence[Tensor]) -> Any:
+        """The model's own output structure around these tensors; caches and other objects become None."""
+        return rebuild(self.structure, tensors)
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """A copy that may be written into, and that autograd takes wherever the tensor was made."""
+    with torch.inference_mode(False):
+        return tensor.detach().clone()
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy where it was made in inference mode and autograd would refuse it."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False):
+        return tensor.clone()

@@ -1,0 +1,1 @@
+"""Passes that bring a captured graph into a plain form, one file each."""

@@ -1,0 +1,335 @@
+"""The command line: ``fxplain inspect``, ``explain``, ``explain-all``, ``check``, ``diff``, ``methods``,
+``evaluate`` and ``demo``."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxplain.cli.options import Ask, Form, reported
+
+app = typer.Typer(
+    name="fxplain",
+    help="Explain a prediction of any PyTorch transformer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+MODEL_HELP = (
+    "A Hugging Face folder or id, torchvision:NAME, timm:NAME, path/to/file.py:FACTORY, or a FILE.pt2 "
+    "saved by torch.export.save."
+)
+Model = Annotated[str, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
+Image = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="A picture; give it again for a batch.", show_default=False),
+]
+Text = Annotated[
+    list[str] | None, typer.Option("--text", help="A text; give it again for a batch.", show_default=False)
+]
+Input = Annotated[
+    Path | None,
+    typer.Option("--input", help="Tensors: .pt, .npz or .safetensors; joins --image and --text by name."),
+]
+DecoderText = Annotated[
+    str | None,
+    typer.Option("--decoder-text", help="What the decoder of an encoder-decoder has said so far."),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        "-t",
+        help="What to explain: an index (3), a name ('tabby cat'), or indices into the output (7,3 for "
+        "query 7, class 3). By default the largest value.",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option("--output", help="Name of the model's output; by default logits or the first."),
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read pickles, which can run code. For files you trust.")
+]
+AllowRemoteCode = Annotated[
+    bool, typer.Option("--allow-remote-code", help="Run modelling code that comes with a model you trust.")
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Build the architecture alone; no weights are fetched.")
+]
+Device = Annotated[str | None, typer.Option("--device", help="Where to run, e.g. cuda; by default the CPU.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and warnings.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fxplain {version('fxplain')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def inspect(
+    model: Model,
+    image: Image = None,
+    text: Text = None,
+    input_file: Input = None,
+    decoder_text: DecoderText = None,
+    form: Annotated[
+        Form | None, typer.Option("--format", help="By default the suffix of --out, or table.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write there instead of printing.")] = None,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """List every attention of a model, what is not attention and why, or draw its attention graph."""
+    with reported(debug):
+        from fxplain.cli.inspect import run_inspect
+
+        ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
+        run_inspect(ask.with_options(allow_pickle, allow_remote_code, random_weights, device), form, out)
+
+
+@app.command()
+def explain(
+    model: Model,
+    image: Image = None,
+    text: Text = None,
+    input_file: Input = None,
+    decoder_text: DecoderText = None,
+    target: Target = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            "-m",
+            help="One of those that fxplain methods lists, or several with commas: these are written side by "
+            "side.",
+        ),
+    ] = "relevancy",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            "--layers",
+            help="Attentions that take part: a layer (3), a range (8: or 2:5), several (0,1); negative ones "
+            "count from the last. By default all.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Output = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="A file (.png, .html, .json, .npz), or a name without suffix for all that fit. Give it "
+            "again for several.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Explain one prediction: an overlay for pictures, coloured text for texts, and the numbers as JSON."""
+    with reported(debug):
+        from fxplain.cli.explain import Wanted, run_explain
+
+        ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
+        ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
+        run_explain(ask, Wanted(target, method, output, layers), tuple(out or ()))
+
+
+@app.command("explain-all")
+def explain_all(
+    model: Model,
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of pictures or of files of tensors, or a file with a text on each line.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the results.", show_default=False)],
+    decoder_text: DecoderText = None,
+    target: Target = None,
+    method: Annotated[str, typer.Option("--method", "-m", help="One of fxplain methods.")] = "relevancy",
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="As for explain.", show_default=False)
+    ] = None,
+    output: Output = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="How many go together, of one size.")] = 8,
+    keep_errors: Annotated[
+        bool, typer.Option("--keep-errors", help="Go on where an input cannot be explained.")
+    ] = False,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Explain every picture, text or file of tensors into a folder; run again, it goes on from there."""
+    with reported(debug):
+        from fxplain.cli.dataset import run_dataset
+        from fxplain.cli.explain import Wanted
+
+        ask = Ask(model, decoder_text=decoder_text)
+        ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
+        run_dataset(ask, Wanted(target, method, output, layers), data, out, batch_size, keep_errors)
+
+
+@app.command()
+def check(
+    model: Model,
+    image: Image = None,
+    text: Text = None,
+    input_file: Input = None,
+    decoder_text: DecoderText = None,
+    target: Target = None,
+    output: Output = None,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Say what of a model is understood and what is not; the exit code is 1 if anything is not."""
+    with reported(debug):
+        from fxplain.cli.check import run_check
+
+        ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
+        ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
+        run_check(ask, target, output)
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help=f"{MODEL_HELP} Or a FILE.json of inspect.", show_default=False)],
+    b: Annotated[str, typer.Argument(help="The same.", show_default=False)],
+    image: Image = None,
+    text: Text = None,
+    input_file: Input = None,
+    decoder_text: DecoderText = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Show how the attention graphs of two models differ; the exit code is 0 if not, 1 if so, 2 on error."""
+    with reported(debug, code=2):
+        from fxplain.cli.diff import run_diff
+
+        asks = (Ask(name, tuple(image or ()), tuple(text or ()), input_file, decoder_text) for name in (a, b))
+        options = (allow_pickle, allow_remote_code, random_weights, device)
+        left, right = (ask.with_options(*options) for ask in asks)
+        run_diff(left, right, as_json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"{MODEL_HELP} Without it the demo's model is evaluated, on pictures that come along.",
+            metavar="[MODEL]",
+            show_default=False,
+        ),
+    ] = None,
+    image: Image = None,
+    text: Text = None,
+    input_file: Input = None,
+    target: Target = None,
+    output: Output = None,
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="Methods with commas; random is always there.")
+    ] = "relevancy,rollout,raw_attention,attention_gradcam,random",
+    steps: Annotated[
+        str,
+        typer.Option(
+            "--steps", help="Which parts are removed: even (0 to 100 %), pixels (10 to 90 %), tokens."
+        ),
+    ] = "even",
+    score: Annotated[
+        str,
+        typer.Option(
+            "--score",
+            help="What is watched: accuracy (the same class as before) or target (the score itself).",
+        ),
+    ] = "accuracy",
+    count: Annotated[int, typer.Option("--count", min=1, help="Questions of the demo, at most 200.")] = 100,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples at a time.")] = 50,
+    seed: Annotated[int, typer.Option("--seed", help="Of the confidence intervals.")] = 0,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="A file: .json (numbers), .md (tables), .png (curves). Again for several.",
+            show_default=False,
+        ),
+    ] = None,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Remove what methods call relevant, most or least relevant first, and see how soon the model minds."""
+    with reported(debug):
+        from fxplain.cli.evaluate import Wanted, run_evaluate
+
+        ask = None
+        if model is not None:
+            ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file)
+            ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
+        run_evaluate(ask, Wanted(method, steps, score, target, output, count, batch, seed), tuple(out or ()))
+
+
+@app.command()
+def methods(debug: Debug = False) -> None:
+    """List the methods that --method takes."""
+    with reported(debug):
+        from fxplain.cli.methods import table_of_methods
+
+        typer.echo(table_of_methods())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for what the demo writes.")] = Path(
+        "fxplain-demo"
+    ),
+    debug: Debug = False,
+) -> None:
+    """Explain two objects on one picture with a small model that comes along; needs no network."""
+    with reported(debug):
+        from fxplain.cli.demo import run_demo
+
+        run_demo(out)
+
+
+def main() -> None:
+    """Entry point of the ``fxplain`` command."""
+    app(prog_name="fxplain")

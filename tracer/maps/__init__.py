@@ -1,0 +1,1 @@
+"""The weights between tokens of every step: whole, in blocks, or as products."""

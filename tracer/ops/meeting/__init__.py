@@ -1,0 +1,1 @@
+"""What two operands are to each other where they meet, and what comes of it."""

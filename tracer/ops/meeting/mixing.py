@@ -1,0 +1,137 @@
+"""Linear steps that make new tokens out of old ones: a new token space, and a site that maps back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fxplain.labels.call import Call
+from fxplain.labels.flows import Window
+from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, compact, samples_of
+from fxplain.labels.operand import Operand
+from fxplain.ops.tokens import places
+
+Form = Literal["weights", "pooled", "taps"]
+
+
+def new_tokens(
+    call: Call, old: Slot, axes: Iterable[int], shape: Sequence[int], by: Sequence[object] = ()
+) -> Slot:
+    """New tokens, one for each place along ``axes``; the same for every step with the same old tokens.
+
+    Made ``by`` windows of another kernel, or by scores, they are others: they hold other parts of old ones.
+    """
+    numbered = places(old, axes, tuple(shape))
+    codes = torch.unique(codes_of(old.labels))
+    memo = (int(codes[0]), int(codes[-1]), len(codes), "mixing", *by)
+    source = next((o.value.root for o in call.operands() if o.value.root is not None), call.node.name)
+    return call.ledger.rebirth(numbered, call.node, source, "mixing", memo)
+
+
+def pooled(call: Call, operand: Operand, old: Slot, killed: Iterable[int]) -> Slot | None:
+    """Pool one slot along the killed axes: every element of the operand goes into exactly one new token.
+
+    Returns the new slot, with the operand's axes (size 1 along the killed ones); None where the tokens come
+    of parameters alone, which nobody asks about.
+    """
+    if old.strength < STRONG and not operand.value.from_input:
+        return None
+    gone = set(killed)
+    kept = [axis for axis in sorted(old.axes) if axis not in gone]
+    shape = [1 if axis in gone else size for axis, size in enumerate(operand.shape)]
+    rows = new_tokens(call, old, kept, shape)
+    return record(call, "pooled", [operand], rows, old, tuple(operand.shape))
+
+
+def join(call: Call, operand: Operand, kept: Slot, other: Slot, where: Tensor) -> int:
+    """Write down that tokens that stay take in others, ``where`` both lie; returns the number of the step."""
+    assert operand.node is not None
+    site = call.ledger.add_site(
+        node=call.node,
+        role="mixing",
+        form="joined",
+        adds=True,
+        operands=(operand.node,),
+        shape=tuple(call.result.shape),
+        rows=replace(kept, labels=compact(torch.where(where, kept.labels, 0))),
+        cols=replace(other, labels=compact(torch.where(where, other.labels, 0))),
+    )
+    return site.index
+
+
+def record(
+    call: Call,
+    form: Form,
+    operands: Sequence[Operand],
+    rows: Slot,
+    cols: Slot,
+    shape: tuple[int, ...],
+    axes: str = "",
+    window: Window | None = None,
+    weights: Callable[[], Tensor] | None = None,
+    adds: bool = False,
+) -> Slot:
+    """Write a mixing site down; the new tokens' rows hold its increments from here on.
+
+    With ``adds`` the rows are tokens that exist, and keep what they have.
+    """
+    nodes = tuple(operand.node for operand in operands if operand.node is not None)
+    if window is None:
+        check_samples(call, rows, cols, weights)
+    site = call.ledger.add_site(
+        node=call.node,
+        role="mixing",
+        form=form,
+        operands=nodes,
+        shape=shape,
+        rows=rows,
+        cols=cols,
+        axes=axes,
+        window=window,
+        adds=adds,
+    )
+    return replace(rows, reads=cols.reads | {site.index} | (rows.reads if adds else frozenset()))
+
+
+def check_samples(call: Call, rows: Slot, cols: Slot, weights: Callable[[], Tensor] | None = None) -> None:
+    """Information never crosses samples: if it seems to, the axis taken for the batch is not one.
+
+    Where several samples are packed into one sequence, their tokens meet in a map that has weights, laid out
+    as rows and columns are; what counts is whether those between samples are zero.
+    """
+    try:
+        one, other = broadcast(compact(samples_of(rows.labels)), compact(samples_of(cols.labels)))
+    except RuntimeError:
+        return
+    between = (one != other) & (one >= 0) & (other >= 0)
+    if not bool(between.any()):
+        return
+    call.ledger.data_dependent = True  # a mask that keeps samples apart does so for these inputs
+    map = weights() if weights is not None else None
+    call.ledger.crossing |= map is None or map.is_meta or bool((between & (map.cpu() != 0)).any())
+
+
+def check_lines(
+    call: Call, rows: Slot, cols: Slot, columns: Iterable[int], weights: Callable[[], Tensor]
+) -> None:
+    """A row that is of no known sample may weigh keys of one sample, and not of several."""
+    columns, samples = tuple(columns), samples_of(cols.labels)
+    unknown = (samples_of(rows.labels) < 0).any(columns, keepdim=True) if columns else samples < 0
+    if not columns or not bool(unknown.any()) or not _several(samples, columns, unknown):
+        return
+    call.ledger.data_dependent = True
+    map = weights()
+    call.ledger.crossing |= map.is_meta or _several(
+        torch.where(map.cpu() != 0, samples, -1), columns, unknown
+    )
+
+
+def _several(samples: Tensor, columns: tuple[int, ...], lines: Tensor) -> bool:
+    """Whether several samples are known in one of these lines."""
+    top = samples.amax(columns, keepdim=True)
+    low = torch.where(samples < 0, top, samples).amin(columns, keepdim=True)
+    return bool(((low != top) & lines).any())

@@ -1,0 +1,331 @@
+"""Convolutions and pooling over a grid: tokens are born on it, or mixed with their neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.labels.call import Call, aten, literal, op_name
+from fxplain.labels.flows import Site, Window
+from fxplain.labels.labels import Slot, Value, compact
+from fxplain.labels.operand import Operand
+from fxplain.ops.meeting.mixing import new_tokens, pooled, record
+from fxplain.ops.table import transfer
+from fxplain.ops.tokens import grid_birth
+
+POOLINGS = """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
+max_pool3d_with_indices max_pool1d_with_indices mkldnn_max_pool2d"""
+ADAPTIVE = """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d
+_adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"""
+UPSAMPLINGS = """upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
+_upsample_bilinear2d_aa _upsample_bicubic2d_aa interpolate"""
+CONVOLUTIONS = (
+    "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d"
+)
+
+
+@transfer(*aten(CONVOLUTIONS))
+def convolution(call: Call) -> Value:
+    """A kernel of one place is a linear map; a wider one bears a grid, or mixes tokens if they have
+    attended."""
+    operand, weight = call.operands()[:2]
+    kernel = tuple(weight.shape[2:])
+    channel = operand.ndim - len(kernel) - 1
+    if "transpose" in call.op or bool(call.argument("transposed", False)):
+        return _spread(call, operand, channel)
+    slots = operand.value.active
+    if not slots:
+        return grid_birth(call, operand, channel)
+    of_map = _slid_over_map(slots, operand, call.result, channel)
+    if of_map is not None:
+        return call.carry(operand, slots=of_map)
+    if _over_features(slots, operand, call.result, kernel, summed=[channel]):
+        return call.carry(operand, slots=slots)
+    if all(size == 1 for size in kernel) and operand.shape[channel + 1 :] == call.result.shape[channel + 1 :]:
+        return _per_place(call, operand, channel)
+    return call.carry(operand, slots=[taps(call, operand, slots[0], kernel)])
+
+
+def _over_features(
+    slots: Sequence[Slot], operand: Operand, result: Tensor, kernel: Sequence[int], summed: Sequence[int] = ()
+) -> bool:
+    """Whether a window, over the last axes, takes in features alone: every axis of tokens stays as it is, a
+    place at a time. ``summed``: what it sums over beside the window (the channels of a convolution)."""
+    grid = range(operand.ndim - len(kernel), operand.ndim)
+    slid = [axis for axis, size in zip(grid, kernel, strict=True) if size > 1]
+    resized = [axis for axis in grid if operand.shape[axis] != result.shape[axis]]
+    moved = {*summed, *slid, *resized}
+    return bool(slid) and not any(slot.varies(axis) for slot in slots for axis in moved)
+
+
+def _slid_over_map(
+    slots: Sequence[Slot], operand: Operand, result: Tensor, channel: int
+) -> list[Slot] | None:
+    """The labels after a window went over the rows and columns of a map, whose places keep their row and
+    column; None where it is no map, or becomes one of another size. Padding around it has no label."""
+    if len(slots) < 2 or any(slot.varies(channel) for slot in slots):
+        return None
+    kept = list(slots)
+    for axis in range(channel + 1, operand.ndim):
+        if operand.shape[axis] == result.shape[axis]:
+            continue
+        lines = [_labelled_places(slot, axis) for slot in slots if slot.varies(axis)]
+        inside = next((line for line in lines if len(line) == result.shape[axis]), None)
+        if inside is None:
+            return None
+        kept = [_narrowed(slot, axis, inside) for slot in kept]
+    return kept
+
+
+def _labelled_places(slot: Slot, axis: int) -> Tensor:
+    others = [other for other in range(slot.labels.ndim) if other != axis]
+    return slot.labels.amax(others).reshape(-1).nonzero().reshape(-1)
+
+
+def _narrowed(slot: Slot, axis: int, places: Tensor) -> Slot:
+    if not slot.varies(axis):
+        return slot
+    return replace(slot, labels=slot.labels.index_select(axis, places))
+
+
+def _per_place(call: Call, operand: Operand, channel: int) -> Value:
+    slots = [slot for slot in operand.value.active if not slot.varies(channel)]
+    if slots:
+        return call.carry(operand, slots=slots)
+    new = pooled(call, operand, operand.value.active[0], [channel])
+    return call.carry(operand, slots=[new] if new is not None else [])
+
+
+def taps(call: Call, operand: Operand, old: Slot, kernel: Sequence[int]) -> Slot:
+    """New tokens on the output's grid, each made of the old ones in its window.
+
+    Which old token each place of the kernel reads is worked out by :func:`concrete`, if anybody asks: a
+    convolutional stem has fifty of these, and its tokens count from its end.
+    """
+    first = call.result[0] if isinstance(call.result, tuple) else call.result
+    shape, channel = tuple(first.shape), operand.ndim - len(kernel) - 1
+    if old.varies(channel):  # features of several tokens side by side: one token a place first
+        old = pooled(call, operand, old, [channel]) or old
+    kept = [axis for axis in sorted(old.axes) if axis < channel]
+    grid = range(channel + 1, operand.ndim)
+    features = [axis for axis in grid if operand.shape[axis] > 1 and not old.varies(axis)]
+    kept += [axis for axis in grid if shape[axis] > 1 and axis not in features]
+    gone = [channel, *features]
+    sizes = [1 if axis in gone else size for axis, size in enumerate(shape)]
+    rows = new_tokens(call, old, kept, sizes, kernel)
+    window = Window(tuple(kernel), channel, shape)
+    new = record(call, "taps", [operand], rows, old, tuple(operand.shape), window=window)
+    return replace(rows, reads=new.reads)
+
+
+def concrete(site: Site) -> Site:
+    """A site of taps with its map spelled out: rows and columns as [..., grid, tap]. Others stay as they
+    are."""
+    if site.window is None:
+        return site
+    window = site.window
+    places = site.cols.expanded(site.shape).narrow(window.channel, 0, 1)
+    neighbours = torch.stack(tap_views(places, site.node, window.shape, window.kernel, window.channel), -1)
+    rows = replace(site.rows, labels=site.rows.labels.unsqueeze(-1))
+    cols = replace(site.cols, labels=compact(neighbours))
+    return replace(site, rows=rows, cols=cols, shape=(*window.shape, neighbours.shape[-1]), window=None)
+
+
+def tap_views(
+    tensor: Tensor, node: fx.Node, out_shape: Sequence[int], kernel: Sequence[int], channel: int
+) -> list[Tensor]:
+    """For each place of the kernel, the element that every output place reads there (0 outside)."""
+    dims = len(kernel)
+    # what is not in the graph is as the operation has it: a convolution goes place by place
+    usual = [1] * dims if op_name(node) in aten(CONVOLUTIONS) else list(kernel)
+    stride = _per_axis(literal(node, "stride"), dims) or usual
+    dilation = _per_axis(literal(node, "dilation"), dims) or [1] * dims
+    padding = _padding(node, kernel, dilation)
+    out = list(out_shape[channel + 1 :])
+    spare = [max(stride) + k * d for k, d in zip(kernel, dilation, strict=True)]
+    pads = [
+        p for pad, extra in zip(reversed(padding), reversed(spare), strict=True) for p in (pad, pad + extra)
+    ]
+    padded = torch.nn.functional.pad(tensor, pads)
+    views = []
+    for place in torch.cartesian_prod(*[torch.arange(k) for k in kernel]).reshape(-1, dims).tolist():
+        view = padded
+        for axis, offset in enumerate(place):
+            index = torch.arange(out[axis], device=tensor.device) * stride[axis] + offset * dilation[axis]
+            view = view.index_select(channel + 1 + axis, index.clamp_max(view.shape[channel + 1 + axis] - 1))
+        views.append(view)
+    return views
+
+
+Contribute = Callable[[Tensor, int], Tensor]
+
+
+def tap_terms(node: fx.Node, kept: Mapping[str, Any], window: Window) -> Contribute:
+    """What the element read at one place of the window adds to the output."""
+    if op_name(node) in aten(CONVOLUTIONS):
+        return _convolved(kept[node.all_input_nodes[1].name].detach(), int(literal(node, "groups", 1)))
+    if "avg" in op_name(node):
+        count = torch.Size(window.kernel).numel()
+        return lambda view, place: view / count
+    result = kept[node.name]
+    largest = result[0].detach() if isinstance(result, tuple | list) else result.detach()
+    return lambda view, place: torch.where(view == largest, view, 0.0)
+
+
+def _convolved(weight: Tensor, groups: int) -> Contribute:
+    flat = weight.reshape(*weight.shape[:2], -1).to(torch.promote_types(weight.dtype, torch.float32))
+
+    def convolve(view: Tensor, place: int) -> Tensor:
+        tap = flat[..., place].reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
+        return _CONV[weight.ndim - 2](view, tap, groups=groups)
+
+    return convolve
+
+
+_CONV: dict[int, Callable[..., Tensor]] = {
+    1: torch.nn.functional.conv1d,
+    2: torch.nn.functional.conv2d,
+    3: torch.nn.functional.conv3d,
+}
+
+
+def _per_axis(number: int | Sequence[int] | None, dims: int) -> list[int]:
+    if number is None or (not isinstance(number, int) and len(number) == 0):
+        return []
+    numbers = [number] if isinstance(number, int) else list(number)
+    return numbers * dims if len(numbers) == 1 else numbers
+
+
+def _padding(node: fx.Node, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    padding, dims = literal(node, "padding", 0), len(kernel)
+    if padding == "same":
+        return [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
+    return [0] * dims if padding == "valid" else _per_axis(padding, dims) or [0] * dims
+
+
+@transfer(*aten(POOLINGS))
+def pooling(call: Call) -> Value | tuple[Value, ...]:
+    """Windows of a pooling: a new grid before any attention, else taps like a convolution's."""
+    operand = call.operands()[0]
+    dims = 1 if "1d" in call.op else 3 if "3d" in call.op else 2
+    slots = operand.value.active
+    kernel = _per_axis(call.argument("kernel_size"), dims)
+    first = call.result[0] if isinstance(call.result, tuple) else call.result
+    if not slots:
+        value = _resized(call, operand, operand.ndim - dims)
+    elif _over_features(slots, operand, first, kernel):
+        value = call.carry(operand, slots=slots)
+    else:
+        value = call.carry(operand, slots=[taps(call, operand, slots[0], kernel)])
+    return (value, value) if isinstance(call.result, tuple) else value
+
+
+@transfer(*aten(ADAPTIVE))
+def adaptive_pooling(call: Call) -> Value | tuple[Value, ...]:
+    """Pooling to a given grid; every old place goes into the new place that covers it."""
+    operand = call.operands()[0]
+    dims = 1 if "1d" in call.op else 3 if "3d" in call.op else 2
+    first = call.result[0] if isinstance(call.result, tuple) else call.result
+    channel = operand.ndim - dims - 1
+    slots = operand.value.active
+    space = list(range(channel + 1, operand.ndim))
+    if operand.shape == first.shape:
+        value = call.carry(operand, slots=operand.value.slots)
+    elif not slots:
+        value = _resized(call, operand, channel + 1)
+    elif all(first.shape[axis] == 1 for axis in space):
+        new = pooled(call, operand, slots[0], space)
+        value = call.carry(operand, slots=[new] if new is not None else [])
+    else:
+        value = call.carry(operand, slots=[_regrid(call, operand, slots[0], channel, tuple(first.shape))])
+    return (value, value) if isinstance(call.result, tuple) else value
+
+
+def _regrid(call: Call, operand: Operand, old: Slot, channel: int, shape: tuple[int, ...]) -> Slot:
+    kept = [a for a in sorted(old.axes) if a <= channel] + [
+        a for a in range(channel + 1, len(shape)) if shape[a] > 1
+    ]
+    rows = new_tokens(call, old, kept, [1 if a == channel else s for a, s in enumerate(shape)])
+    spread = rows.labels
+    for axis in range(channel + 1, operand.ndim):
+        index = torch.arange(operand.shape[axis]) * spread.shape[axis] // operand.shape[axis]
+        spread = spread.index_select(axis, index)
+    new = record(call, "pooled", [operand], replace(rows, labels=spread), old, tuple(operand.shape))
+    return replace(rows, reads=new.reads)
+
+
+@transfer(*aten(UPSAMPLINGS))
+def upsampling(call: Call) -> Value:
+    """Every new place belongs to the nearest old token."""
+    operand = call.operands()[0]
+    channel = operand.ndim - (1 if "1d" in call.op else 3 if "3d" in call.op else 2) - 1
+    return _spread(call, operand, channel)
+
+
+def _resized(call: Call, operand: Operand, first: int) -> Value:
+    """Data that bears no tokens yet, pooled by windows: every new place belongs to one that it covers."""
+    result = call.result[0] if isinstance(call.result, tuple) else call.result
+    if all(size == 1 for size in result.shape[first:]):
+        return call.carry(operand)
+    slots = []
+    for slot in operand.value.slots:
+        labels = slot.expanded(operand.shape)
+        for axis in range(first, operand.ndim):
+            labels = _nearest(labels, axis, result.shape[axis])
+        slots.append(replace(slot, labels=compact(labels)))
+    return call.carry(operand, slots=slots)
+
+
+def _nearest(labels: Tensor, axis: int, size: int) -> Tensor:
+    return labels.index_select(axis, torch.arange(size) * labels.shape[axis] // size)
+
+
+def _spread(call: Call, operand: Operand, channel: int) -> Value:
+    slots = []
+    for slot in operand.value.active:
+        labels = slot.expanded(operand.shape).narrow(channel, 0, 1)
+        for axis in range(channel + 1, operand.ndim):
+            labels = _nearest(labels, axis, call.result.shape[axis])
+        slots.append(replace(slot, labels=compact(labels)))
+    if slots or operand.value.labelled:
+        return call.carry(operand, slots=slots)
+    return grid_birth(call, operand, channel) if "conv" in call.op else _resized(call, operand, channel + 1)
+
+
+@transfer("aten::col2im")
+def folding(call: Call) -> Value:
+    """Every element of the windows goes to one place of the grid; places that get several are new tokens."""
+    operand = call.operands()[0]
+    if not operand.value.active:
+        return call.carry(operand)
+    if int(_folded(call, torch.ones(operand.shape, dtype=torch.float64)).max()) == 1:
+        moved = [(s, _folded(call, s.expanded(operand.shape).double())) for s in operand.value.active]
+        return call.carry(operand, slots=[replace(s, labels=compact(m.round().long())) for s, m in moved])
+    if operand.ndim != 3:
+        raise ValueError("overlapping windows without a batch axis")
+    return call.carry(operand, slots=[_summed(call, operand, operand.value.active[0])])
+
+
+def _folded(call: Call, windows: Tensor) -> Tensor:
+    """The operation itself on other numbers."""
+    result: Tensor = call.node.target(windows, *call.args[1:], **call.kwargs)  # type: ignore[operator]
+    return result
+
+
+def _summed(call: Call, operand: Operand, old: Slot) -> Slot:
+    """New tokens on the grid [batch, 1, height, width]; each element of the windows goes into one of them."""
+    _, channels, height, width = call.result.shape
+    wide = replace(old, labels=old.labels.reshape(old.labels.shape[0], 1, 1, -1))
+    kept = [axis for axis in (0, 2, 3) if axis or old.varies(0)]
+    rows = new_tokens(call, wide, kept, (old.labels.shape[0], 1, height, width))
+    names = ("kernel_size", "dilation", "padding", "stride")
+    geometry = [call.argument(name) for name in names]
+    grid = rows.labels.expand(-1, 1, height, width).double()
+    windows = torch.ops.aten.im2col(grid, *geometry).round().long()
+    spread = replace(rows, labels=compact(windows.repeat(1, channels, 1)))
+    new = record(call, "pooled", [operand], spread, old, tuple(operand.shape))
+    return replace(rows, reads=new.reads)

@@ -1,0 +1,1 @@
+"""Rules that look around in the graph: what several operations mean together."""

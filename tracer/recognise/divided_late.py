@@ -1,0 +1,276 @@
+"""Attentions put together after the product with the values: divided late, block by block, one less another.
+
+The output of an attention is followed as long as its rows are only multiplied, divided and added up. Where
+the weights of all that was added sum to 1, it is one softmax, however many blocks its keys were taken in
+(running sums, as in flash attention; rings; global and local keys): (E v) / sum(E) is (E / sum(E)) v. Where
+maps of the same tokens weigh the same values, their sum or difference is the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.labels.call import Call, aten
+from fxplain.labels.flows import Partial, Site, Stack
+from fxplain.labels.labels import Slot, broadcast, compact, reads_of
+from fxplain.labels.notebook import Ledger
+from fxplain.ops.meeting.reading import moved
+from fxplain.ops.movement import IDENTITY, UNARY
+from fxplain.recognise.normaliser import all_ones
+
+MOVES = frozenset(aten(f"{UNARY} {IDENTITY}"))
+DIVISIONS = frozenset(aten("div divide true_divide"))
+PRODUCTS = frozenset(aten("mul"))
+SUMS = frozenset(aten("add sub"))
+
+
+def begin(call: Call, site: Site, sums: Tensor, positive: bool) -> None:
+    """Follow the output of an attention from here; ``sums`` of its rows, laid out as the output."""
+    if isinstance(call.result, Tensor):
+        sums = sums.expand(call.result.shape)
+        factors = {site.index: torch.ones((), dtype=sums.dtype).expand(sums.shape)}
+        call.ledger.partial[call.node.name] = Partial(factors, sums, positive)
+
+
+def follow(call: Call) -> None:
+    """Carry what is known of outputs along, and mark the attentions that are put together here."""
+    ledger = call.ledger
+    if isinstance(call.result, Tensor) and _stacked(call):
+        return
+    known = [ledger.partial.get(n.name) if isinstance(n, fx.Node) else None for n in call.node.args[:2]]
+    if not any(known) or not isinstance(call.result, Tensor):
+        return
+    op = call.op.removesuffix("_")
+    if op in MOVES and known[0] is not None and _unnormalised(ledger, known[0]):
+        sums = call.node.target(known[0].sums, *call.args[1:], **call.kwargs)  # type: ignore[operator]
+        ledger.partial[call.node.name] = replace(known[0], sums=sums, moved=True)
+    elif op in DIVISIONS | PRODUCTS:
+        _scaled(call, known, op in DIVISIONS)
+    elif op in SUMS:
+        _added(call, known, -1 if op.endswith("sub") else 1)
+
+
+def _unnormalised(ledger: Ledger, known: Partial) -> bool:
+    return len(known.factors) == 1 and ledger.sites[next(iter(known.factors))].normaliser != "softmax"
+
+
+def _scaled(call: Call, known: list[Partial | None], divides: bool) -> None:
+    place = 0 if known[0] is not None else 1
+    old, other = known[place], call.args[1 - place] if len(call.args) > 1 else None
+    twice = known[0] is not None and known[-1] is not None
+    if old is None or not isinstance(other, Tensor | float | int) or (divides and place) or call.kwargs:
+        return
+    if old.sums.shape != call.result.shape or (twice and not divides):
+        return
+    factor = torch.as_tensor(other, device=old.sums.device).to(old.sums.dtype)
+    factor = factor.reciprocal() if divides else factor
+    factors = {} if old.moved else {i: f * factor for i, f in old.factors.items()}
+    new = Partial(factors or old.factors, old.sums * factor, old.positive, old.moved)
+    call.ledger.partial[call.node.name] = new
+    if len(new.factors) > 1:
+        _join_if_whole(call, new)
+    elif all_ones(new.sums, call.result.dtype):
+        _mark_divided(call, next(iter(new.factors)), old.positive, twice)
+
+
+def _mark_divided(call: Call, index: int, positive: bool, ones: bool) -> None:
+    site = call.ledger.sites[index]
+    if site.form != "weights" or site.normaliser == "softmax":
+        return
+    normaliser = "softmax" if positive else site.normaliser
+    call.ledger.sites[index] = replace(site, divided=True, ones=ones, normaliser=normaliser)
+    call.ledger.data_dependent = True  # that the divisor is the sum was seen for these inputs
+
+
+def _added(call: Call, known: list[Partial | None], sign: int) -> None:
+    one, other = known[0], known[-1] if len(known) > 1 else None
+    alpha = call.argument("alpha", 1)
+    if one is None or other is None:
+        old, place = (one, 1) if one is not None else (other, 0)
+        beside = call.args[place] if len(call.args) > place else None
+        blank = not bool(beside.any()) if isinstance(beside, Tensor) else beside == 0
+        if (
+            old is not None
+            and blank
+            and old.sums.shape == call.result.shape
+            and (place or sign == alpha == 1)
+        ):
+            call.ledger.partial[call.node.name] = old
+        return
+    if one.moved or other.moved or not one.sums.shape == other.sums.shape == call.result.shape:
+        return
+    new = _sum(one, other, sign * alpha)
+    call.ledger.partial[call.node.name] = new
+    _join_if_whole(call, new)
+
+
+def _sum(one: Partial, other: Partial, times: float = 1) -> Partial:
+    factors = dict(one.factors)
+    for index, factor in other.factors.items():
+        factors[index] = factors[index] + times * factor if index in factors else times * factor
+    return Partial(factors, one.sums + times * other.sums, one.positive and other.positive)
+
+
+def _stacked(call: Call) -> bool:
+    """Parts that are stacked, scaled together and summed up, as where blocks of keys are gone through first;
+    False where it is none of these."""
+    ledger, op = call.ledger, call.op.removesuffix("_")
+    if op == "aten::stack":
+        parts = [ledger.partial.get(n.name) for n in call.node.all_input_nodes]
+        whole = tuple(part for part in parts if part is not None and not part.moved)
+        if len(whole) == len(parts):
+            axis = int(call.argument("dim", 0)) % call.result.ndim
+            ledger.stacks[call.node.name] = Stack(whole, axis)
+        return bool(whole)
+    places = [n.name if isinstance(n, fx.Node) else "" for n in call.node.args[:2]]
+    place = next((place for place, name in enumerate(places) if name in ledger.stacks), None)
+    if place is None:
+        return False
+    stack = ledger.stacks[places[place]]
+    if op in DIVISIONS | PRODUCTS and not (place and op in DIVISIONS):
+        _scale_stack(call, stack, call.args[1 - place], op in DIVISIONS)
+    elif op == "aten::sum" and _axes(call) == [stack.axis]:
+        new = reduce(_sum, stack.parts)
+        if new.sums.shape == call.result.shape:
+            ledger.partial[call.node.name] = new
+            _join_if_whole(call, new)
+    return True
+
+
+def _axes(call: Call) -> list[int]:
+    given = call.argument("dim")
+    dims = [given] if isinstance(given, int) else list(given or [])
+    return [] if call.argument("keepdim", False) else [dim % call.args[0].ndim for dim in dims]
+
+
+def _scale_stack(call: Call, stack: Stack, other: object, divides: bool) -> None:
+    if not isinstance(other, Tensor | float | int):
+        return
+    factor = torch.as_tensor(other).to(stack.parts[0].sums.dtype)
+    factors = (factor.reciprocal() if divides else factor).expand(call.result.shape).unbind(stack.axis)
+    if factors[0].shape == stack.parts[0].sums.shape:
+        parts = [
+            Partial({i: f * own for i, f in part.factors.items()}, part.sums * own, part.positive)
+            for part, own in zip(stack.parts, factors, strict=True)
+        ]
+        call.ledger.stacks[call.node.name] = Stack(tuple(parts), stack.axis)
+
+
+def _join_if_whole(call: Call, new: Partial) -> None:
+    sites = [_alone(call.ledger, index) for index in sorted(new.factors)]
+    added = all(bool((factor >= 0).all()) for factor in new.factors.values())
+    whole = new.positive and added and all_ones(new.sums, call.result.dtype)
+    over = _same_map(sites)
+    if not (whole or over) or not _can_join(call, sites):
+        return
+    laid = [_on_map(call, site, new.factors[site.index]) for site in sites]
+    if any(part is None for part in laid):
+        return
+    _join(call, sites, [part for part in laid if part is not None], whole, over)
+
+
+def _alone(ledger: Ledger, index: int) -> Site:
+    """An attention as it was before blocks that came earlier were divided, or joined, on their own."""
+    site = ledger.sites[index]
+    site = site.parts[-1] if site.parts else site
+    return site if site.ones else replace(site, divided=False, absorbed=False)
+
+
+def _same_map(sites: list[Site]) -> bool:
+    """Whether maps of the same tokens weigh the same values."""
+    first = sites[0]
+    return all(
+        site.operands[-1] is first.operands[-1]
+        and site.shape == first.shape
+        and torch.equal(*broadcast(site.rows.labels, first.rows.labels))
+        and torch.equal(*broadcast(site.cols.labels, first.cols.labels))
+        for site in sites[1:]
+    )
+
+
+def _can_join(call: Call, sites: list[Site]) -> bool:
+    """Whether nothing has read some parts before the last came."""
+    group = {site.index for site in sites}
+    if any(site.form not in ("weights", "fused") or site.divided for site in sites):
+        return False
+    joined = [{part.index for part in site.parts} for site in call.ledger.sites]
+    if any(parts & group and not parts <= group for parts in joined):
+        return False
+    later = call.ledger.sites[sites[0].index + 1 :]
+    return not any((site.rows.reads | site.cols.reads) & group for site in later)
+
+
+def _on_map(call: Call, site: Site, factor: Tensor) -> tuple[Slot, Slot, Tensor] | None:
+    """Rows, columns and factors of one part with the axes [rows of the output..., column]; None if it has
+    other axes."""
+    letters, target, features = layout_of(site)
+    ndim = call.result.ndim
+    if len(target) != ndim or (site.axes and len(site.axes.split("->")[1]) != ndim) or len(features) != 1:
+        return None
+    row = factor.narrow(features[0], 0, 1)
+    if not bool((factor == row).all()):
+        return None
+    scale = row.squeeze(features[0]).unsqueeze(-1)
+    rows, cols = (
+        replace(slot, labels=moved(slot.labels, letters, target)) for slot in (site.rows, site.cols)
+    )
+    return rows, cols, compact(scale.contiguous())
+
+
+def layout_of(site: Site) -> tuple[str, str, list[int]]:
+    """Letters of a part's map; the same with its column last; the axes of features in its output."""
+    if not site.axes:
+        letters = "".join(chr(ord("a") + axis) for axis in range(len(site.shape)))
+        return letters, letters, [len(site.shape) - 1]
+    inputs, output = site.axes.split("->")
+    letters = inputs.split(",")[0]
+    rows = "".join(letter for letter in output if letter in letters)
+    columns = "".join(letter for letter in letters if letter not in output)
+    return letters, rows + columns, [axis for axis, c in enumerate(output) if c not in letters]
+
+
+def _join(
+    call: Call, sites: list[Site], laid: list[tuple[Slot, Slot, Tensor]], whole: bool, over: bool
+) -> None:
+    """Write the parts down as one attention in the place of the last."""
+    group, last = frozenset(site.index for site in sites), sites[-1].index
+    rows, cols = [part[0] for part in laid], [part[1] for part in laid]
+    columns = [site.shape[site.column_axes[0]] for site in sites]
+    shape = (*_row_sizes(call, sites[0]), columns[0] if over else sum(columns))
+    labels = cols[0].labels if over else _side_by_side(cols, columns)
+    soft = frozenset().union(*(site.softmaxes for site in sites))
+    call.ledger.sites[last] = Site(
+        index=last,
+        node=call.node,
+        role="attention",
+        form="summed",
+        operands=tuple(node for site in sites for node in site.operands),
+        shape=shape,
+        rows=replace(rows[0], reads=reads_of(rows) - group),
+        cols=replace(cols[0], labels=labels, reads=reads_of(cols) - group),
+        softmaxes=soft,
+        normaliser="softmax" if whole or soft else "none",
+        parts=tuple(sites),
+        scales=tuple(part[2] for part in laid),
+    )
+    absorbed: Mapping[int, Site] = {site.index: site for site in sites[:-1]}
+    for index, site in absorbed.items():
+        call.ledger.sites[index] = replace(site, absorbed=True)
+    call.ledger.data_dependent = True  # the factors are those of these inputs
+
+
+def _row_sizes(call: Call, site: Site) -> list[int]:
+    features = layout_of(site)[2]
+    return [size for axis, size in enumerate(call.result.shape) if axis not in features]
+
+
+def _side_by_side(cols: list[Slot], sizes: list[int]) -> Tensor:
+    shape = [max(slot.labels.shape[axis] for slot in cols) for axis in range(cols[0].labels.ndim - 1)]
+    return torch.cat(
+        [slot.labels.expand(*shape, size) for slot, size in zip(cols, sizes, strict=True)], -1
+    ).contiguous()

@@ -1,0 +1,93 @@
+"""One map for several rows of a grid: scores are summed over them, and the map weighs the values of each.
+
+So attend the aligned sequences of a family together (tied row attention). The scores of column i and column j
+are of all tokens of these columns; labels name those of the first row. Where the map multiplies values, every
+row gets its own: the token of row r in column i reads those of row r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fxplain.labels.labels import Slot, codes_of, compact, encode, samples_of
+from fxplain.ops.meeting.reading import Side, moved
+
+
+@dataclass(frozen=True)
+class Tied:
+    """A map spread over the rows that it is for: its letters, and labels on them."""
+
+    letters: str
+    shape: tuple[int, ...]
+    rows: Slot
+    cols: Slot
+
+
+def tied_scores(left: Side, right: Side, output: str) -> list[Slot] | None:
+    """The slots of a product that sums over rows of a grid what tokens of all columns are to those of all
+    others; None where it is no such product."""
+    one, other = left.killed[0], right.killed[0]
+    apart = _own_columns(one, left, right, output) and _own_columns(other, right, left, output)
+    same = set(left.over(one)) & set(right.over(other))
+    return [left.moved(one, output), right.moved(other, output)] if apart and same else None
+
+
+def _own_columns(slot: Slot, side: Side, other: Side, output: str) -> bool:
+    """Whether tokens lie along an axis that the other operand lacks."""
+    return any(
+        letter in output and letter not in other.letters and axis in slot.token_axes
+        for axis, letter in enumerate(side.letters)
+    )
+
+
+def tied_sum(slots: Sequence[Slot], axes: Sequence[int]) -> list[Slot] | None:
+    """The slots of scores that are summed over rows of a grid; None where it is no such sum."""
+    if len(slots) != 2 or any(not (slot.token_axes & set(axes)) for slot in slots):
+        return None
+    columns = [slot.token_axes - set(axes) for slot in slots]
+    if not all(columns) or columns[0] & columns[1]:
+        return None
+    return [replace(slot, labels=_first(slot.labels, axes)) for slot in slots]
+
+
+def _first(labels: Tensor, axes: Sequence[int]) -> Tensor:
+    for axis in axes:
+        labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
+    return compact(labels)
+
+
+def spread_over_rows(weights: Side, values: Side, rows: Slot, output: str) -> Tied | None:
+    """The map of tied scores over the rows of the values; None where the values are of no such grid."""
+    if not (weights.operand.value.tied and values.killed):
+        return None
+    ours, column = values.killed[0], values.over(values.killed[0])
+    free = [c for c, size in zip(values.letters, ours.labels.shape, strict=True) if size > 1 and c in output]
+    lines = [c for c in free if c not in weights.letters or not rows.varies(weights.letters.index(c))]
+    lines = [c for c in lines if values.letters.index(c) in ours.token_axes]
+    if len(lines) != 1 or len(column) != 1:
+        return None
+    (row,) = lines
+    letters = weights.letters if row in weights.letters else row + weights.letters
+    found = _rows_of(rows, moved(ours.labels, values.letters, row + column), letters, row)
+    size = values.operand.shape[values.letters.index(row)]
+    shape = tuple(weights.operand.shape) if row in weights.letters else (size, *weights.operand.shape)
+    cols = replace(ours, labels=moved(ours.labels, values.letters, letters))
+    return None if found is None else Tied(letters, shape, replace(rows, labels=found), cols)
+
+
+def _rows_of(rows: Slot, grid: Tensor, letters: str, row: str) -> Tensor | None:
+    """The labels of the map's rows with those of each row of the grid [row, column] for its first."""
+    codes = codes_of(grid)
+    labels = rows.labels if rows.labels.ndim == len(letters) else rows.labels.unsqueeze(0)
+    ordered, order = codes[0].sort()
+    own = codes_of(labels)
+    place = torch.searchsorted(ordered, own).clamp_max(len(ordered) - 1)
+    if not torch.equal(ordered[place], own):
+        return None
+    axis = letters.index(row)
+    each = codes[:, order[place]]  # [row of the grid, *labels], where the axis of the row has size 1
+    return compact(encode(samples_of(labels), each.movedim(0, axis + 1).squeeze(axis)))

@@ -1,0 +1,117 @@
+"""Copies of one token in windows of their own, which stand side by side later.
+
+A learned query may be laid out once for each picture or frame of a sample, and read each alone. As long as
+the copies stay in windows, they are one token, and what they are given adds up (a class token in every
+frame). Where the windows are joined to one sequence, each copy holds what its own window gave it: they are
+several tokens; and so are copies that stand side by side and read other things each. That is seen only at the
+attention, so the graph is labelled once more then, with a token for each copy where they were laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.labels.call import aten, behind, op_name
+from fxplain.labels.labels import DORMANT, Slot, Value, codes_of, compact, completed, encode, samples_of
+from fxplain.labels.notebook import Ledger
+from fxplain.recognise.copies import renamed
+
+if TYPE_CHECKING:
+    from fxplain.labels.findings import Findings
+
+LAYING = frozenset(aten("expand expand_as broadcast_to repeat tile repeat_interleave"))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How copies are laid out on a tensor: of which sample each is, and which copy of it; size 1 along axes
+    where that does not vary."""
+
+    samples: Tensor
+    ranks: Tensor
+
+
+def where_spread(findings: Findings) -> dict[str, Spread]:
+    """The nodes at which copies are laid out that stand side by side later on, and are not alike."""
+    ledger, found = findings.ledger, dict[str, Spread]()
+    several = ledger.twins | ledger.rows_alike
+    tokens = torch.tensor(sorted(several), dtype=torch.int64)
+    elements = torch.tensor(ledger.elements_of(several), dtype=torch.int64)
+    for node, value in findings.values.items() if len(tokens) else ():
+        if op_name(node) not in LAYING or not isinstance(value, Value):
+            continue
+        for slot in value.slots:
+            axes = _laid_along(node, slot, ledger)
+            wanted = elements if slot.strength == DORMANT else tokens
+            if slot.strength > DORMANT and slot.token_axes:
+                continue  # tokens laid along another axis: a bias of pairs, say
+            if axes and bool(torch.isin(codes_of(slot.labels), wanted).any()):
+                spread = _spread(node, axes, tokens, findings)
+                if spread is not None and int(spread.ranks.max()) > 0:
+                    found[node.name] = spread
+    return found
+
+
+def _laid_along(node: fx.Node, slot: Slot, ledger: Ledger) -> list[int]:
+    """The axes along which one place became several."""
+    after = ledger.shapes.get(node.name, ())
+    before = ledger.shapes.get(node.all_input_nodes[0].name, ())
+    before = (1,) * (len(after) - len(before)) + before
+    axes = [axis for axis, size in enumerate(after) if size > 1 and slot.labels.shape[axis] == 1]
+    return [axis for axis in axes if len(before) == len(after) and before[axis] == 1]
+
+
+def _spread(node: fx.Node, axes: list[int], tokens: Tensor, findings: Findings) -> Spread | None:
+    """Which copy each place is: they are counted within a sample, which is known only after they have read
+    something."""
+    shape = findings.ledger.shapes[node.name]
+    for samples in _samples_later(node, shape, axes, tokens, findings):
+        laid = [shape[axis] if axis in axes else 1 for axis in range(len(shape))]
+        samples = samples.expand(laid)
+        flat = samples.reshape(-1)
+        earlier = torch.ones(len(flat), len(flat)).tril(-1) * (flat[:, None] == flat[None])
+        return Spread(samples, earlier.sum(-1).long().view(laid))
+    return None
+
+
+def _samples_later(
+    node: fx.Node, shape: tuple[int, ...], axes: list[int], tokens: Tensor, findings: Findings
+) -> Iterator[Tensor]:
+    """The sample at each place of some axes, from what comes of a node and is laid out like it; at last, like
+    it along these axes."""
+    shapes = findings.ledger.shapes
+    later = [user for user in behind(node) if len(shapes.get(user.name, ())) == len(shape)]
+    alike = [user for user in later if shapes[user.name] == shape]
+    partly = [user for user in later if all(shapes[user.name][axis] == shape[axis] for axis in axes)]
+    for user in (*alike, *partly):
+        for slot in findings.value(user).active:
+            inside = torch.isin(codes_of(slot.labels), tokens)
+            samples = torch.where(inside, completed(samples_of(slot.labels)), -1)
+            others = [axis for axis in range(len(shape)) if axis not in axes]
+            line = samples.amax(others, keepdim=True) if others else samples
+            if bool((line >= 0).all()):
+                yield line
+
+
+def laid_apart(node: fx.Node, value: Value, spread: Spread, shape: tuple[int, ...], ledger: Ledger) -> Value:
+    """The value with a token for each copy."""
+    return replace(value, slots=tuple(_apart(node, slot, spread, shape, ledger) for slot in value.slots))
+
+
+def _apart(node: fx.Node, slot: Slot, spread: Spread, shape: tuple[int, ...], ledger: Ledger) -> Slot:
+    labels, ranks = torch.broadcast_tensors(slot.labels, spread.ranks)  # type: ignore[no-untyped-call]
+    if slot.strength > DORMANT:
+        own = replace(slot, labels=labels.contiguous())
+        return renamed(node, own, ranks, codes_of(own.labels) >= 0, shape, ledger)
+    codes = codes_of(labels)
+    (root,) = ledger.elements.by_root(codes)
+    start, sizes = ledger.elements.around(int(codes.max()))
+    count = torch.Size(sizes).numel()
+    first = ledger.elements.reserve(root, (int(ranks.max()) + 1, *sizes))
+    copies = torch.where(codes >= 0, first + ranks * count + codes - start, -1)
+    return replace(slot, labels=compact(encode(spread.samples, copies)))

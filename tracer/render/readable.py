@@ -1,0 +1,79 @@
+"""What pages and pictures read of an explanation: pages know these forms, and nothing that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fxplain.attention.records import Attention, Stream, TokenSpace
+from fxplain.errors import FxplainError
+from fxplain.questions import Question
+
+
+class Explained(Protocol):
+    """One explanation of one batch; :class:`fxplain.Result` says what each part is."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def score(self) -> Tensor: ...
+
+    @property
+    def target(self) -> Any: ...
+
+    @property
+    def output(self) -> str: ...
+
+    @property
+    def relevance(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def spaces(self) -> tuple[TokenSpace, ...]: ...
+
+    @property
+    def streams(self) -> tuple[Stream, ...]: ...
+
+    @property
+    def readout(self) -> tuple[tuple[tuple[int, float], ...], ...]: ...
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]: ...
+
+    @property
+    def verified(self) -> float: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    @property
+    def aside(self) -> bool: ...
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def questions(self) -> tuple[Question, ...]: ...
+
+    @property
+    def batch(self) -> int: ...
+
+
+class Compared(Protocol):
+    """Several explanations of one prediction; see :class:`fxplain.Comparison`."""
+
+    @property
+    def refused(self) -> Mapping[str, FxplainError]: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def items(self) -> Iterable[tuple[str, Explained]]: ...
+
+    def values(self) -> Iterable[Explained]: ...

@@ -1,0 +1,1 @@
+"""The graph run again: targets, gradients, slices, balanced gradients."""

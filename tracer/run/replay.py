@@ -1,0 +1,198 @@
+"""Run the captured graph again with gradients that start at the attentions, and no earlier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.capture.captured import Captured
+from fxplain.labels.flows import Site
+from fxplain.ops.kernels import compute
+from fxplain.run.mask_flags import PlainMasks
+
+Surrogate = Callable[[fx.Node, "tuple[Any, ...]", "dict[str, Any]"], Any]
+"""(node, its arguments by place, by name) -> what to go on with in place of the operation's own result."""
+Surrogates = Mapping[fx.Node, Surrogate]
+NO_SURROGATES: Surrogates = MappingProxyType({})
+Gradients = Mapping[str, "Tensor | None"]
+"""Node -> gradient of a score to its tapped tensor; None where the score does not depend on it."""
+Check = Callable[[str, "Tensor | None"], None]
+"""Sees a node's name and the gradient to its tapped tensor, and may refuse it."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One forward pass: the outputs, and what the sites need, by node."""
+
+    outputs: tuple[Tensor, ...]
+    tapped: Mapping[str, Tensor]
+    """Node -> the tensor that gradients are taken of (a map, or the output of a fused or mixing site)."""
+    kept: Mapping[str, Any]
+    """Node -> its value, for the operands of the sites."""
+    causal: Mapping[str, bool] = field(default_factory=dict)
+    """Kernel -> whether its mask is causal, where that or nothing is all that the mask says."""
+    largest: int = 0
+    """Bytes of the largest value with a gradient."""
+    backward: Callable[[Tensor, Check], Gradients] | None = None
+    """How gradients are taken, where the graph does not hold what they need."""
+
+    def gradients(self, score: Tensor, retain: bool, check: Check) -> Gradients:
+        """The gradients of a score to all that is tapped, each checked as soon as it is there."""
+        if self.backward is not None:
+            return self.backward(score, check)
+        found = gradients_of(score, self.tapped, retain)
+        for name, gradient in found.items():
+            check(name, gradient)
+        return found
+
+
+def tap_of(site: Site) -> fx.Node:
+    """The node whose gradient a site needs: its map where the graph holds one, else its output."""
+    return site.operands[0] if has_map(site) else site.node
+
+
+def has_map(site: Site) -> bool:
+    """Whether the graph holds the very map of an attention, not only what it can be rebuilt from."""
+    return site.role == "attention" and site.form == "weights" and not site.by_output
+
+
+def replay(
+    captured: Captured,
+    bound: Mapping[str, Tensor],
+    sites: Iterable[Site],
+    gradients: bool,
+    surrogates: Surrogates = NO_SURROGATES,
+) -> Replay:
+    """Run the graph, keeping the operands of the sites; with gradients from the first of them on.
+
+    Nothing before the first attention is differentiated, and no parameter is.
+    """
+    sites = tuple(sites)
+    taps = {tap_of(site) for site in sites}
+    wanted = {node for site in sites for node in kept_nodes(site)}
+    tapped: dict[str, Tensor] = {}
+    kept: dict[str, Any] = {}
+    largest = 0
+
+    def change(node: fx.Node, value: Any) -> Any:
+        nonlocal largest
+        if node in taps:
+            value, tapped[node.name] = tap(value, gradients)
+        if node in wanted:
+            kept[node.name] = value
+        if isinstance(value, Tensor) and value.requires_grad:
+            largest = max(largest, value.nbytes)
+        return value
+
+    masks = PlainMasks(sites)
+    plain: dict[fx.Node, Surrogate] = dict.fromkeys(masks.nodes, masks.run)
+    with torch.set_grad_enabled(gradients):
+        outputs = execute(captured, bound, change, {**plain, **surrogates})
+    return Replay(outputs, tapped, kept, masks.causal, largest)
+
+
+def execute(
+    captured: Captured,
+    bound: Mapping[str, Tensor],
+    change: Callable[[fx.Node, Any], Any],
+    surrogates: Surrogates = NO_SURROGATES,
+    known: Mapping[fx.Node, Any] = MappingProxyType({}),
+) -> tuple[Tensor, ...]:
+    """The graph's outputs.
+
+    Args:
+        captured, bound: the graph, and a tensor for each of its placeholders.
+        change: sees every value as it is computed, and answers with the one to go on with.
+        surrogates: what is run in place of some operations.
+        known: values that are taken as they are; what only they depend on is not run.
+    """
+    nodes = _needed(captured.graph.graph, known)
+    last_use = {used: node for node in nodes if node not in known for used in node.all_input_nodes}
+    real: dict[fx.Node, Any] = {}
+    for node in nodes:
+        if node.op == "output":
+            return tuple(real[n] for n in node.args[0] if isinstance(n, fx.Node))  # type: ignore[union-attr]
+        if node in known:
+            real[node] = known[node]
+            continue
+        real[node] = change(node, run_node(captured, bound, node, real, surrogates))
+        for used in node.all_input_nodes:
+            if last_use[used] is node:
+                real.pop(used, None)
+    raise AssertionError("a graph without output")
+
+
+def _needed(graph: fx.Graph, known: Mapping[fx.Node, Any]) -> list[fx.Node]:
+    """The nodes that the outputs depend on if some are known, in order; all if none is."""
+    nodes = list(graph.nodes)
+    if not known:
+        return nodes
+    needed = {nodes[-1]}
+    for node in reversed(nodes):
+        if node in needed and node not in known:
+            needed.update(node.all_input_nodes)
+    return [node for node in nodes if node in needed]
+
+
+def run_node(
+    captured: Captured,
+    bound: Mapping[str, Tensor],
+    node: fx.Node,
+    real: Mapping[fx.Node, Any],
+    surrogates: Surrogates,
+) -> Any:
+    """The value of one node, from those of its operands."""
+    if node.op == "placeholder":
+        return bound[node.name]
+    if node.op == "get_attr":
+        return getattr(captured.graph, str(node.target))
+    args, kwargs = arguments(node, real)
+    if node in surrogates:
+        return surrogates[node](node, args, kwargs)
+    return compute(node, args, kwargs)
+
+
+def arguments(node: fx.Node, real: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A node's arguments with real values in the place of nodes."""
+    return fx.node.map_arg((node.args, node.kwargs), lambda n: real[n])
+
+
+def tap(value: Any, gradients: bool) -> tuple[Any, Tensor]:
+    """Make a tensor one that gradients can be taken of; of several results the first is the output."""
+    several = isinstance(value, tuple | list)
+    tensor: Tensor = value[0] if several else value
+    if gradients and not tensor.requires_grad:
+        tensor = tensor.detach().requires_grad_()
+    return ((tensor, *value[1:]) if several else tensor), tensor
+
+
+def kept_nodes(site: Site) -> list[fx.Node]:
+    """The nodes whose values are needed to rebuild a site's map."""
+    if has_map(site):
+        return [site.operands[0]]
+    if site.parts:
+        return [
+            node for part in site.parts for node in (*part.node.all_input_nodes, *part.operands, part.node)
+        ]
+    if site.path:
+        beside = [used for node in site.path for used in node.all_input_nodes if used not in site.path]
+        return [*beside, *(used for node in site.operands for used in node.all_input_nodes)]
+    return [*site.node.all_input_nodes, *site.operands, site.node]
+
+
+def gradients_of(
+    score: Tensor, tapped: Mapping[str, Tensor], retain: bool = False
+) -> dict[str, Tensor | None]:
+    """The gradient of a scalar score to each tapped tensor; None where the score does not depend on it."""
+    names = [name for name, tensor in tapped.items() if tensor.requires_grad]
+    if not names:
+        return {}
+    found = torch.autograd.grad(
+        score, [tapped[name] for name in names], allow_unused=True, retain_graph=retain
+    )
+    return dict(zip(names, found, strict=True))

@@ -1,0 +1,1 @@
+"""The rules over the steps, on whole matrices or on single rows."""
