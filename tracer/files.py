@@ -8,8 +8,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fxplain.errors import OutputError
+
+
+def path_of(path: Any) -> Path:
+    """What names a file, as a path.
+
+    Raises:
+        OutputError: it names none.
+    """
+    try:
+        return Path(path)
+    except TypeError:
+        raise OutputError("this names no file", expected="a text or a path", found=repr(path)) from None
 
 
 def check_folder(path: Path) -> None:
@@ -53,7 +66,7 @@ def replacing(path: str | os.PathLike[str], suffix: str = ".part") -> Iterator[P
     Raises:
         OutputError: the folder does not exist or the disk refuses; the old file, if any, is untouched.
     """
-    check_folder(Path(path))
+    check_folder(path_of(path))
     # the same folder, since only within one file system a rename is atomic; links are followed
     place = Path(path).resolve()
     temporary = ""
@@ -67,8 +80,10 @@ def replacing(path: str | os.PathLike[str], suffix: str = ".part") -> Iterator[P
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
+        # what writes through a library of another language may say of a full disk what it likes
+        foreign = type(error).__name__ == "SafetensorError"
+        if isinstance(error, OSError) or foreign:
+            reason = getattr(error, "strerror", None) or str(error)
             raise OutputError(f"the file {str(path)!r} could not be written", found=reason) from error
         raise
 

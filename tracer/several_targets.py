@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from fxplain.attention.layers import Layers, chosen_sites
 from fxplain.attribution.prediction import Mode, Prediction, Ran, aim, run_graph
 from fxplain.attribution.scheduled import Explained, Scheduled
 from fxplain.attribution.table import Method
-from fxplain.errors import FxplainError, TargetError, first_line
+from fxplain.errors import FxplainError, InputError, TargetError, first_line
 from fxplain.explanation import check_layers, check_mode, check_understood, result_of, with_matrix
 from fxplain.result import Result
 from fxplain.run.replay import Gradients, Replay, gradients_of
@@ -51,10 +51,15 @@ def explain_each(
     check_mode(mode, method)
     if method.attentions:
         check_understood(labelled)
-    own = not callable(targets) and any(callable(target) for target in targets)
+    given = targets if isinstance(targets, Iterable) else ()
+    own = not callable(targets) and any(callable(target) for target in given)
     ran = run_graph(labelled, bound, method.gradients, method.libra, method.attentions, verify, own, mode)
     if callable(targets):
         targets = asked(targets, ran)
+    if isinstance(targets, str) or not isinstance(targets, Iterable):
+        raise TargetError(
+            "several targets are a sequence of them", expected="such as [0, 3]", found=repr(targets)
+        )
     count = len(targets)
     options = {"chosen": chosen, "mode": mode}
     aimed = [aim(ran, t, output, retain=place + 1 < count, **options) for place, t in enumerate(targets)]
@@ -99,6 +104,8 @@ def asked(targets: Callable[[Any], Sequence[Any]], ran: Ran) -> list[Any]:
 
 def chunk_size(run: Replay, memory: int, passes: int = 1) -> int:
     """For how many targets gradients fit into so many bytes; at least one."""
+    if not isinstance(memory, int):
+        raise InputError("memory= is a number of bytes", expected="an int", found=repr(memory))
     held = sum(tensor.nbytes for tensor in run.tapped.values() if tensor.requires_grad)
     return max(memory // max(passes * (held + WORKING * run.largest), 1), 1)
 

@@ -17,10 +17,10 @@ from fxplain.attention.layers import Layers
 from fxplain.attention.notes import notes_of
 from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
 from fxplain.attribution.prediction import Mode
-from fxplain.attribution.table import Method, method_named
+from fxplain.attribution.table import Method, method_named, methods_named
 from fxplain.capture.capture import capture
 from fxplain.capture.captured import Captured
-from fxplain.capture.guard import untouched
+from fxplain.capture.guard import one_at_a_time, untouched
 from fxplain.capture.inputs import normalise
 from fxplain.comparison import Comparison
 from fxplain.errors import FxplainError
@@ -257,7 +257,7 @@ class Traced:
         Raises:
             MethodError: a name that is none. Where no method has a result, the error of the first.
         """
-        chosen = [method_named(name) for name in dict.fromkeys(methods)]
+        chosen = methods_named(methods)
         return Comparison.of(self._answers(inputs, target, chosen, output, verify, layers, mode))
 
     def _answers(
@@ -295,6 +295,11 @@ def trace(model: Any, inputs: Any) -> Traced:
         >>> [(a.kind, a.queries.name, a.queries.size, a.heads) for a in traced.attentions]
         [('self', 'src', 5, 2)]
     """
+    with one_at_a_time():
+        return _trace(model, inputs)
+
+
+def _trace(model: Any, inputs: Any) -> Traced:
     args, kwargs = normalise(inputs)
     if isinstance(model, SavedModel) and model.labelled is not None:
         model.labelled.captured.bind(args, kwargs)  # raises where the inputs are of another layout
@@ -348,9 +353,7 @@ def compare(
         >>> list(found), found["rollout"].relevance["src"].shape
         (['relevancy', 'rollout'], torch.Size([1, 5]))
     """
-    names = list(dict.fromkeys(methods))
-    for name in names:
-        method_named(name)
+    names = [method.name for method in methods_named(methods)]
     return trace(model, inputs).compare(inputs, names, target, output, layers=layers)
 
 

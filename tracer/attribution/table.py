@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -268,12 +268,29 @@ def plain_name(name: str) -> str:
     return name.removesuffix(LIBRA)
 
 
+def methods_named(names: Iterable[str]) -> list[Method]:
+    """The methods of several names, each once.
+
+    Raises:
+        MethodError: these are no names, or one is none's.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise MethodError(
+            "several methods are a list of their names",
+            expected="['relevancy', 'rollout']",
+            found=repr(names),
+        )
+    return [method_named(name) for name in dict.fromkeys(names)]
+
+
 def method_named(name: str) -> Method:
     """The method of that name; ``NAME+libra`` is the method on balanced gradients.
 
     Raises:
         MethodError: there is none.
     """
+    if not isinstance(name, str):
+        raise MethodError("a method is named by a text", expected=", ".join(METHODS), found=repr(name))
     plain = plain_name(name)
     if plain not in METHODS:
         close = get_close_matches(str(plain), METHODS, n=3)

@@ -71,7 +71,10 @@ def audit(path: Path, operations: Collection[str] = ()) -> None:
         UnsafeFileError: such a part is there.
     """
     reader = _open(path)
-    names = list(reader.get_all_records())
+    try:
+        names = list(reader.get_all_records())
+    except RuntimeError as error:  # a name that leaves the archive's own folder
+        raise _unsafe(path, f"records of strange names: {first_line(error)}") from error
     if len(set(names)) != len(names):
         raise _unsafe(path, "an archive with two records of one name")
     strange = next((name for name in names if not _RECORDS.fullmatch(name)), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fxplain.capture.inputs import Layout, check_layout, flatten
 from fxplain.capture.outputs import rebuild
+from fxplain.errors import VerificationError
 
 PlaceholderKind = Literal["input", "parameter", "buffer", "constant"]
 
@@ -108,15 +110,36 @@ class Captured:
             elif placeholder.node in self.constants:
                 bound[placeholder.node] = usable(self.constants[placeholder.node]).detach()
             else:
-                bound[placeholder.node] = usable(self._live(placeholder.path)).detach()
+                live = usable(self._live(placeholder.path)).detach()
+                self._check_alike(placeholder, live)
+                bound[placeholder.node] = live
         return bound
 
     def _live(self, path: str) -> Tensor:
         tensor: Any = self.model
         for name in path.split("."):
-            tensor = getattr(tensor, name)
-        assert isinstance(tensor, Tensor)
+            tensor = getattr(tensor, name, None)
+        if not isinstance(tensor, Tensor):
+            raise _changed(path, "the parameter or buffer that was there", "none of that name")
         return tensor
+
+    def _check_alike(self, placeholder: Placeholder, live: Tensor) -> None:
+        """Refuse a tensor of another shape or type than the graph was made for."""
+        known = self._made_for.get(placeholder.node)
+        if known is not None and known != (tuple(live.shape), live.dtype):
+            raise _changed(placeholder.path, _said(*known), _said(tuple(live.shape), live.dtype))
+
+    @cached_property
+    def _made_for(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        values = {
+            node.name: node.meta.get("val") for node in self.graph.graph.nodes if node.op == "placeholder"
+        }
+        known = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return {
+            name: (tuple(value.shape), value.dtype)
+            for name, value in known.items()
+            if all(isinstance(size, int) for size in value.shape)
+        }
 
     def with_verified(self, verified: float) -> Captured:
         return replace(self, verified=verified)
@@ -138,3 +161,17 @@ def usable(tensor: Tensor) -> Tensor:
         return tensor
     with torch.inference_mode(False):
         return tensor.clone()
+
+
+def _said(shape: tuple[int, ...], dtype: torch.dtype) -> str:
+    return f"{str(dtype).removeprefix('torch.')}{list(shape)}"
+
+
+def _changed(path: str, expected: str, found: str) -> VerificationError:
+    return VerificationError(
+        "the model has changed since it was traced",
+        where=path,
+        expected=expected,
+        found=found,
+        hint="trace it again; new values of the same weights need no new trace",
+    )

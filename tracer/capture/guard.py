@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
@@ -16,6 +18,24 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _CONTAINERS = (dict, list, set)
+_LOCK = [threading.RLock()]
+
+
+def _free() -> None:
+    """In a forked process the thread that held the lock does not live on."""
+    _LOCK[0] = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """A region for one thread at a time: capture takes the whole process (PyTorch's tracers put stand-ins for
+    weights into the model while they run)."""
+    with _LOCK[0]:
+        yield
 
 
 @contextmanager
@@ -26,8 +46,11 @@ def untouched(model: nn.Module | None) -> Iterator[None]:
     flags, ``requires_grad`` and ``.grad``; in the process: random states (Python, NumPy, torch on the CPU
     and on devices in use), default dtype, grad and inference mode, the fast path of multi-head attention,
     warning filters. For the *values* of tensors that the model writes into see :func:`values_kept`.
+
+    Much of this is the process's own, so only one thread at a time is in such a region; others wait.
     """
     with ExitStack() as stack:
+        stack.enter_context(one_at_a_time())
         stack.callback(_process_state())
         if model is not None:
             stack.callback(_model_state(model))

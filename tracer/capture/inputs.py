@@ -162,6 +162,9 @@ def _alike(
 def positional_names(model: Any, count: int) -> list[str]:
     """Names of the first ``count`` positional parameters of ``forward``; ``args.0`` for variadic ones."""
     names: list[str] = []
+    calls = getattr(model, "module_call_graph", None)  # an exported program keeps the names of its model's
+    if calls:
+        names = list(getattr(calls[0].signature, "forward_arg_names", None) or ())
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())
     except (TypeError, ValueError, AttributeError):  # scripted or built-in: there is no signature to read

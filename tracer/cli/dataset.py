@@ -42,8 +42,12 @@ def entries_of(data: Path) -> list[Entry]:
                 found.append(Entry(key, image=path))
             elif path.suffix.lower() in TENSORS:
                 found.append(Entry(key, tensors=path))
+    elif data.suffix.lower() in PICTURES and data.is_file():
+        found = [Entry(data.name, image=data)]
+    elif data.suffix.lower() in TENSORS and data.is_file():
+        found = [Entry(data.name, tensors=data)]
     elif data.is_file():
-        lines = data.read_text(encoding="utf-8").splitlines()
+        lines = _lines(data)
         found = [Entry(f"line {n}", text=line) for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
         known = ", ".join((*PICTURES, *TENSORS))
@@ -54,6 +58,15 @@ def entries_of(data: Path) -> list[Entry]:
             found="no such file or folder" if not data.exists() else "none of these",
         )
     return found
+
+
+def _lines(data: Path) -> list[str]:
+    try:
+        return data.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            "the file holds no text", where=str(data), expected="UTF-8, one text a line", found=str(error)
+        ) from error
 
 
 def run_dataset(ask: Ask, wanted: Wanted, data: Path, out: Path, batch_size: int, keep_errors: bool) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 from fxplain.attention.records import Attention
 from fxplain.display import Display
 from fxplain.errors import OutputError
-from fxplain.files import check_folder, write_whole
+from fxplain.files import check_folder, path_of, write_whole
 from fxplain.render.colours import to_array
 from fxplain.render.readable import Explained
 
@@ -29,7 +28,7 @@ def save(result: Explained, path: str | os.PathLike[str], display: Display | Non
     Raises:
         OutputError: unknown suffix, no such folder, nothing to draw, or the disk refuses.
     """
-    path = Path(path)
+    path = path_of(path)
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
         raise OutputError(

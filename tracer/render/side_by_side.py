@@ -6,13 +6,12 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fxplain.attribution.table import METHODS, plain_name
 from fxplain.display import Display
 from fxplain.errors import OutputError
-from fxplain.files import check_folder, write_whole
+from fxplain.files import check_folder, path_of, write_whole
 from fxplain.render.colours import kind_name
 from fxplain.render.heatmap import heatmap_png
 from fxplain.render.overlay import overlays
@@ -61,7 +60,7 @@ def save(comparison: Compared, path: str | os.PathLike[str], display: Display | 
     Raises:
         OutputError: unknown suffix, no such folder, or the disk refuses.
     """
-    path = Path(path)
+    path = path_of(path)
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
         raise OutputError(

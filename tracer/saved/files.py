@@ -28,7 +28,7 @@ from fxplain.errors import (
     VerificationError,
     first_line,
 )
-from fxplain.files import replacing
+from fxplain.files import path_of, replacing
 from fxplain.labels.findings import Findings
 from fxplain.saved.codec import decode, encode
 from fxplain.saved.model import SavedModel, parameters_of
@@ -104,7 +104,7 @@ def _spread(tensor: Tensor) -> Tensor:
 
 def read(path: str | os.PathLike[str], operations: Collection[str] = ()) -> Labelled:
     """What was found in the model of a file that :func:`save` wrote; see :func:`fxplain.load`."""
-    path = Path(path)
+    path = path_of(path)
     if not path.is_file():
         raise LoadError("there is no such traced model", where=str(path))
     _audit(path, operations)
