@@ -138,6 +138,18 @@ class Dropping(nn.Module):
         return out
 
 
+class Kept(nn.Module):
+    """The same with the tokens that are kept written down."""
+
+    def __init__(self, own: Any, kept: Tensor) -> None:
+        super().__init__()
+        self.own, self.kept = own, kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.own.head(self.own.layer(x[:, self.kept]).mean(1))
+        return out
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_maps_are_those_of_one_draw_and_leave_the_random_state(seed: int) -> None:
     torch.manual_seed(seed)
@@ -147,6 +159,25 @@ def test_maps_are_those_of_one_draw_and_leave_the_random_state(seed: int) -> Non
     assert torch.equal(torch.get_rng_state(), before)
     torch.testing.assert_close(one, other)
     torch.testing.assert_close(one.sum(-1), torch.ones(one.shape[:-1]))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_explanation_is_of_the_tokens_that_its_run_drew(seed: int) -> None:
+    traced = fxplain.trace(Dropping().eval(), X)
+    torch.manual_seed(seed)
+    kept = torch.randperm(5)[:4]
+    torch.manual_seed(seed)
+    result = traced.explain(X, target=1)
+    with torch.no_grad():
+        torch.manual_seed(seed)
+        torch.testing.assert_close(result.score, traced.model(X)[:, 1])
+    (attention,) = result.attentions
+    torch.manual_seed(seed)
+    alone = fxplain.explain(Kept(traced.model, kept), X, target=1)
+    torch.testing.assert_close(
+        result.relevance["x"].flatten().sort().values, alone.relevance["x"].flatten().sort().values
+    )
+    assert attention.queries.size == 4
 
 
 class Scaled(nn.Module):

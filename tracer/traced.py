@@ -20,7 +20,7 @@ from fxplain.attribution.prediction import Mode
 from fxplain.attribution.table import Method, method_named, methods_named
 from fxplain.capture.capture import capture
 from fxplain.capture.captured import Captured
-from fxplain.capture.guard import one_at_a_time, untouched
+from fxplain.capture.guard import drawing_from, one_at_a_time, untouched
 from fxplain.capture.inputs import normalise
 from fxplain.comparison import Comparison
 from fxplain.errors import FxplainError
@@ -85,6 +85,8 @@ class Traced:
     def maps(self, inputs: Any) -> tuple[Tensor, ...]:
         """The attention maps on these inputs, also where the model's attention is fused.
 
+        A model that draws random numbers draws those of the trace.
+
         Returns:
             One tensor [batch, head, query, key] for each of :attr:`attentions`; queries and keys in the
             order of the attention's streams.
@@ -97,7 +99,7 @@ class Traced:
             torch.Size([1, 2, 5, 5])
         """
         args, kwargs = normalise(inputs)
-        with untouched(None):
+        with untouched(None), drawing_from(self._first.drawn_from):
             labelled, bound, _ = self._layouts.labelled_for(args, kwargs, False)
             run = replay(labelled.captured, bound, labelled.classified.sites, gradients=False)
             sites = [site for site in labelled.classified.sites if site.role == "attention"]
@@ -114,7 +116,7 @@ class Traced:
             ``kind`` is not None); points of several grids side by side.
         """
         args, kwargs = normalise(inputs)
-        with untouched(None):
+        with untouched(None), drawing_from(self._first.drawn_from):
             labelled, bound, _ = self._layouts.labelled_for(args, kwargs, False)
             sites = [site for site in labelled.classified.sites if site.form == "sampled"]
             run = replay(labelled.captured, bound, sites, gradients=False)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -14,6 +14,8 @@ from fxplain.attention.labelling import find
 from fxplain.attention.layers import numbered
 from fxplain.attention.plan import Plan, make_plan
 from fxplain.capture.captured import Captured
+from fxplain.capture.guard import random_state, same_random_numbers
+from fxplain.capture.passes.clean import draws_random_numbers
 from fxplain.errors import InputError
 from fxplain.labels.findings import Findings
 
@@ -34,6 +36,9 @@ class Labelled:
     apart: dict[str, bool] = field(default_factory=dict)
     """By rule set of LRP, whether the relevance of samples was seen to stay apart, once it was looked at."""
 
+    drawn_from: Callable[[], None] | None = field(default=None, repr=False)
+    """Puts back the random state that the labels were drawn from, where the graph draws random numbers."""
+
     def holds_for(self, bound: Mapping[str, Tensor]) -> bool:
         """Whether the captured graph stands for the model on these inputs too."""
         return all(torch.equal(tensor, bound[node]) for node, tensor in self.inputs.items())
@@ -43,7 +48,12 @@ def label(captured: Captured, bound: Mapping[str, Tensor]) -> Labelled:
     """Find and classify all attentions of a captured graph on these tensors."""
     check_not_empty(captured, bound)
     own = {p.node: bound[p.node].clone() for p in captured.placeholders if p.kind == "input"}
-    return labelled_by(captured, find(captured, bound), own if captured.specialised else {})
+    draws = draws_random_numbers(captured.graph) is not None
+    state = random_state() if draws else None
+    with same_random_numbers():  # the run that these labels are for draws the same
+        findings = find(captured, bound)
+    findings.ledger.data_dependent |= draws
+    return replace(labelled_by(captured, findings, own if captured.specialised else {}), drawn_from=state)
 
 
 def labelled_by(

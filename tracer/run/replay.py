@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.capture.captured import Captured
+from fxplain.capture.guard import same_random_numbers
 from fxplain.errors import DeviceError, first_line
 from fxplain.labels.flows import Site
 from fxplain.ops.kernels import compute
@@ -92,7 +93,7 @@ def replay(
 
     masks = PlainMasks(sites)
     plain: dict[fx.Node, Surrogate] = dict.fromkeys(masks.nodes, masks.run)
-    with torch.set_grad_enabled(gradients):
+    with same_random_numbers(), torch.set_grad_enabled(gradients):  # those that labels were made with
         outputs = execute(captured, bound, change, {**plain, **surrogates})
     return Replay(outputs, tapped, kept, masks.causal, largest)
 
