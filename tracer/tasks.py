@@ -2,7 +2,8 @@
 
 The core reads off labels what the axes of an output *are* (:mod:`fxplain.questions`); a task says what they
 are *for*. A package tells the tasks of its models by an entry point of the group ``fxplain.tasks``: a
-function from a model to a :class:`Task`, or to None where the model is none of its own.
+function from a model to a :class:`Task`, or to None where the model is none of its own. A model of yours may
+carry its task itself: ``model.fxplain_task = Task("next token")``.
 """
 
 from __future__ import annotations
@@ -55,7 +56,11 @@ UNKNOWN = Task()
 
 
 def task_of(model: Any) -> Task:
-    """What some installed package says of this model; :data:`UNKNOWN` if none does."""
+    """What a model says of itself by an attribute ``fxplain_task``, else what some installed package says of
+    it; :data:`UNKNOWN` if none does."""
+    own = getattr(model, "fxplain_task", None)
+    if isinstance(own, Task):
+        return own
     return next((task for tell in _tellers() if (task := tell(model)) is not None), UNKNOWN)
 
 

@@ -193,7 +193,8 @@ def _beside(call: Call, operands: Sequence[Operand], slots: Sequence[Slot]) -> B
     pairs = pair_among([operand.value.active for operand in operands], ndim)
     if pairs is not None:
         return pairs
-    crossed = [[align(s, ndim) for s in o.value.active] for o in operands if len(o.value.active) == 2]
+    several = [o.value.active for o in operands if len(o.value.active) == 2]
+    crossed = [[align(s, ndim) for s in own] for own in several if all(s.token_axes for s in own)]
     if len(crossed) == len(slots) == 1 and slots[0].token_axes == _axes_of(crossed[0]):
         return Beside(crossed[0][1], main=crossed[0][0])
     if call.op.removesuffix("_") not in ADDING:

@@ -14,27 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain.attention import labelling as find
+from fxplain import tasks
 from fxplain.capture import inputs, tree
-from fxplain.labels import elements, labels
-from fxplain.labels import flows as sites
-from fxplain.labels import notebook as ledger
+from fxplain.labels import elements, findings, flows, labels, notebook
 from fxplain.saved.record import Record, as_record
 
 CLASSES: Mapping[str, type] = {
-    f"{home.__name__.rpartition('.')[2]}.{name}": getattr(home, name)
-    for home, names in (
-        (find, ("Findings",)),
-        (ledger, ("Ledger",)),
-        (sites, ("Born", "Site", "Window")),
-        (elements, ("Elements", "Root")),
-        (labels, ("Asked", "Slot", "Spectrum", "Value")),
-        (inputs, ("InputTensor", "Layout")),
-        (tree, ("Slot",)),
+    f"{home}.{name}": getattr(module, name)
+    for home, module, names in (
+        ("find", findings, ("Findings",)),
+        ("ledger", notebook, ("Ledger",)),
+        ("sites", flows, ("Born", "Site", "Window")),
+        ("elements", elements, ("Elements", "Root")),
+        ("labels", labels, ("Asked", "Slot", "Spectrum", "Value")),
+        ("inputs", inputs, ("InputTensor", "Layout")),
+        ("tree", tree, ("Slot",)),
+        ("tasks", tasks, ("Task",)),
     )
     for name in names
 }
-"""All that a file may hold; two of them are called Slot."""
+"""All that a file may hold, by names that stay when the project's files move; two are called Slot."""
 _NAMES = {kind: name for name, kind in CLASSES.items()}
 
 WHILE_LABELLING = {"ledger.Ledger": {"factors", "partial", "stacks", "_tokens", "_mixed"}}

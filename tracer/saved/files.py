@@ -33,6 +33,7 @@ from fxplain.labels.findings import Findings
 from fxplain.saved.codec import decode, encode
 from fxplain.saved.model import SavedModel, parameters_of
 from fxplain.saved.program import constants_of, exported, listed, placeholders_of, restored, run_flat
+from fxplain.tasks import UNKNOWN, task_of
 
 FORMAT = "fxplain traced model 1"
 FOUND = "fxplain.json"
@@ -92,6 +93,7 @@ def _found(labelled: Labelled, bound: Mapping[str, Tensor], verified: float) -> 
         "example": tuple(captured.example),
         "given": [_spread(output) for output in outputs],
         "findings": labelled.findings,
+        "task": task_of(captured.model),
     }
     nodes = listed(captured.graph.graph)
     return {"format": FORMAT, "torch": torch.__version__, "nodes": nodes, "found": encode(content)}
@@ -160,6 +162,7 @@ def _labelled(program: Any, facts: Mapping[str, Any]) -> tuple[Labelled, Sequenc
         raise TypeError("no layout, or no labels")
     placeholders = placeholders_of(program, graph.graph, [tensor.path for tensor in layout.tensors])
     model = SavedModel(program.state_dict, found["parameters"])
+    model.fxplain_task = found.get("task", UNKNOWN)
     captured = Captured(
         graph=graph,
         placeholders=placeholders,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from fxplain.saved.program import run_flat
+from fxplain.tasks import UNKNOWN, Task
 
 if TYPE_CHECKING:
     from fxplain.attention.labelled import Labelled
@@ -30,6 +31,7 @@ class SavedModel(nn.Module):
         self.eval()
         for path, tensor in state.items():
             self._put(path.split("."), tensor)
+        self.fxplain_task: Task = UNKNOWN
         self.labelled: Labelled | None = None
         """What was found in the graph; set once, after both are made."""
 
