@@ -31,6 +31,8 @@ class Elements:
     """(root, first code, one past the last)."""
     shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """First code -> the shape that is numbered."""
+    cuts: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    """First code of an input -> ways in which it was cut: the elements of each token, and who names them."""
     known: dict[object, int] = field(default_factory=dict)
     """What was numbered once and for all -> its first code."""
 
@@ -44,6 +46,23 @@ class Elements:
         if memo is not None:
             self.known[memo] = start
         return start
+
+    def cut(self, elements: Tensor, firsts: Tensor) -> int:
+        """Which way of cutting an input into tokens this is, counted from 0.
+
+        It is another one than those before where tokens of the one hold several tokens of the other.
+
+        Args:
+            elements: [token, element] codes of all elements of each token.
+            firsts: [token] the code that names each.
+        """
+        cuts = self.cuts.setdefault(self.around(int(firsts.max()))[0], [])
+        for number, (known, names) in enumerate(cuts):
+            holds = torch.isin(elements, names), torch.isin(known, firsts)
+            if torch.equal(known, elements) or not any(bool((each.sum(1) > 1).any()) for each in holds):
+                return number
+        cuts.append((elements, firsts))
+        return len(cuts) - 1
 
     def around(self, code: int) -> tuple[int, tuple[int, ...]]:
         """The first code, and the shape, of the input or parameter that an element belongs to."""

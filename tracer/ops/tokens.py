@@ -46,8 +46,23 @@ def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable
     whole = _pieces(call, _all_numbered(call, operand, dormant.labels), labels)
     if whole is not None:
         call.ledger.wake(replace(dormant, labels=whole), operand.node)
-    slot = call.ledger.wake(replace(dormant, labels=labels), operand.node)
+    cut = _cut(call, _all_numbered(call, operand, dormant.labels), labels, operand.shape)
+    slot = call.ledger.wake(replace(dormant, labels=labels), call.node if cut else operand.node, tag=cut)
     return operand.with_slots([slot])
+
+
+def _cut(call: Call, elements: Tensor, labels: Tensor, shape: tuple[int, ...]) -> str:
+    """A tag for tokens of an input that was cut into others before (patches of a series, and the whole)."""
+    codes, names = codes_of(elements), codes_of(labels)
+    roots = call.ledger.elements.by_root(torch.unique(names))
+    gone = [axis for axis, size in enumerate(shape) if labels.shape[axis] == 1 and size > 1]
+    if len(roots) != 1 or not all(r.is_input and r.strength == STRONG and not r.is_constant for r in roots):
+        return ""
+    whole = codes.expand([codes.shape[a] if a in gone else n for a, n in enumerate(names.shape)])
+    rest = [axis for axis in range(len(shape)) if axis not in gone]
+    rows = whole.permute([*rest, *gone]).reshape(names.numel(), -1)
+    number = call.ledger.elements.cut(rows, names.permute([*rest, *gone]).reshape(-1))
+    return f"cut {number}" if number else ""
 
 
 def _taken_from(call: Call, node: fx.Node | None) -> Value | None:
