@@ -17,7 +17,7 @@ from fxplain.attention.notes import notes_of
 from fxplain.attribution.prediction import Mode, Prediction, aim, run_graph
 from fxplain.attribution.scheduled import Explained, Scheduled
 from fxplain.attribution.table import Method
-from fxplain.capture.guard import untouched
+from fxplain.capture.guard import forks_told, untouched
 from fxplain.errors import (
     FxplainError,
     MethodError,
@@ -84,7 +84,8 @@ def _answers(
     those that need less get one of their own."""
     needs = {(method.gradients, method.attentions) for method in methods}
     try:
-        prediction = predicted(any(g for g, _ in needs), any(a for _, a in needs))
+        with forks_told():
+            prediction = predicted(any(g for g, _ in needs), any(a for _, a in needs))
     except FxplainError as error:
         if len(needs) == 1:
             return {method.name: error for method in methods}
@@ -99,7 +100,9 @@ def _answer(prediction: Prediction, method: Method, verified: float) -> Result |
     try:
         check_layers(prediction.chosen, method)
         check_mode(prediction.mode, method)
-        return result_of(prediction, method, method.explain(prediction), verified)
+        with forks_told():
+            explained = method.explain(prediction)
+        return result_of(prediction, method, explained, verified)
     except FxplainError as refusal:
         return refusal
 

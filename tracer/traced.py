@@ -20,7 +20,7 @@ from fxplain.attribution.prediction import Mode
 from fxplain.attribution.table import Method, method_named, methods_named
 from fxplain.capture.capture import capture
 from fxplain.capture.captured import Captured
-from fxplain.capture.guard import drawing_from, one_at_a_time, untouched
+from fxplain.capture.guard import drawing_from, forks_told, one_at_a_time, untouched
 from fxplain.capture.inputs import normalise
 from fxplain.comparison import Comparison
 from fxplain.errors import FxplainError
@@ -233,7 +233,7 @@ class Traced:
         """
         args, kwargs = normalise(inputs)
         chosen = method_named(method)
-        with untouched(None):
+        with untouched(None), forks_told():
             labelled, bound, verified = self._layouts.labelled_for(args, kwargs, verify)
             again = verify or labelled.captured.specialised
             found = explain_each(

@@ -71,10 +71,7 @@ def audit(path: Path, operations: Collection[str] = ()) -> None:
         UnsafeFileError: such a part is there.
     """
     reader = _open(path)
-    try:
-        names = list(reader.get_all_records())
-    except RuntimeError as error:  # a name that leaves the archive's own folder
-        raise _unsafe(path, f"records of strange names: {first_line(error)}") from error
+    names = _names(path, reader)
     if len(set(names)) != len(names):
         raise _unsafe(path, "an archive with two records of one name")
     strange = next((name for name in names if not _RECORDS.fullmatch(name)), None)
@@ -94,13 +91,13 @@ def audit(path: Path, operations: Collection[str] = ()) -> None:
 def record_of(path: Path, name: str) -> bytes | None:
     """The content of one record of an archive; None where there is none of that name."""
     reader = _open(path)
-    return _record(path, reader, name) if name in reader.get_all_records() else None
+    return _record(path, reader, name) if name in _names(path, reader) else None
 
 
 def output_classes(path: Path) -> list[str]:
     """Modules of transformers whose output classes the program returns."""
     reader = _open(path)
-    texts = [reader.get_record(name) for name in reader.get_all_records() if name.startswith("models/")]
+    texts = [reader.get_record(name) for name in _names(path, reader) if name.startswith("models/")]
     found = {name for text in texts for name in re.findall(r'"(transformers[\w.]*)\.\w+\\*"', text.decode())}
     return sorted(name for name in found if name.startswith("transformers."))
 
@@ -110,6 +107,18 @@ def _open(path: Path) -> Any:
         return torch._C.PyTorchFileReader(str(path))
     except RuntimeError as error:
         raise _broken(path, first_line(error).split(". This is")[0]) from error
+
+
+def _names(path: Path, reader: Any) -> list[str]:
+    try:
+        return list(reader.get_all_records())
+    except RuntimeError as error:  # a name that leaves the archive's own folder
+        raise UnsafeFileError(
+            "the exported program has records that lead out of the archive, and torch does not read it",
+            where=str(path),
+            expected="an archive written by torch.export.save",
+            found=first_line(error),
+        ) from error
 
 
 def _record(path: Path, reader: Any, name: str) -> bytes:

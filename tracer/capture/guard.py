@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxplain.errors import DeviceError, first_line
+
 _CONTAINERS = (dict, list, set)
 _LOCK = [threading.RLock()]
 
@@ -36,6 +38,26 @@ def one_at_a_time() -> Iterator[None]:
     weights into the model while they run)."""
     with _LOCK[0]:
         yield
+
+
+@contextmanager
+def forks_told() -> Iterator[None]:
+    """A region in which PyTorch's refusal to differentiate in a forked process is an error of our own.
+
+    Raises:
+        DeviceError: gradients were asked for in a process whose parent has taken some before the fork.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "fork-based multiprocessing" not in str(error):
+            raise
+        raise DeviceError(
+            "PyTorch takes no gradients in a forked process once its parent has taken some",
+            expected="a process of its own, or a method without gradients, such as rollout",
+            found=first_line(error),
+            hint='give the DataLoader multiprocessing_context="spawn", or explain in the main process',
+        ) from error
 
 
 @contextmanager

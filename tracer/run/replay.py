@@ -12,7 +12,6 @@ from torch import Tensor, fx
 
 from fxplain.capture.captured import Captured
 from fxplain.capture.guard import same_random_numbers
-from fxplain.errors import DeviceError, first_line
 from fxplain.labels.flows import Site
 from fxplain.ops.kernels import compute
 from fxplain.run.mask_flags import PlainMasks
@@ -194,17 +193,7 @@ def gradients_of(
     names = [name for name, tensor in tapped.items() if tensor.requires_grad]
     if not names:
         return {}
-    try:
-        found = torch.autograd.grad(
-            score, [tapped[name] for name in names], allow_unused=True, retain_graph=retain
-        )
-    except RuntimeError as error:
-        if "fork" not in str(error):
-            raise
-        raise DeviceError(
-            "PyTorch takes no gradients in a forked process once its parent has taken some",
-            expected="a process of its own",
-            found=first_line(error),
-            hint='give the DataLoader multiprocessing_context="spawn", or explain in the main process',
-        ) from error
+    found = torch.autograd.grad(
+        score, [tapped[name] for name in names], allow_unused=True, retain_graph=retain
+    )
     return dict(zip(names, found, strict=True))
