@@ -85,7 +85,7 @@ class Question:
             texts: the text of a token space up to and with one of its places, where it is known.
         """
         said = _WORDS[self.kind](self, texts)
-        chosen = f", the largest of {self.largest}" if self.largest else ""
+        chosen = f", the largest of {self.largest}" if self.largest > 1 else ""
         likely = "" if self.probability is None else f", probability {_share(self.probability)}"
         return said + (f", {self.about}" if self.about and self.kind != "function" else "") + likely + chosen
 
