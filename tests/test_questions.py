@@ -17,7 +17,7 @@ import fxplain
 from fxplain.targets import LARGEST
 from fxplain.tasks import Task
 
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
@@ -45,7 +45,7 @@ def _t5() -> tuple[nn.Module, dict[str, Tensor]]:
 
 
 def _whisper() -> tuple[nn.Module, dict[str, Tensor]]:
-    sizes = {
+    sizes: dict[str, Any] = {
         "encoder_layers": 1,
         "decoder_layers": 1,
         "encoder_attention_heads": 2,
@@ -62,7 +62,7 @@ def _whisper() -> tuple[nn.Module, dict[str, Tensor]]:
 
 def _detr() -> tuple[nn.Module, dict[str, Tensor]]:
     stem = hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], out_features=["stage2"])
-    both = {f"{part}_{what}": size for part in ("encoder", "decoder") for what, size in
+    both: dict[str, Any] = {f"{part}_{what}": size for part in ("encoder", "decoder") for what, size in
             (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))}  # fmt: skip
     config = hf.DetrConfig(
         use_timm_backbone=False, use_pretrained_backbone=False, backbone_config=stem, d_model=16,
