@@ -1,4 +1,4 @@
-"""What fxplain finds in every toy model of the tests, as a file to compare with after a change that moves code.
+"""What fxplain finds in every toy model of the tests: a file to compare with after a change that moves code.
 
     python tests/snapshot.py write before.json
     python tests/snapshot.py compare before.json     # prints every difference; the exit status counts them
