@@ -1,0 +1,69 @@
+"""fxplain against the reference: what a plan disagrees in, and the smallest plan that still disagrees."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+
+import torch
+
+import fxplain
+from random_models.build import Model, made
+from random_models.plan import Plan, simpler
+from random_models.reference import Reference, Wanted, wanted
+
+NAMES = ("first", "second", "third")
+TARGET = 1
+
+
+def disagreement(plan: Plan, mode: str = "matrix") -> str | None:
+    """The first thing in which fxplain and the reference differ; None where they agree."""
+    model, inputs = made(plan)
+    plain = Reference(model, inputs).output
+    if not torch.allclose(model(*inputs), plain, atol=1e-9):
+        raise AssertionError(f"the reference does not run the model: {plan}")
+    want = wanted(model, inputs, TARGET)
+    target = (1, TARGET) if plan.pool == "tokens" else TARGET
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            traced = fxplain.trace(model, inputs)
+            result = traced.explain(inputs, target=target, mode=mode)
+    except fxplain.FxplainError as error:
+        return f"refused: {type(error).__name__}: {str(error)[:300]}"
+    return _difference(plan, want, traced, result)
+
+
+def _difference(plan: Plan, want: Wanted, traced: fxplain.Traced, result: fxplain.Result) -> str | None:
+    if not torch.allclose(result.score.double(), want.score, atol=1e-6):
+        return f"score: {result.score.tolist()} for {want.score.tolist()}"
+    for name, expected in zip(NAMES, want.relevance, strict=False):
+        found = result.relevance.get(name, torch.zeros_like(expected))
+        if found.shape != expected.shape:
+            return f"relevance of {name}: shape {tuple(found.shape)} for {tuple(expected.shape)}"
+        if not torch.allclose(found.double(), expected, rtol=1e-5, atol=1e-9):
+            return f"relevance of {name}: {found.tolist()} for {expected.tolist()}"
+    kinds = Counter(a.kind for a in traced.attentions)
+    if plan.pool != "attention" and kinds != Counter(want.kinds):
+        return f"kinds: {dict(kinds)} for {dict(Counter(want.kinds))}"
+    return None
+
+
+def shrunk(plan: Plan) -> Plan:
+    """The smallest plan, one thing less at a time, that disagrees in the same kind of thing."""
+    kind = str(disagreement(plan)).split(":")[0]
+    smaller = True
+    while smaller:
+        smaller = False
+        for other in simpler(plan):
+            try:
+                found = disagreement(other)
+            except Exception:  # a plan that cannot be built is no smaller example
+                continue
+            if found is not None and found.split(":")[0] == kind:
+                plan, smaller = other, True
+                break
+    return plan
+
+
+__all__ = ["Model", "disagreement", "shrunk"]
