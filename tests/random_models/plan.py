@@ -67,8 +67,21 @@ def draw(seed: int) -> Plan:
         for _ in range(r.choice((1, 1, 2, 2, 3)))
     )
     layers = tuple(_layer(r, len(streams)) for _ in range(r.choice((1, 2, 2, 3))))
+    layers = alive(layers, len(streams)) or (Layer(spelling=layers[0].spelling),)
     pools = ("class", "last", "last_by_list", "mean", "max", "masked_mean", "attention", "tokens")
     return Plan(streams, layers, r.choice(pools), r.choice((1, 1, 2, 3)), r.random() < 0.75, seed)
+
+
+def alive(layers: tuple[Layer, ...], streams: int) -> tuple[Layer, ...]:
+    """The layers that the first stream depends on."""
+    kept, read = [], {0}
+    for layer in reversed(layers):
+        here, there = layer.stream, (layer.stream + 1) % streams
+        writes = {here, there} if layer.kind in ("parallel", "sequential", "joint") else {here}
+        if read & writes:
+            kept.append(layer)
+            read |= {here, there} if layer.kind in TOGETHER else {here}
+    return tuple(reversed(kept))
 
 
 def _layer(r: random.Random, streams: int) -> Layer:
@@ -90,8 +103,9 @@ def _layer(r: random.Random, streams: int) -> Layer:
 def simpler(plan: Plan) -> Iterator[Plan]:
     """Plans with one thing less, the greatest steps first."""
     for i in range(len(plan.layers)):
-        if len(plan.layers) > 1:
-            yield replace(plan, layers=plan.layers[:i] + plan.layers[i + 1 :])
+        rest = alive(plan.layers[:i] + plan.layers[i + 1 :], len(plan.streams))
+        if rest:
+            yield replace(plan, layers=rest)
     last = len(plan.streams) - 1
     if last and all(layer.stream < last for layer in plan.layers):
         yield replace(plan, streams=plan.streams[:-1])

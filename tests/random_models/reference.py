@@ -7,6 +7,7 @@ each sample, over the tokens of all streams and all that the model makes.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -25,14 +26,18 @@ class Map:
     rows: list[int]
     columns: list[int]
     group: int
+    pools: bool = False  # a new token that counts as those it pools
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What fxplain should say: kinds in order, one relevance [batch, tokens] for each input, and the score."""
+    """What fxplain should say: the score, kinds, and one relevance [batch, tokens] for each input.
+
+    ``kinds`` has every answer that is right: a map that the score does not depend on may be listed or not.
+    """
 
     score: Tensor
-    kinds: list[str]
+    kinds: list[list[str]]
     relevance: list[Tensor]
 
 
@@ -176,10 +181,11 @@ class Reference:
             weights = self.model.score(x)[..., 0].softmax(-1)[:, None, None]
             new = self._new(1)
             self.group += 1
-            self.maps.append(Map(weights, new, t, self.group))
+            self.maps.append(Map(weights, new, t, self.group, True))
             return (weights[:, 0] @ x)[:, 0], new
         if pool == "max":
-            share = F.one_hot(x.argmax(1), x.shape[1]).transpose(1, 2).to(x.dtype)
+            share = (x == x.amax(1, keepdim=True)).to(x.dtype)
+            share = share / share.sum(1, keepdim=True)  # equal maxima share alike, as in PyTorch's gradient
         else:
             share = torch.ones_like(x)
             if pool == "masked_mean":
@@ -200,7 +206,7 @@ def wanted(model: Model, inputs: tuple[Tensor, ...], target: int) -> Wanted:
             torch.zeros_like(m.weights[:, 0]) if g is None else (g * m.weights).clamp(min=0).mean(1)
             for m, g in zip(run.maps, slopes, strict=True)
         ]
-        used = [m for m, g in zip(run.maps, slopes, strict=True) if g is not None]
+        used = [g is not None for g in slopes]
         rows = []
         for sample in range(run.plan.batch):
             R = relevancy(run.maps, [a[sample] for a in averaged], run.count)  # noqa: N806
@@ -214,15 +220,25 @@ def wanted(model: Model, inputs: tuple[Tensor, ...], target: int) -> Wanted:
                 row[run.read[0]] = 0  # the own entry is set aside
             rows.append(row)
         table = torch.stack(rows)
-    return Wanted(score.detach(), kinds(used), [table[:, t] for t in run.inputs])
+    return Wanted(score.detach(), _listed(run.maps, used), [table[:, t] for t in run.inputs])
+
+
+def _listed(maps: list[Map], used: list[bool]) -> list[list[str]]:
+    choices = itertools.product(*([True] if live else [True, False] for live in used))
+    return [sorted(kinds(list(itertools.compress(maps, choice)))) for choice in choices]
+
+
+def own(m: Map) -> bool:
+    """Whether this is self attention: the keys hold the queries, or the query is made of the keys alone."""
+    return m.pools or set(m.rows) <= set(m.columns)
 
 
 def kinds(maps: list[Map]) -> list[str]:
     """self where the keys hold the queries; co where another map goes back; else encoder_decoder."""
-    back = {(r, c) for m in maps for r in m.rows for c in m.columns if not set(m.rows) <= set(m.columns)}
+    back = {(r, c) for m in maps for r in m.rows for c in m.columns if not own(m)}
     made = []
     for m in maps:
-        if set(m.rows) <= set(m.columns):
+        if own(m):
             made.append("self")
         else:
             made.append("co" if any((c, r) in back for r in m.rows for c in m.columns) else "encoder_decoder")
@@ -239,7 +255,7 @@ def relevancy(maps: list[Map], averaged: list[Tensor], count: int) -> Tensor:
                 continue
             q, k = torch.tensor(m.rows), torch.tensor(m.columns)
             change = A @ old[k]  # eqs. 6, 7 and 11
-            if not set(m.rows) <= set(m.columns):
+            if not own(m):
                 change[:, k] = normalised(old[q][:, q]).T @ A @ normalised(old[k][:, k])  # eq. 10
             R[q] += change
     return R
