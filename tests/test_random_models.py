@@ -12,7 +12,10 @@ from random_models.plan import draw
 from random_models.reference import Map, relevancy
 
 SEEDS = range(120)
-KNOWN: dict[int, str] = {}
+KNOWN = {
+    38: "windows of one token whose row sums divide the output late are not found as attention",
+    83: "sequence-first features beside batch-first pictures: the batch axis is guessed wrongly, with no note",
+}
 """Seeds that disagree because of a fault that is not mended yet, and the fault."""
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "rules.json").read_text())
@@ -40,13 +43,16 @@ def test_the_reference_meets_the_authors_code(case: str, expected: dict, paralle
     R = relevancy(maps, averaged, count)  # noqa: N806
     for blocks, numbers in expected.items():
         q, k = (torch.tensor(streams[name]) for name in blocks.split(","))
-        torch.testing.assert_close(R[q][:, k], torch.tensor(numbers, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            R[q][:, k], torch.tensor(numbers, dtype=torch.float64), rtol=1e-12, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize(
     "seed",
     [
-        pytest.param(s, marks=pytest.mark.xfail(reason=KNOWN[s], strict=True)) if s in KNOWN else s for s in SEEDS
+        pytest.param(s, marks=pytest.mark.xfail(reason=KNOWN[s], strict=True)) if s in KNOWN else s
+        for s in SEEDS
     ],
 )
 def test_a_random_model_agrees(seed: int) -> None:

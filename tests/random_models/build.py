@@ -93,7 +93,9 @@ class Attention(nn.Module):
             weights = (scores - scores.amax(-1, keepdim=True)).exp()
             weights = weights / weights.sum(-1, keepdim=True)
         else:
-            weights = scores.softmax(-1, dtype=torch.float64 if s.how == "float32_softmax" else None).to(v.dtype)
+            weights = scores.softmax(-1, dtype=torch.float64 if s.how == "float32_softmax" else None).to(
+                v.dtype
+            )
         if s.extra == "talking":
             weights = torch.einsum("gh,bhij->bgij", self.talk, weights)
         if s.how == "transposed":

@@ -90,7 +90,9 @@ def _layer(r: random.Random, streams: int) -> Layer:
     how = r.choice(SPELLINGS)
     key_heads = heads if how == "mha" else r.choice([n for n in (1, 2, 4) if heads % n == 0])
     fused = how in ("mha", "sdpa")
-    extra = r.choice(("none", "none", "bias", "rotary") if fused else ("none", "bias", "talking", "sink", "rotary"))
+    extra = r.choice(
+        ("none", "none", "bias", "rotary") if fused else ("none", "bias", "talking", "sink", "rotary")
+    )
     if how in ("mha", "divided_late") or ("window" in kind and extra in ("bias", "rotary")):
         extra = "none"
     mask = r.choice(("none", "none", "causal", "causal_additive", "padding"))
@@ -111,7 +113,9 @@ def simpler(plan: Plan) -> Iterator[Plan]:
         yield replace(plan, streams=plan.streams[:-1])
     yield from (replace(plan, **{n: v}) for n, v in _plainer(plan, Plan(), ("batch", "batch_first", "pool")))
     for i, layer in enumerate(plan.layers):
-        simple = [replace(layer, **{n: v}) for n, v in _plainer(layer, Layer(), ("after", "norm", "shared", "kind"))]
+        simple = [
+            replace(layer, **{n: v}) for n, v in _plainer(layer, Layer(), ("after", "norm", "shared", "kind"))
+        ]
         names = tuple(f.name for f in fields(Spelling))
         for n, v in _plainer(layer.spelling, Spelling(), names):
             simple.append(replace(layer, spelling=replace(layer.spelling, **{n: v})))

@@ -50,7 +50,9 @@ class Reference:
         self.group, self.count = 0, 0
         self.tokens = [self._new(s.size + s.register) for s in self.plan.streams]
         self.inputs = [t[s.register :] for t, s in zip(self.tokens, self.plan.streams, strict=True)]
-        self.pads = [x != 0 if s.data == "ids" else None for x, s in zip(inputs, self.plan.streams, strict=True)]
+        self.pads = [
+            x != 0 if s.data == "ids" else None for x, s in zip(inputs, self.plan.streams, strict=True)
+        ]
         self.x = [self._embedded(i, data) for i, data in enumerate(inputs)]
         for layer, block in zip(self.plan.layers, model.blocks, strict=True):
             self._layer(layer, block)
@@ -74,7 +76,9 @@ class Reference:
             x = torch.cat([source.register.repeat(len(x), 1, 1), x], 1)
         return x + source.positions if stream.positions else x
 
-    def attend(self, at: Attention, a: Tensor, b: Tensor, who: tuple[list[int], list[int]], ok: Tensor) -> Tensor:
+    def attend(
+        self, at: Attention, a: Tensor, b: Tensor, who: tuple[list[int], list[int]], ok: Tensor
+    ) -> Tensor:
         """Plain attention; `ok` [batch or 1, rows, columns] says which keys a query may see."""
         s, size = at.spelling, WIDTH // at.spelling.heads
         q = at.query(a).view(len(a), -1, s.heads, size).permute(0, 2, 1, 3)
@@ -92,7 +96,9 @@ class Reference:
             total = total + at.sink.exp()[:, None, None]
         weights = e / total
         if s.extra == "talking":
-            weights = torch.stack([sum(at.talk[g, h] * weights[:, h] for h in range(s.heads)) for g in range(s.heads)], 1)
+            weights = torch.stack(
+                [sum(at.talk[g, h] * weights[:, h] for h in range(s.heads)) for g in range(s.heads)], 1
+            )
         self.maps.append(Map(weights, *who, self.group))
         return at.out(torch.matmul(weights, v).permute(0, 2, 1, 3).reshape(len(a), -1, WIDTH))
 
