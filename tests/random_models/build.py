@@ -1,4 +1,6 @@
-"""The module of a plan: attention is spelled as the plan says, and nothing here is kept for the reference but weights."""
+"""The module of a plan: attention is spelled as the plan says, and nothing here is kept for the reference
+but weights.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ CLASSES = 3
 
 
 class Attention(nn.Module):
-    """`a` [batch, rows, width] attends to `b` [batch, columns, width]; `allowed` is [batch or 1, rows, columns]."""
+    """`a` [batch, rows, width] attends to `b` [batch, columns, width]."""
 
     def __init__(self, spelling: Spelling, room: int) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ class Attention(nn.Module):
             weights = (scores - scores.amax(-1, keepdim=True)).exp()
             weights = weights / weights.sum(-1, keepdim=True)
         else:
-            weights = scores.softmax(-1, dtype=torch.float64 if s.how == "float32_softmax" else None).to(
+            weights = scores.softmax(-1, dtype=torch.float64 if s.how == "softmax_in_float64" else None).to(
                 v.dtype
             )
         if s.extra == "talking":

@@ -1,4 +1,6 @@
-"""The plan of a random transformer: small frozen dataclasses, drawn from a seed, and simpler neighbours of a plan."""
+"""The plan of a random transformer: small frozen dataclasses, drawn from a seed, and simpler neighbours of a
+plan.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from dataclasses import dataclass, fields, replace
 
 WIDTH = 8
 SPELLINGS = (
-    "written", "einsum", "baddbmm", "sdpa", "mha", "transposed", "max_subtracted", "float32_softmax", "divided_late",
+    "written", "einsum", "baddbmm", "sdpa", "mha", "transposed", "max_subtracted", "softmax_in_float64",
+    "divided_late",
 )  # fmt: skip
 ALONE = ("self", "window", "shifted_window", "slice", "halves", "latents")
 TOGETHER = ("parallel", "sequential", "read", "joint")
@@ -37,7 +40,7 @@ class Spelling:
 
 @dataclass(frozen=True)
 class Layer:
-    """One step: who attends to whom (see ALONE and TOGETHER), the stream it starts at, and what follows it."""
+    """One step: who attends to whom (see ALONE and TOGETHER), the stream it starts at."""
 
     kind: str = "self"
     stream: int = 0

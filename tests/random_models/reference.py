@@ -1,8 +1,9 @@
-"""Eqs. 5 to 11 of Chefer et al. (ICCV 2021) over a dense matrix, for a model whose tokens are known by construction.
+"""Eqs. 5 to 11 of Chefer et al. (ICCV 2021) over a dense matrix, for a model whose tokens are known by
+construction.
 
-The forward pass is written anew, in plain PyTorch over the module's weights: every attention is softmax(q kᵀ) v over
-whole streams (a window is a mask), and every map is kept with its row and column tokens. `R` is [token, token] for
-each sample, over the tokens of all streams and all that the model makes.
+The forward pass is written anew, in plain PyTorch over the module's weights: every attention is softmax(q
+kᵀ) v over whole streams (a window is a mask), and every map is kept with its row and column tokens. `R`
+is [token, token] for each sample, over the tokens of all streams and all that the model makes.
 """
 
 from __future__ import annotations
