@@ -4,6 +4,8 @@ but weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -181,7 +183,8 @@ class Model(nn.Module):
         for layer in plan.layers:
             block = Block(layer, room)
             if layer.shared and self.blocks and plan.layers[len(self.blocks) - 1].spelling == layer.spelling:
-                block.there = self.blocks[-1].there
+                earlier: Any = self.blocks[-1]
+                block.there = earlier.there
             self.blocks.append(block)
         self.score, self.head = nn.Linear(WIDTH, 1), nn.Linear(WIDTH, CLASSES)
 
@@ -192,7 +195,8 @@ class Model(nn.Module):
             data = [s.data for s in self.plan.streams]
             given = [x.transpose(0, 1) if d == "features" else x for x, d in zip(given, data, strict=True)]
         x = [source(data) for source, data in zip(self.sources, given, strict=True)]
-        for layer, block in zip(self.plan.layers, self.blocks, strict=True):
+        blocks: Any = self.blocks
+        for layer, block in zip(self.plan.layers, blocks, strict=True):
             i = layer.stream
             x = self._step(layer, block, x, self._allowed(layer, x[i], pads[i]))
             if layer.kind == "latents":
@@ -204,6 +208,7 @@ class Model(nn.Module):
         if layer.kind != "self" or mask == "none" or (mask == "padding" and pad is None):
             return None
         if mask == "padding":
+            assert pad is not None
             return F.pad(pad, (n - pad.shape[1], 0), value=True)[:, None].expand(-1, n, -1)
         return torch.ones(1, n, n, dtype=torch.bool).tril()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ NAMES = ("first", "second", "third")
 TARGET = 1
 
 
-def disagreement(plan: Plan, mode: str = "matrix") -> str | None:
+def disagreement(plan: Plan, mode: Any = "matrix") -> str | None:
     """The first thing in which fxplain and the reference differ; None where they agree."""
     model, inputs = made(plan)
     plain = Reference(model, inputs).output

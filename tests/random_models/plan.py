@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 WIDTH = 8
 SPELLINGS = (
@@ -129,7 +130,7 @@ def simpler(plan: Plan) -> Iterator[Plan]:
             yield replace(plan, streams=(*plan.streams[:i], changed, *plan.streams[i + 1 :]))
 
 
-def _plainer(thing: object, plain: object, names: tuple[str, ...]) -> Iterator[tuple[str, object]]:
+def _plainer(thing: object, plain: object, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     for name in names:
         if getattr(thing, name) != getattr(plain, name):
             yield name, getattr(plain, name)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,8 @@ class Reference:
             x != 0 if s.data == "ids" else None for x, s in zip(inputs, self.plan.streams, strict=True)
         ]
         self.x = [self._embedded(i, data) for i, data in enumerate(inputs)]
-        for layer, block in zip(self.plan.layers, model.blocks, strict=True):
+        blocks: Any = model.blocks
+        for layer, block in zip(self.plan.layers, blocks, strict=True):
             self._layer(layer, block)
         self.pooled, self.read = self._pool()
         self.output = model.head(self.pooled)
@@ -65,7 +67,8 @@ class Reference:
         return list(range(self.count - count, self.count))
 
     def _embedded(self, i: int, data: Tensor) -> Tensor:
-        source, stream = self.model.sources[i], self.plan.streams[i]
+        source: Any = self.model.sources[i]
+        stream = self.plan.streams[i]
         if stream.data == "ids":
             x = source.embed.weight[data]
         elif stream.data == "features":
@@ -98,7 +101,11 @@ class Reference:
         weights = e / total
         if s.extra == "talking":
             weights = torch.stack(
-                [sum(at.talk[g, h] * weights[:, h] for h in range(s.heads)) for g in range(s.heads)], 1
+                [
+                    torch.stack([at.talk[g, h] * weights[:, h] for h in range(s.heads)]).sum(0)
+                    for g in range(s.heads)
+                ],
+                1,
             )
         self.maps.append(Map(weights, *who, self.group))
         return at.out(torch.matmul(weights, v).permute(0, 2, 1, 3).reshape(len(a), -1, WIDTH))
