@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from fxplain.tasks import Task, TaskKind
@@ -16,14 +16,30 @@ from fxplain.tasks import Task, TaskKind
 _MAPPINGS: Mapping[TaskKind, str] = {
     "next token": "CAUSAL_LM SEQ_TO_SEQ_CAUSAL_LM SPEECH_SEQ_2_SEQ VISION_2_SEQ IMAGE_TEXT_TO_TEXT "
     "MULTIMODAL_LM",
-    "words": "MASKED_LM",
+    "words": "MASKED_LM CTC",
     "classes": "SEQUENCE_CLASSIFICATION IMAGE_CLASSIFICATION AUDIO_CLASSIFICATION VIDEO_CLASSIFICATION "
     "TOKEN_CLASSIFICATION MULTIPLE_CHOICE NEXT_SENTENCE_PREDICTION VISUAL_QUESTION_ANSWERING "
-    "TABLE_QUESTION_ANSWERING",
-    "queries": "OBJECT_DETECTION ZERO_SHOT_OBJECT_DETECTION INSTANCE_SEGMENTATION UNIVERSAL_SEGMENTATION",
+    "TABLE_QUESTION_ANSWERING AUDIO_FRAME_CLASSIFICATION AUDIO_XVECTOR",
+    "queries": "OBJECT_DETECTION ZERO_SHOT_OBJECT_DETECTION INSTANCE_SEGMENTATION UNIVERSAL_SEGMENTATION "
+    "IMAGE_SEGMENTATION",
     "places": "SEMANTIC_SEGMENTATION",
 }
 """Task -> those of transformers' ``MODEL_FOR_..._MAPPING_NAMES``."""
+
+_OUTPUTS: Mapping[str, TaskKind] = {
+    "last_hidden_state": "embedding",
+    "pooler_output": "embedding",
+    "encoder_last_hidden_state": "embedding",
+    "image_embeds": "embedding",
+    "text_embeds": "embedding",
+    "embeddings": "embedding",
+    "prediction_logits": "words",
+    "pred_boxes": "boxes",
+    "pred_masks": "masks",
+    "masks_queries_logits": "masks",
+    "predicted_depth": "masks",
+}
+"""Output -> what it holds, beside the output that a task is about."""
 
 _TEXT_PADDING = ("decoder_attention_mask", "attention_mask")
 
@@ -65,33 +81,38 @@ def _of_transformers(model: Any) -> Task:
     )
     if kind == "unknown" and model.can_generate():
         kind = "next token"
+    decoder = bool(getattr(config, "is_encoder_decoder", False))
+    padding = _TEXT_PADDING[:1] if decoder else _TEXT_PADDING[1:]
+    told = partial(Task, padding=padding, others=_OUTPUTS)
     if kind == "next token":
-        decoder = bool(getattr(config, "is_encoder_decoder", False))
-        return Task(kind, padding=_TEXT_PADDING[:1] if decoder else _TEXT_PADDING[1:])
+        return told(kind)
     if kind == "embedding":
-        return Task(kind, outputs=("last_hidden_state", "pooler_output"), padding=("attention_mask",))
-    names = {int(index): str(name) for index, name in dict(getattr(config, "id2label", None) or {}).items()}
-    if all(name == f"LABEL_{index}" for index, name in names.items()):  # what every configuration starts from
-        names = {}
+        return told(kind, outputs=("last_hidden_state", "pooler_output"))
+    several = getattr(config, "problem_type", None) == "multi_label_classification"
     if getattr(config, "problem_type", None) == "regression" or (
         kind == "classes" and config.num_labels == 1
     ):
-        return Task("values")
+        return told("values")
+    names = _names(config)
     if kind == "queries":
+        nothing = None if type(model).__name__ in _open() else config.num_labels
         outputs = ("logits", "class_queries_logits")
-        closed = not hasattr(model, "text_model") and bool(names)
-        nothing = len(names) if closed and _has_nothing(model) else None
-        return Task(kind, names, outputs, (), nothing, nothing is None, "pred_boxes")
-    several = getattr(config, "problem_type", None) == "multi_label_classification"
-    padding = ("attention_mask",) if kind == "classes" else ()
-    return Task(kind, names, padding=padding, independent=several)
+        return told(kind, names, outputs, nothing=nothing, boxes="pred_boxes")
+    return told(kind, names, independent=several)
 
 
-def _has_nothing(model: Any) -> bool:
-    """Whether a detector has a class for no object: its head has one output more than there are labels."""
-    count = model.config.num_labels
-    heads = (module for module in model.modules() if getattr(module, "out_features", None) == count + 1)
-    return next(heads, None) is not None
+def _names(config: Any) -> dict[int, str]:
+    """The names of classes that a configuration gives; none where it has those that all begin with."""
+    names = {int(index): str(name) for index, name in dict(getattr(config, "id2label", None) or {}).items()}
+    return {} if all(name == f"LABEL_{index}" for index, name in names.items()) else names
+
+
+@cache
+def _open() -> frozenset[str]:
+    """Names of detectors whose classes are whatever texts they are given."""
+    lists = importlib.import_module("transformers.models.auto.modeling_auto")
+    given = getattr(lists, "MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES", {}).values()
+    return frozenset(one for each in given for one in ((each,) if isinstance(each, str) else each))
 
 
 def _of_torchvision(model: Any) -> Task:

@@ -18,13 +18,15 @@ class Axis:
     Args:
         kind: ``tokens`` of an input or made of one, learned ``queries``, ``places`` of a picture, or
             ``features`` (classes, words, coordinates).
-        space: the token space that the axis ranges over; empty for features.
+        space: the token space that the axis ranges over; empty for features, and for tokens in no row.
         size: how many places it has.
+        first: the token of the space that stands at place 0.
     """
 
     kind: AxisKind
     space: str
     size: int
+    first: int = 0
 
 
 QuestionKind = Literal["next token", "word", "class", "query", "region", "place", "coordinate", "function"]
@@ -102,10 +104,10 @@ Texts = Callable[[str, int], "str | None"]
 
 def _next_token(question: Question, texts: Texts) -> str:
     place, axis = question.index[0], question.axes[0]
-    before = texts(axis.space, place)
-    after = f"after {before!r}" if before else f"after place {place} of {axis.space}"
+    before = texts(axis.space, place + axis.first)
+    after = f" after {before!r}" if before else f" after {_where(axis, place, texts)}" if axis.space else ""
     word = f"{question.name!r}" if question.name else f"token {question.label}"
-    return f"the score of {word} as the next token {after}"
+    return f"the score of {word} as the next token{after}"
 
 
 def _word(question: Question, texts: Texts) -> str:
@@ -156,11 +158,11 @@ _WORDS: Mapping[QuestionKind, Callable[[Question, Texts], str]] = {
 
 
 def _where(axis: Axis, place: int, texts: Texts) -> str:
-    if axis.kind == "features":
+    if not axis.space:
         return f"index {place}"
     if axis.kind == "queries":
         return f"query {place}"
-    return f"place {place} of {axis.space}"
+    return f"place {place + axis.first} of {axis.space}"
 
 
 def name_of_function(function: Any) -> str:

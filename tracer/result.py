@@ -207,8 +207,11 @@ class Result:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{space.name}[{space.size}]" for space in self.spaces)
+        asked = dict.fromkeys(map(str, self.questions))
+        more = f" and {len(asked) - 1} more" if len(asked) > 1 else ""
+        question = f"question: {next(iter(asked))}{more}, " if asked else ""
         return (
-            f"Result({self.method!r}, output={self.output!r}, batch={self.batch}, tokens: {sizes}, "
+            f"Result({self.method!r}, {question}output={self.output!r}, batch={self.batch}, tokens: {sizes}, "
             f"{len(self.attentions)} attentions, verified={self.verified:.1e})"
         )
 

@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 GROUP = "fxplain.tasks"
 
-TaskKind = Literal["next token", "words", "classes", "queries", "places", "embedding", "values", "unknown"]
+TaskKind = Literal[
+    "next token", "words", "classes", "queries", "places", "embedding", "boxes", "masks", "values", "unknown"
+]
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,18 @@ class Task:
             place has scores of the token that stands there. ``classes``: the last axis holds classes.
             ``queries``: each of several queries has scores of classes (a detector). ``places``: the first
             axis of a sample holds classes, the others places of a picture. ``embedding``: coordinates, none
-            of which means anything by itself. ``values``: numbers that are meant as they are. ``unknown``:
-            nothing is known.
+            of which means anything by itself. ``boxes``: numbers of each query. ``masks``: a number at each
+            place of a picture. ``values``: numbers that are meant as they are. ``unknown``: nothing is known.
         names: names of the classes, by index.
-        outputs: outputs that the task is about; any other one holds plain values.
+        outputs: outputs that the task is about.
         padding: names of the inputs that are 0 where a place of a text is padding; the output is along the
             first of them that is given.
-        nothing: the class that stands for no object.
+        nothing: the class that stands for no object, if the output has one of this index.
         boxes: name of the output with the queries' boxes, if there is one.
         independent: whether each class has a probability of its own (a sigmoid), and not a share (a softmax).
+            A detector's have where its output has no class for no object.
+        others: name of another output -> what that one holds; one that is not named holds plain values, and
+            beside a detector's classes numbers of its queries.
 
     Example:
         >>> Task("classes", names={0: "bad", 1: "good"}).names[1]
@@ -50,6 +55,7 @@ class Task:
     nothing: int | None = None
     independent: bool = False
     boxes: str = ""
+    others: Mapping[str, TaskKind] = field(default_factory=dict)
 
 
 UNKNOWN = Task()

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from fxplain.attention.labelled import Labelled
 from fxplain.attention.plan import make_plan
+from fxplain.attention.records import TokenSpace
 from fxplain.capture.verify import tolerance
 from fxplain.errors import NonFiniteError, TargetError, UnknownOpError
 from fxplain.labels.labels import Value, reads_of
@@ -221,27 +222,36 @@ def _frame(ran: Ran, place: int) -> Frame:
     task = task_of(captured.model)
     given = {p.path: ran.bound[p.node] for p in captured.placeholders if p.kind == "input"}
     masks = [given[name] for name in task.padding if name in given]
-    fits = [mask for mask in masks if axes and tuple(mask.shape) == (findings.batch, axes[0].size)]
+    placed = bool(axes) and axes[0].kind != "features"
+    fits = [mask for mask in masks if placed and tuple(mask.shape) == (findings.batch, axes[0].size)]
     named = dict(zip(captured.outputs, outputs, strict=True))
     boxes = named[task.boxes].detach() if task.boxes in named else None
     real = (fits[0] != 0).cpu() if fits else None
     if real is not None and not bool(real.any(-1).all()):
         real = None
-    return Frame(captured.outputs[place], axes, task, real, boxes)
+    name = captured.outputs[place]
+    beside = tuple(other for other in task.outputs if other in named and other != name)
+    return Frame(name, axes, task, real, boxes, beside)
 
 
 def _axis(labelled: Labelled, value: Value, axis: int, size: int) -> Axis:
-    """What one axis of an output ranges over, read off its labels."""
+    """What one axis of an output ranges over, read off its labels: a row of tokens one after the other, of
+    the space that has most of them."""
     slot = next((slot for slot in value.active if axis in slot.token_axes), None)
     if slot is None:
         return Axis("features", "", size)
-    tokens = labelled.classified.token_ids(slot.labels)
-    first = int(tokens[tokens >= 0].min()) if bool((tokens >= 0).any()) else -1
-    space = next((s for s in labelled.classified.spaces if s.start <= first < s.start + s.size), None)
-    if space is None:
+    tokens = labelled.classified.token_ids(slot.labels).movedim(axis, 0).reshape(size, -1)[:, 0]
+    steps = tokens - torch.arange(size, device=tokens.device)
+    rows: dict[int, tuple[int, TokenSpace, int]] = {}
+    for space in labelled.classified.spaces:
+        inside = steps[(tokens >= space.start) & (tokens < space.start + space.size)]
+        if len(inside) and bool((inside == inside[0]).all()):
+            rows[space.start] = (len(inside), space, int(inside[0]) - space.start)
+    if not rows or max(count for count, _, _ in rows.values()) < 2 <= size:
         return Axis("tokens", "", size)
+    _, space, first = max(rows.values(), key=lambda row: (row[1].size == size, row[0]))
     kind = "queries" if space.origin == "parameter" else "places" if len(space.grid) > 1 else "tokens"
-    return Axis(cast(AxisKind, kind), space.name, size)
+    return Axis(cast(AxisKind, kind), space.name, size, first)
 
 
 def _unreached(labelled: Labelled, output: str) -> TargetError:

@@ -6,7 +6,7 @@ queries, the places at which a class is predicted. Where that would be a guess, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fxplain.errors import TargetError
 from fxplain.questions import Axis, Question, box_words
-from fxplain.tasks import UNKNOWN, Task
+from fxplain.run.choices import ambiguous
+from fxplain.tasks import UNKNOWN, Task, TaskKind
 
 
 class Region(tuple[int, ...]):
@@ -64,11 +65,28 @@ class Frame:
     """[batch, place]: which places of the first axis are no padding; None where all are."""
     boxes: Tensor | None = None
     """[batch, query, edge]: where a detector's queries see their objects."""
+    beside: tuple[str, ...] = ()
+    """The other outputs that the task is about."""
 
     @property
-    def about(self) -> bool:
-        """Whether the task is about this output."""
-        return self.output in self.task.outputs
+    def kind(self) -> TaskKind:
+        """What this output holds; a nested output is known by its own name."""
+        if self.output in self.task.outputs:
+            return self.task.kind
+        rest: TaskKind = "boxes" if self.task.kind == "queries" else "values"
+        return self.task.others.get(self.output.rpartition(".")[2], rest)
+
+    @property
+    def nothing(self) -> int | None:
+        """The class for no object, if this output has one."""
+        nothing = self.task.nothing
+        classes = self.axes[-1].size if self.axes else 0
+        return nothing if self.kind == "queries" and nothing is not None and nothing < classes else None
+
+    @property
+    def independent(self) -> bool:
+        """Whether each class has a probability of its own."""
+        return self.task.independent or (self.kind == "queries" and self.nothing is None)
 
 
 Asked = tuple[tuple[int, ...], Question]
@@ -89,19 +107,28 @@ def asked(scores: Tensor, target: Any, frame: Frame, sample: int) -> Asked:
         return index, _question(scores, index, frame, sample, largest)
     if isinstance(target, Region):
         return target, _question(scores, target, frame, sample, 0)
-    kind = frame.task.kind if frame.about else "values"
-    choose = _CHOOSERS.get((kind, scores.ndim))
+    if frame.kind in _NO_LARGEST and not _full(target, scores):
+        raise _ambiguous(frame, scores, _NO_LARGEST[frame.kind].format(shape=list(scores.shape)))
+    choose = _CHOOSERS.get((frame.kind, scores.ndim))
     if choose is not None and not isinstance(target, tuple):
         index, largest = choose(scores, target, frame, sample)
     else:
-        if kind == "values" and frame.task.kind == "queries" and not _full(target, scores):
-            raise _ambiguous(frame, f"numbers of shape {list(scores.shape)}, which are no classes", _EDGES)
         index, largest = _plain(scores, target, frame, sample)
     return index, _question(scores, index, frame, sample, largest)
 
 
+_NO_LARGEST: Mapping[TaskKind, str] = {
+    "boxes": "numbers of shape {shape}, which are no classes",
+    "masks": "numbers of shape {shape}, each at a place of a picture",
+    "embedding": "coordinates of shape {shape}",
+}
+"""Outputs of which the largest element is no answer to anything."""
+
+
 def _full(target: Any, scores: Tensor) -> bool:
-    return isinstance(target, tuple) and len(target) == scores.ndim
+    """Whether a target leaves nothing open."""
+    named = 0 if target is None else len(target) if isinstance(target, tuple) else 1
+    return named >= scores.ndim
 
 
 Chosen = tuple[tuple[int, ...], int]
@@ -115,10 +142,9 @@ def _next_token(scores: Tensor, target: int | None, frame: Frame, sample: int) -
 
 
 def _surest(scores: Tensor, target: int | None, frame: Frame, sample: int) -> Chosen:
-    nothing = frame.task.nothing
     shown = scores.clone()
-    if nothing is not None and nothing < scores.shape[-1] and target is None:
-        shown[:, nothing] = -torch.inf
+    if frame.nothing is not None and target is None:
+        shown[:, frame.nothing] = -torch.inf
     dead = torch.ones(len(scores), dtype=torch.bool)
     dead[_real_places(scores, frame, sample)] = False
     shown[dead.to(shown.device)] = -torch.inf
@@ -132,7 +158,7 @@ def _surest(scores: Tensor, target: int | None, frame: Frame, sample: int) -> Ch
 def _region(scores: Tensor, target: int | None, frame: Frame, sample: int) -> Chosen:
     predicted = scores.argmax(0)
     if target is None:
-        raise _ambiguous(frame, f"a picture of classes: {_counts(predicted, frame)}", _CLASSES)
+        raise _ambiguous(frame, scores, f"a picture of classes: {_counts(predicted, frame)}")
     label = _within(target, len(scores), scores, target)
     mask = (predicted == label).cpu()
     if not bool(mask.any()):
@@ -146,14 +172,8 @@ def _region(scores: Tensor, target: int | None, frame: Frame, sample: int) -> Ch
     return Region(label, mask), 0
 
 
-def _coordinate(scores: Tensor, target: int | None, frame: Frame, sample: int) -> Chosen:
-    if target is None or scores.ndim > 1:
-        raise _ambiguous(frame, f"coordinates of shape {list(scores.shape)}", _COORDINATES)
-    return _plain(scores, target, frame, sample)
-
-
 def _word(scores: Tensor, target: int | None, frame: Frame, sample: int) -> Chosen:
-    raise _ambiguous(frame, f"scores of {scores.shape[-1]} words at each of {len(scores)} places", _WORDS)
+    raise _ambiguous(frame, scores, f"scores of {scores.shape[-1]} words at each of {len(scores)} places")
 
 
 _CHOOSERS: dict[tuple[str, int], Callable[[Tensor, Any, Frame, int], Chosen]] = {
@@ -162,37 +182,11 @@ _CHOOSERS: dict[tuple[str, int], Callable[[Tensor, Any, Frame, int], Chosen]] = 
     ("queries", 2): _surest,
     ("classes", 2): _surest,
     ("places", 3): _region,
-    ("embedding", 1): _coordinate,
-    ("embedding", 2): _coordinate,
-    ("embedding", 3): _coordinate,
 }
 
-_CLASSES = (
-    ("one class, over the places where it is predicted", "target=3, or its name"),
-    ("one class at one place", "target=(3, row, column)"),
-)
-_EDGES = (
-    ("one number of one query", "target=(7, 0), the first number of query 7"),
-    ("a class, as the surest query sees it", "another output=, which holds classes"),
-)
-_WORDS = (
-    ("one word at one place, such as a masked one", "target=(4, 17), word 17 at place 4"),
-    ("the likeliest word at one place", "target=(4,)"),
-)
-_COORDINATES = (
-    ("the similarity to another text or picture", "target=lambda out: out.pooler_output @ other"),
-    ("one coordinate", "target=3 where there is one vector, else target=(place, 3)"),
-    ("the length of the vector", "target=lambda out: out.pooler_output.norm(dim=-1)"),
-)
 
-
-def _ambiguous(frame: Frame, found: str, choices: Sequence[tuple[str, str]]) -> TargetError:
-    return TargetError(
-        f"the output {frame.output!r} can be asked in several ways, and none is the usual one",
-        expected="; ".join(f"{what}: {how}" for what, how in choices),
-        found=found,
-        hint="choose one of these",
-    )
+def _ambiguous(frame: Frame, scores: Tensor, found: str) -> TargetError:
+    return ambiguous(frame.kind, frame.output, scores.shape, found, next(iter(frame.beside), ""))
 
 
 def _counts(predicted: Tensor, frame: Frame) -> str:
@@ -238,11 +232,14 @@ def _plain(scores: Tensor, target: Any, frame: Frame, sample: int) -> Chosen:
     if frame.real is not None and 0 not in fixed and ndim:
         padding = (~frame.real[sample]).to(view.device)
         view = view.masked_fill(padding.view(-1, *[1] * (ndim - 1)), -torch.inf)
+    if frame.nothing is not None and fixed and ndim - 1 not in fixed:
+        empty = torch.arange(shape[-1], device=view.device) == frame.nothing
+        view = view.masked_fill(empty, -torch.inf)
     best = int(view.reshape(-1).argmax()) if view.numel() else 0
     rest = torch.unravel_index(torch.tensor(best), view.shape)
-    return tuple(
-        fixed.get(axis, int(r)) for axis, r in zip(range(len(shape)), rest, strict=True)
-    ), view.numel()
+    return tuple(fixed.get(axis, int(r)) for axis, r in zip(range(len(shape)), rest, strict=True)), int(
+        torch.isfinite(view).sum()
+    )
 
 
 def _at(place: Any, axis: int, frame: Frame, sample: int, scores: Tensor, target: Any) -> int:
@@ -269,7 +266,7 @@ def _out_of_range(scores: Tensor, target: Any) -> TargetError:
 
 
 def _question(scores: Tensor, index: tuple[int, ...], frame: Frame, sample: int, largest: int) -> Question:
-    kind = frame.task.kind if frame.about else "values"
+    kind = frame.kind
     axes = frame.axes or tuple(Axis("features", "", size) for size in scores.shape)
     said = Question("coordinate", frame.output, tuple(index), axes, largest=largest)
     if isinstance(index, Region):
@@ -287,9 +284,11 @@ def _question(scores: Tensor, index: tuple[int, ...], frame: Frame, sample: int,
         said = replace(said, kind="query", probability=_likely(scores[index[0]], index[1], frame), about=box)
     if frame.real is not None and index and not bool(frame.real[sample, index[0]]):
         said = replace(said, about="which is padding")
+    if frame.nothing is not None and index[-1:] == (frame.nothing,):
+        return said.named({frame.nothing: "no object"})
     return said.named(frame.task.names)
 
 
 def _likely(scores: Tensor, label: int, frame: Frame) -> float:
-    shares = scores.float().sigmoid() if frame.task.independent else scores.float().softmax(-1)
+    shares = scores.float().sigmoid() if frame.independent else scores.float().softmax(-1)
     return float(shares[label])
