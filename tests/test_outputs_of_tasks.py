@@ -119,6 +119,13 @@ def test_a_mask_and_a_map_of_depths_have_no_largest_place() -> None:
     assert "target=(0, 0, row, column)" in said
     mean = eval(said.split("the whole picture: target=")[1].split(";")[0])
     assert explain(sam, inputs, mean).question == "your function of pred_masks"
+    depth = hf.DPTForDepthEstimation(
+        hf.DPTConfig(
+            **PATCHES, num_hidden_layers=4, intermediate_size=16, backbone_out_indices=[0, 1, 2, 3],
+            neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, reassemble_factors=[4, 2, 1, 0.5],
+        )
+    )  # fmt: skip
+    assert "target=(row, column)" in refusal(depth, {"pixel_values": PICTURE})
 
 
 def test_scores_of_a_word_at_each_place_are_not_compared_between_places() -> None:
