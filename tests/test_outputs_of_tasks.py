@@ -19,7 +19,7 @@ TEXT: dict[str, Any] = {
     "vocab_size": 99,
 }
 IDS = torch.tensor([[7, 3, 12, 5, 9, 4], [8, 4, 6, 2, 0, 0]])
-WORDS = {"input_ids": IDS, "attention_mask": (IDS > 0).long()}
+WORDS: dict[str, Any] = {"input_ids": IDS, "attention_mask": (IDS > 0).long()}
 PICTURE = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 PATCHES: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 
@@ -142,7 +142,7 @@ def test_scores_of_a_word_at_each_place_are_not_compared_between_places() -> Non
 
 def test_texts_beside_a_picture_are_no_places_of_a_text() -> None:
     text = {**TEXT, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 9}
-    vision = {**PATCHES, "num_hidden_layers": 1, "intermediate_size": 16}
+    vision: dict[str, Any] = {**PATCHES, "num_hidden_layers": 1, "intermediate_size": 16}
     clip = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
     result = explain(clip, {**WORDS, "pixel_values": PICTURE}, 1)
     assert result.question == "the value of logits_per_image at index 1"
