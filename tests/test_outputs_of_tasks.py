@@ -152,7 +152,8 @@ def test_scores_of_the_last_places_alone_are_named_by_the_places_of_the_text() -
     config = hf.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=99, bos_token_id=1, eos_token_id=2)
     writer = hf.GPT2LMHeadModel(config)
     for kept, where in ((1, ", probability"), (2, " after place 5 of input_ids")):
-        result = explain(writer, {"input_ids": IDS[:1], "logits_to_keep": kept}, 7)
+        given: dict[str, Any] = {"input_ids": IDS[:1], "logits_to_keep": kept}
+        result = explain(writer, given, 7)
         assert result.target == ((kept - 1, 7),)
         assert result.question.startswith(f"the score of token 7 as the next token{where}")
 
