@@ -96,7 +96,9 @@ class Question:
 
 
 def _share(probability: float) -> str:
-    return f"{probability:.2f}" if 0.005 <= probability < 0.995 else f"{probability:.2g}"
+    if probability >= 0.995:
+        return "over 0.99"
+    return f"{probability:.2f}" if probability >= 0.005 else f"{probability:.2g}"
 
 
 Texts = Callable[[str, int], "str | None"]
