@@ -17,7 +17,7 @@ from fxplain.labels.batch_axis import Guess, batch_guesses
 from fxplain.labels.call import op_name
 from fxplain.labels.elements import Root
 from fxplain.labels.findings import Findings
-from fxplain.labels.labels import DORMANT, NOTHING, STRONG, WEAK, Slot, Value, compact, encode, samples_of
+from fxplain.labels.labels import DORMANT, NOTHING, STRONG, WEAK, Slot, Value, compact, encode
 from fxplain.labels.notebook import Ledger
 from fxplain.ops.catalogue import TABLE, Call
 from fxplain.ops.elementwise import pointwise

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fxplain.capture.captured import Captured
 
-
 MOST_PLACINGS = 8
 """How many ways to tell the axes of inputs that fit on two are tried."""
 
@@ -84,8 +83,8 @@ def on_own_axes(data: Mapping[str, Tensor], others: Sequence[Guess]) -> Iterator
     """Guesses that some inputs have their samples on the first axis and some on the second, as features with
     the time first beside pictures have.
 
-    Where both axes of an input are of the right size, either may be. Only such as fit all inputs, or more than
-    any of the ``others`` does; a single sample, which nothing refutes, must be found in all.
+    Where both axes of an input are of the right size, either may be. Only such as fit all inputs, or more
+    than any of the ``others`` does; a single sample, which nothing refutes, must be found in all.
     """
     most = max((len(data) - _misfits(guess, data) for guess in others), default=0)
     sizes = {size: None for tensor in data.values() for size in tensor.shape[:2]}
