@@ -136,7 +136,7 @@ class Viewer(nn.Module):
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_inputs_may_have_their_samples_on_different_axes(batch: int) -> None:
-    """No map tells them apart: moments do not read each other, and the last one only is told in the output."""
+    """No map tells them apart: moments do not read each other, and the output is of the last one alone."""
     model, inputs = Viewer().eval(), (torch.randn(OLD, batch, 5), torch.randn(batch, 3, 4, 4))
     traced = fxplain.trace(model, inputs)
     assert traced.batch_axes == {"moments": 1, "picture": 0}

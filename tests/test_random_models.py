@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from random_models.compare import disagreement
+from random_models.equations import Map, relevancy
 from random_models.plan import draw
-from random_models.reference import Map, relevancy
 
 SEEDS = range(120)
 KNOWN: dict[int, str] = {}
