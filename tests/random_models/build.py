@@ -98,7 +98,8 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList()
         for layer in plan.layers:
             block = Block(layer, room)
-            if layer.shared and self.blocks and plan.layers[len(self.blocks) - 1].spelling == layer.spelling:
+            again = layer.shared and layer.kind not in LIBRARY and self.blocks
+            if again and plan.layers[len(self.blocks) - 1].spelling == layer.spelling:
                 earlier: Any = self.blocks[-1]
                 block.there = earlier.there
             self.blocks.append(block)
