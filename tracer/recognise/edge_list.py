@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten, op_name
+from fxplain.labels.flows import EdgeList
 from fxplain.labels.labels import NOTHING, Slot, Value, broadcast, compact, samples_of
 from fxplain.labels.operand import Operand, Taken
 from fxplain.ops.meeting.mixing import check_samples
-from fxplain.ops.meeting.reading import letters_for
 from fxplain.recognise.normaliser import all_ones, is_positive
 
 ACCUMULATORS = frozenset(aten("index_add index_reduce scatter_add scatter_reduce"))
@@ -153,18 +153,15 @@ def _attention(
     cols = values.value.active[0]
     on_map = replace(rows, labels=_ends(rows, axis, index, weights.ndim))
     check_samples(call, on_map, cols)
-    nodes = tuple(operand.node for operand in (weights, values) if operand.node is not None)
-    letters = letters_for(weights.ndim)
+    assert weights.node is not None
+    assert values.node is not None
     site = call.ledger.add_site(
         node=node,
-        role="attention",
-        form="weights",
-        operands=nodes,
+        map=EdgeList(weights.node, values.node),
         shape=weights.shape,
         rows=on_map,
         cols=cols,
-        pools=pools,
         softmaxes=weights.value.softmaxes,
-        axes=f"{letters},{letters}->{letters}",
+        new_rows=pools,
     )
     return site.index
