@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,15 +19,19 @@ from fxplain.labels.flows import (
     Map,
     Matrix,
     Operator,
+    Product,
     Sampled,
+    Several,
     Site,
     Sum,
     Window,
     WrittenOut,
 )
-from fxplain.maps.attentions import map_of
+from fxplain.maps.attentions import map_of, rebuilt
+from fxplain.maps.mixings import contributions_of
 from fxplain.maps.weights import mixing_values
 from fxplain.run.replay import replay
+from fxplain.saved.codec import CLASSES
 
 KINDS = [
     *(Kernel, WrittenOut, WrittenOut, Sum, Operator, Window, Matrix, Elementwise, Elementwise, Elementwise),
@@ -101,6 +106,20 @@ def run(traced: fxplain.Traced) -> Any:
     captured = traced._first.captured
     args, kwargs = captured.layout.fill(captured.example)
     return replay(captured, captured.bind(args, kwargs), traced._first.classified.sites, gradients=False)
+
+
+def kinds(parent: type[Map] = Map) -> Iterator[type[Map]]:
+    for kind in parent.__subclasses__():
+        yield from kinds(kind)
+        if kind not in (Product, Several):
+            yield kind
+
+
+def test_every_kind_is_computed_and_saved() -> None:
+    assert len(list(kinds())) == 12
+    held_in_the_graph = {EdgeList}
+    assert set(kinds()) <= {*rebuilt.registry, *contributions_of.registry, *held_in_the_graph}
+    assert set(kinds()) <= {*CLASSES.values()}
 
 
 def test_every_kind_is_found(traced: fxplain.Traced) -> None:

@@ -27,6 +27,8 @@ LEARNED = "learned mixture", "weights of parameters only: the same for every inp
 EDGES = "attention", "weights of edges, which add up to 1 where they end"
 MOVING = frozenset(aten("gather take_along_dim index index_select roll"))
 MOVED = "token mixing", "weighs copies of the sequence that are moved along it"
+LOST = "unknown", "labelled data reached an operation without a transfer function"
+PROBED = "token by token", "no transfer function; noise in some tokens changed these tokens only"
 POINTS = "sampling over points", "weighs values sampled at a few places per query"
 
 
@@ -50,15 +52,9 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
             entries.setdefault(site.node, LINEAR)
         if isinstance(site.map, EdgeList):
             entries.setdefault(site.map.weights, EDGES)
-    for node, told in findings.ledger.unfollowed.items():
-        entries[node] = told
-    for node in findings.ledger.losses.values():
-        entries[node] = ("unknown", "labelled data reached an operation without a transfer function")
-    for node in findings.ledger.probed:
-        entries[node] = (
-            "token by token",
-            "no transfer function; noise in some tokens changed these tokens only",
-        )
+    entries |= findings.ledger.unfollowed
+    entries |= dict.fromkeys(findings.ledger.losses.values(), LOST)
+    entries |= dict.fromkeys(findings.ledger.probed, PROBED)
     order = {node: place for place, node in enumerate(_nodes(findings))}
     return tuple(
         CensusEntry(

@@ -42,8 +42,8 @@ class Map:
 
     @property
     def operands(self) -> tuple[fx.Node, ...]:
-        """What meets here: weights and values, or what goes into the tokens."""
-        return ()
+        """The nodes that meet here: weights and values, or what goes into the tokens."""
+        return tuple(value for value in vars(self).values() if isinstance(value, fx.Node))
 
     @property
     def path(self) -> tuple[fx.Node, ...]:
@@ -89,10 +89,6 @@ class Product(Map):
 
     weights: fx.Node
     values: fx.Node
-
-    @property
-    def operands(self) -> tuple[fx.Node, ...]:
-        return self.weights, self.values
 
 
 @dataclass(frozen=True)
@@ -148,10 +144,6 @@ class Kernel(Map):
     key: fx.Node
     value: fx.Node
 
-    @property
-    def operands(self) -> tuple[fx.Node, ...]:
-        return self.query, self.key, self.value
-
 
 @dataclass(frozen=True)
 class Sum(Map):
@@ -185,10 +177,6 @@ class Elementwise(Map):
 
     operand: fx.Node
 
-    @property
-    def operands(self) -> tuple[fx.Node, ...]:
-        return (self.operand,)
-
 
 @dataclass(frozen=True)
 class Window(Map):
@@ -200,10 +188,6 @@ class Window(Map):
     """The axis of the channels."""
     shape: tuple[int, ...]
     """That of the output."""
-
-    @property
-    def operands(self) -> tuple[fx.Node, ...]:
-        return (self.operand,)
 
 
 class Copied(Map):

@@ -16,7 +16,7 @@ from fxplain.run.replay import Replay
 
 def contributions(site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """⟨∂y/∂o, contribution⟩ for every element of the site's map, signed, float32 or better."""
-    return _contributions(site.map, site, replay, _wide(gradient))
+    return contributions_of(site.map, site, replay, _wide(gradient))
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -24,31 +24,32 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 @singledispatch
-def _contributions(map: Map, site: Site, replay: Replay, gradient: Tensor) -> Tensor:
+def contributions_of(map: Map, site: Site, replay: Replay, gradient: Tensor) -> Tensor:
+    """What a kind of map gives for :func:`contributions`, from a gradient in float32 or better."""
     raise NotImplementedError(type(map).__name__)
 
 
-@_contributions.register
+@contributions_of.register
 def _elementwise(map: Elementwise, site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """Each element, at every place of the map: input times the local gradient of this operation alone."""
     (leaf,), (grown,) = through_path(map.operands, [site.node], replay, gradient, site.shape)
     return _wide(leaf) * _wide(grown)
 
 
-@_contributions.register
+@contributions_of.register
 def _gathered(map: Gathered, site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """Every element times the gradient that reaches it through the operations of this step."""
     pairs = zip(*through_path(map.operands, map.path, replay, gradient), strict=True)
     return torch.cat([(_wide(leaf) * _wide(grown)).reshape(-1) for leaf, grown in pairs])
 
 
-@_contributions.register
+@contributions_of.register
 def _copied(map: Copied, site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """All that a copy is comes of one token, whatever the gradient."""
     return torch.ones(site.shape, device=gradient.device)
 
 
-@_contributions.register
+@contributions_of.register
 def _operator(map: Operator, site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """Every element of the operand times the gradient that each token of the output alone sends to it."""
     (leaf,), output = along(map.operands, map.path, replay)
@@ -63,7 +64,7 @@ def _operator(map: Operator, site: Site, replay: Replay, gradient: Tensor) -> Te
     return found
 
 
-@_contributions.register
+@contributions_of.register
 def _matrix(map: Matrix, site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """A matrix over the token axis: its entries times ⟨gradient, data⟩."""
     weights, values = (_wide(replay.kept[node.name]) for node in map.operands)
@@ -72,7 +73,7 @@ def _matrix(map: Matrix, site: Site, replay: Replay, gradient: Tensor) -> Tensor
     return torch.einsum(spec, weights, values, gradient)
 
 
-@_contributions.register
+@contributions_of.register
 def _window(map: Window, site: Site, replay: Replay, gradient: Tensor) -> Tensor:
     """A window over a grid: for each place of the window, what the element there contributes."""
     contribute = tap_terms(site.node, replay.kept, map)

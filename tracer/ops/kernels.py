@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels.axes import Axes, kernel_axes
+from fxplain.labels.axes import kernel_axes
 from fxplain.labels.call import Call, aten
-from fxplain.labels.flows import Kernel, Map
+from fxplain.labels.flows import Kernel
 from fxplain.labels.labels import NOTHING, Slot, Value, align, compact, reads_of
 from fxplain.labels.merge import merge
 from fxplain.labels.operand import Operand
-from fxplain.ops.meeting.attending import attend
+from fxplain.ops.meeting.attending import Numbers, attend
 from fxplain.ops.meeting.features import one_token_a_place
 from fxplain.ops.meeting.reading import Side
 from fxplain.ops.table import transfer
@@ -47,9 +48,10 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
         return _with_sums(call, _mixed_versions(call, query, key, value))
     call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
     weights, values = _sides(call, query, key, value)
-    output = kernel_axes(weights.operand.ndim).output
-    nodes = [operand.node for operand in (query, key, value) if operand.node is not None]
-    slots = attend(call, weights, values, output, Hidden(call, Kernel(*nodes)))
+    ndim = weights.operand.ndim
+    kernel = Kernel(*[operand.node for operand in (query, key, value) if operand.node is not None])
+    numbers = Numbers(lambda axes: kernel, torch.ones((1,) * ndim), True, partial(_by_group, call))
+    slots = attend(call, weights, values, kernel_axes(ndim).output, numbers)
     out = call.carry(query, key, value, slots=slots, softmaxes=frozenset(), sampled=frozenset(), asked=())
     return _with_sums(call, out)
 
@@ -88,47 +90,30 @@ def _for_heads(operand: Operand, heads: int) -> Operand:
     return replace(operand, tensor=operand.tensor.repeat_interleave(times, axis)).with_slots(slots)
 
 
-@dataclass(frozen=True)
-class Hidden:
-    """The numbers of a map that only a kernel knows: it tells by values that are 1 for some keys, else 0."""
+def _by_group(call: Call, groups: Tensor) -> Tensor:
+    """What every row weighs the keys of each key's group together: [..., query, key].
 
-    call: Call
-    kernel: Kernel
-    positive: bool = True
+    The kernel itself tells, by values that are 1 for one group and else 0; 1 where it cannot be asked.
+    """
+    total = torch.zeros(())
+    for group in torch.unique(groups[groups > 0]).tolist():
+        total = total + _weight_of(call, groups == group) * (groups == group)
+    return total
 
-    @property
-    def sums(self) -> Tensor:
-        result = self.call.result[0] if isinstance(self.call.result, tuple | list) else self.call.result
-        return torch.ones((1,) * result.ndim)
 
-    def map(self, axes: Axes) -> Map:
-        return self.kernel
-
-    def weights(self, groups: Tensor) -> Tensor:
-        """What every row weighs the keys of each key's group together: [..., query, key].
-
-        It is 1 where it cannot be asked.
-        """
-        total = torch.zeros(())
-        for group in torch.unique(groups[groups > 0]).tolist():
-            total = total + self._of(groups == group) * (groups == group)
-        return total
-
-    def _of(self, keys: Tensor) -> Tensor:
-        """What every row weighs some keys [..., 1, key] together: [..., query, 1]."""
-        args = list(self.call.args)
-        places = [place for place, argument in enumerate(args) if isinstance(argument, Tensor)]
-        if len(places) < 3:
-            return torch.ones(())
-        value = args[places[2]]
-        chosen = keys.transpose(-1, -2).reshape(keys.mT.shape[-value.ndim :])
-        if chosen.ndim > 2 and chosen.shape[-3] not in (1, value.shape[-3]):
-            # one of those that it was repeated to
-            chosen = chosen[..., :: chosen.shape[-3] // value.shape[-3], :, :]
-        args[places[2]] = chosen.to(value).expand_as(value).contiguous()
-        result = compute(self.call.node, args, self.call.kwargs)
-        output: Tensor = result[0] if isinstance(result, tuple | list) else result
-        return output[..., :1].cpu()
+def _weight_of(call: Call, keys: Tensor) -> Tensor:
+    """What every row weighs some keys [..., 1, key] together: [..., query, 1]."""
+    places = [place for place, argument in enumerate(call.args) if isinstance(argument, Tensor)]
+    if len(places) < 3:
+        return torch.ones(())
+    args, value = list(call.args), call.args[places[2]]
+    chosen = keys.mT.reshape(keys.mT.shape[-value.ndim :])
+    if chosen.ndim > 2 and chosen.shape[-3] not in (1, value.shape[-3]):
+        chosen = chosen[..., :: chosen.shape[-3] // value.shape[-3], :, :]  # each was repeated
+    args[places[2]] = chosen.to(value).expand_as(value).contiguous()
+    result = compute(call.node, args, call.kwargs)
+    output: Tensor = result[0] if isinstance(result, tuple | list) else result
+    return output[..., :1].cpu()
 
 
 def _along_features(operand: Operand) -> bool:

@@ -158,13 +158,14 @@ class _Reader:
         return plain[kind](content)
 
     def record(self, entry: Mapping[str, Any]) -> Any:
-        name = entry["of"]
-        if name in OLDER:
-            return OLDER[name]({key: self.read(value) for key, value in entry["with"].items()})
-        expected = {field.name for field in fields(CLASSES[name])} - WHILE_LABELLING.get(name, set())
-        if set(entry["with"]) != expected:
+        name, kind = entry["of"], CLASSES.get(entry["of"])
+        own = {key: self.read(value) for key, value in entry["with"].items()}
+        known = {field.name for field in fields(kind)} if kind is not None else set()
+        if kind is not None and set(own) == known - WHILE_LABELLING.get(name, set()):
+            return kind(**own)
+        if name not in OLDER:
             raise ValueError(f"a {name} of another version of fxplain")
-        return CLASSES[name](**{key: self.read(value) for key, value in entry["with"].items()})
+        return OLDER[name](own)
 
 
 def _tensor(entry: Mapping[str, Any]) -> Tensor:

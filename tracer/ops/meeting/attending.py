@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import Protocol
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,49 +24,28 @@ from fxplain.recognise.repeated import note_blanks, note_rows, note_twins
 from fxplain.recognise.shared_map import spread_over_rows
 
 
-class Numbers(Protocol):
-    """What is known of the numbers of a map."""
-
-    @property
-    def sums(self) -> Tensor:
-        """What each row adds up to; laid out as the map, its columns at size 1."""
-
-    @property
-    def positive(self) -> bool:
-        """Whether no weight is negative."""
-
-    def weights(self, groups: Tensor) -> Tensor:
-        """The map; or one that has, at each key of a group above 0, what a row weighs all of the group."""
-
-    def map(self, axes: Axes) -> Map:
-        """How the map is had."""
-
-
 @dataclass(frozen=True)
-class Held:
+class Numbers:
+    """What is known of the numbers of a map: all of them, or what a kernel tells."""
+
+    map: Callable[[Axes], Map]
+    """How the map is had."""
+    sums: Tensor
+    """What each row adds up to; laid out as the map, its columns at size 1."""
+    positive: bool
+    """Whether no weight is negative."""
+    weights: Callable[[Tensor], Tensor]
+    """The map; or one that has, at each key of a group above 0, what a row weighs all keys of the group."""
+
+
+def held(call: Call, weights: Side, values: Operand) -> Numbers:
     """The numbers of a map that is a tensor of the graph."""
-
-    call: Call
-    side: Side
-    values: Operand
-
-    @cached_property
-    def sums(self) -> Tensor:
-        return row_sums(self.side.operand.tensor, self.side.axes_of(self.side.summed))
-
-    @property
-    def positive(self) -> bool:
-        return is_positive(self.side.operand)
-
-    def weights(self, groups: Tensor) -> Tensor:
-        return self.side.operand.tensor
-
-    def map(self, axes: Axes) -> Map:
-        weights = self.side.operand
-        assert weights.node is not None
-        assert self.values.node is not None
-        normaliser = normaliser_of(self.call, weights, self.sums)
-        return WrittenOut(weights.node, self.values.node, axes, normaliser)
+    map = weights.operand
+    assert map.node is not None
+    assert values.node is not None
+    sums = row_sums(map.tensor, weights.axes_of(weights.summed))
+    how = partial(WrittenOut, map.node, values.node, normaliser=normaliser_of(call, map, sums))
+    return Numbers(how, sums, is_positive(map), lambda groups: map.tensor)
 
 
 def attend(
@@ -76,7 +55,7 @@ def attend(
 
     ``numbers``: those of a map that no tensor holds.
     """
-    numbers = numbers or Held(call, weights, values.operand)
+    numbers = numbers or held(call, weights, values.operand)
     cols = _columns(call, weights, values)
     query = None if weights.alive else _query_told(call, weights, cols) or _query_beside(weights)
     rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
@@ -85,13 +64,13 @@ def attend(
     if tied is not None:
         shape, rows, cols = tied.shape, tied.rows, replace(tied.cols, reads=cols.reads)
         axes = replace(axes, map=tied.letters)
-    by_sample = partial(numbers.weights, samples_of(cols.labels) + 1)
-    check_samples(call, rows, cols, by_sample)
+    labels = cols.labels
+    check_samples(call, rows, cols, lambda: numbers.weights(samples_of(labels) + 1))
     note_content(call, values)
     note_rows(call, rows, shape, free(weights, values))
     if tied is None:
-        note_blanks(call, rows, cols, partial(numbers.weights, (codes_of(cols.labels) < 0).long()))
-        check_lines(call, rows, cols, axes.columns, by_sample)
+        note_blanks(call, rows, cols, lambda: numbers.weights((codes_of(labels) < 0).long()))
+        check_lines(call, rows, cols, axes.columns, lambda: numbers.weights(samples_of(labels) + 1))
     site = call.ledger.add_site(
         node=call.node,
         map=numbers.map(axes),
