@@ -96,8 +96,9 @@ def _columns(call: Call, weights: Side, values: Side) -> Slot:
     if (told or cols.strength < ours.strength) and set(values.letters) & set(weights.letters):
         labels = moved(ours.labels, values.letters, weights.letters)
         cols = Slot(labels, ours.strength, ours.reads | cols.reads)
-    reads = ours.reads if same_tokens(cols, ours) else ours.reads | cols.reads
-    apart = {*weights.letters} - {*values.letters}
+    if same_tokens(cols, ours):
+        return replace(cols, reads=ours.reads)
+    reads, apart = ours.reads | cols.reads, {*weights.letters} - {*values.letters}
     if not told and not any(cols.varies(weights.letters.index(letter)) for letter in apart):
         keys = replace(cols, labels=moved(cols.labels, weights.letters, values.letters))
         reads |= values_of_others(call, values.operand, keys, ours)
