@@ -25,7 +25,6 @@ from fxplain.capture.inputs import normalise
 from fxplain.comparison import Comparison
 from fxplain.errors import FxplainError
 from fxplain.explanation import explain_labelled
-from fxplain.labels.flows import Sampled
 from fxplain.layouts import Layouts
 from fxplain.maps.samplings import point_weights
 from fxplain.maps.weights import per_head
@@ -119,7 +118,7 @@ class Traced:
         args, kwargs = normalise(inputs)
         with untouched(None), drawing_from(self._first.drawn_from):
             labelled, bound, _ = self._layouts.labelled_for(args, kwargs, False)
-            sites = [site for site in labelled.classified.sites if isinstance(site.map, Sampled)]
+            sites = [site for site in labelled.classified.sites if site.attends and site.role == "mixing"]
             run = replay(labelled.captured, bound, sites, gradients=False)
             return tuple(point_weights(site, run, labelled.findings.batch) for site in sites)
 
