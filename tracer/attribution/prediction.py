@@ -20,7 +20,7 @@ from fxplain.maps.weights import check_rebuilt
 from fxplain.run.broken_gradient import ended, origin
 from fxplain.run.checkpoint import checkpointed
 from fxplain.run.libra import balanced
-from fxplain.run.replay import NO_SURROGATES, Gradients, Replay, Surrogates, replay, tap_of
+from fxplain.run.replay import NO_SURROGATES, Gradients, Replay, Surrogates, replay
 from fxplain.run.target import Readout, Resolved, choose_output, default_output, resolve
 from fxplain.schedule.rules_over_steps import Step
 from fxplain.schedule.steps import steps_of
@@ -277,12 +277,12 @@ def _without_wrong_assumptions(labelled: Labelled, run: Replay, scores: Sequence
     If one does, the map is of no sample, or of all: it counts for every one, each by its own gradient.
     """
     assumed = {index: plan for index, plan in labelled.plans.items() if plan.assumed}
-    tapped = {tap_of(plan.site).name: run.tapped[tap_of(plan.site).name] for plan in assumed.values()}
+    tapped = {plan.site.tap.name: run.tapped[plan.site.tap.name] for plan in assumed.values()}
     plans = dict(labelled.plans)
     for sample, score in enumerate(scores):
         gradients = replace(run, tapped=tapped).gradients(score, True, lambda name, gradient: None)
         for index, plan in reversed(assumed.items()):
-            gradient = gradients.get(tap_of(plan.site).name)
+            gradient = gradients.get(plan.site.tap.name)
             if gradient is not None and not plan.only(sample, gradient):
                 plans[index] = make_plan(plan.site, labelled.classified, plan.batch, assume=False)
     return replace(labelled, plans=plans)
