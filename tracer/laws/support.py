@@ -1,0 +1,286 @@
+"""The support law: what the score depends on belongs to tokens that the readout can reach.
+
+The graph is run once with gradients from the inputs on. Numbers that move the score must feed tokens of their
+input, where these are born, that steps lead to from the rows that are read. Ids have no gradient; the first
+numbers that are made of them have one. An input without tokens of its own breaks no law where its places are
+told apart in another's tokens, as a note says then. Nor does what goes by weights between tokens alone, or
+through what notes say is not followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.attention.births import Birth, born
+from fxplain.attention.gave_way import data_of, endings, only_scores, unnamed
+from fxplain.attention.labelled import Labelled, labelled_by
+from fxplain.attention.unfollowed import carried
+from fxplain.capture.captured import Captured
+from fxplain.labels.findings import Findings
+from fxplain.labels.labels import reads_of
+from fxplain.laws.reach import Reading, readable
+from fxplain.run.entries import Entries, Entry, gradients_at
+from fxplain.run.replay import execute
+from fxplain.run.target import Resolved, default_output, resolve
+from fxplain.where import place_of
+
+LEAST = 1e-5
+"""The smallest gradient that counts, beside the largest to what the same input is made of."""
+
+BESIDE = "{places} elements of {source} move the score ({share:.0%} of gradient x input) and are of no token"
+UNREACHED = "{places} tokens of {source} move the score ({share:.0%} of gradient x input) out of its reach"
+ASTRAY = "{places} tokens of {source} have relevance and are out of the score's reach"
+IDLE = "{places} tokens of {source} have relevance and do not move the score"
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Places of an input that move the score while relevance cannot reach them, or the reverse."""
+
+    source: str
+    """The input."""
+    node: fx.Node
+    """Where their labels end, or else where they begin."""
+    places: int
+    """How many elements or tokens, in all samples."""
+    share: float
+    """Which part they have of all inputs' gradient times input."""
+    what: str
+    """What is wrong, a sentence with places for all this."""
+
+    def __str__(self) -> str:
+        told = self.what.format(source=self.source, places=self.places, share=self.share)
+        return f"{place_of(self.node)}: {told}"
+
+
+def violations(
+    captured: Captured,
+    bound: Mapping[str, Tensor],
+    findings: Findings,
+    target: Any = None,
+    output: str | None = None,
+    relevance: Tensor | None = None,
+) -> tuple[Violation, ...]:
+    """Where the support law is broken, input by input, for one score of each sample.
+
+    Args:
+        captured, bound, findings: the graph, a tensor for each placeholder, and the labels on these tensors.
+        target, output: what is explained, as for :meth:`fxplain.Traced.explain`.
+        relevance: [batch, tokens] of an explanation of it, to be held against what its tokens do.
+    """
+    labelled = labelled_by(captured, findings)
+    sources = data_of(labelled)
+    if not sources:
+        return ()
+    law = _Law(labelled, bound, target, output)
+    found = [each for source in sources for each in law.of(source)]
+    if relevance is not None:
+        found += law.of_relevance(relevance)
+    return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Slopes:
+    """One run with gradients of the summed scores to all entries."""
+
+    resolved: Resolved
+    entries: tuple[Entry, ...]
+    gradients: tuple[Tensor, ...]
+
+    def at(self, source: str) -> list[int]:
+        """The entries of an input itself, or of what is made of its ids."""
+        return [place for place, entry in enumerate(self.entries) if source in entry.sources]
+
+    def moving(self, place: int) -> Tensor:
+        """Which elements of an entry move the score: [*shape]."""
+        entry = self.entries[place]
+        kin = self.at(next(iter(entry.sources))) if entry.sources else [place]
+        largest = max(float(self.gradients[other].abs().max()) for other in kin if self.gradients[other].numel())
+        return self.gradients[place].abs() > LEAST * largest
+
+    def weight(self, place: int) -> Tensor:
+        """Gradient times input: [*shape]."""
+        entry = self.entries[place]
+        return (self.gradients[place] * entry.tensor.detach()).abs().nan_to_num(0, 0, 0).double()
+
+
+class _Law:
+    """One prediction, held against its labels."""
+
+    def __init__(self, labelled: Labelled, bound: Mapping[str, Tensor], target: Any, output: str | None) -> None:
+        self.labelled, self.bound, self.target, self.output = labelled, bound, target, output
+        self.findings, self.sources, self.unnamed = labelled.findings, data_of(labelled), unnamed(labelled)
+        self.born = born(labelled, bound, living(labelled))
+        self.slopes = self._run(frozenset())
+        self.reached = reached(labelled, self.slopes.resolved)
+        own = [place for place, entry in enumerate(self.slopes.entries) if entry.sources]
+        self.total = sum(float(self.slopes.weight(place).sum()) for place in own) or 1.0
+
+    def _run(self, held: frozenset[fx.Node]) -> Slopes:
+        captured, findings = self.labelled.captured, self.findings
+        entries = Entries(self.labelled, self.born, self.sources)
+
+        def change(node: fx.Node, value: Any) -> Any:
+            return entries.change(node, _detached(value) if node in held else value)
+
+        with torch.enable_grad():
+            outputs = execute(captured, self.bound, change)
+            steps = frozenset(site.index for site in self.labelled.classified.sites)
+            wanted = self.output or default_output(captured.outputs, outputs, findings.outputs, steps)
+            names, batch = captured.outputs, findings.batch
+            resolved = resolve(outputs, findings.outputs, names, self.target, wanted, batch, captured.rebuild)
+            if not resolved.scores.requires_grad:  # all ways to it are held
+                return Slopes(resolved, tuple(entries.found), tuple(torch.zeros_like(e.tensor) for e in entries.found))
+            slopes = gradients_at(resolved.scores.sum(), entries.found)
+        return Slopes(resolved, tuple(entries.found), tuple(slopes))
+
+    @cached_property
+    def held(self) -> Slopes:
+        """Slopes where nothing passes by weights between tokens, nor through what is not followed."""
+        nodes = {node for node, _ in carried(self.findings)} | set(self.findings.ledger.summaries)
+        return self._run(only_scores(self.labelled) | nodes)
+
+    def of(self, source: str) -> Iterator[Violation]:
+        """What is wrong with one input."""
+        if source in self.unnamed:
+            yield from self._of_unnamed(source)
+            return
+        bad = [(place, self.slopes.moving(place) & ~fed) for place, fed in self._fed(source)]
+        yield from self._found(source, bad, None, BESIDE)
+        births = [
+            (place, self.slopes.moving(place) & self._unreached(entry.birth, entry.tensor))
+            for place, entry in enumerate(self.slopes.entries)
+            if entry.birth is not None
+        ]
+        own = _tokens_of(self.labelled, source)
+        births = [(p, bad & self._is_of(self.slopes.entries[p], own)) for p, bad in births]
+        yield from self._found(source, births, own, UNREACHED)
+
+    def _of_unnamed(self, source: str) -> Iterator[Violation]:
+        """An input without tokens of its own must give way evenly wherever it moves the score."""
+        ways = list(endings(self.labelled, source))
+        odd = next((way.node for way in ways if not way.evenly), None)
+        if odd is None and ways:
+            return
+        bad = [(place, self.slopes.moving(place)) for place in self.slopes.at(source)]
+        yield from self._found(source, bad, None, BESIDE, odd)
+
+    def _fed(self, source: str) -> Iterator[tuple[int, Tensor]]:
+        """For each entry of an input: which of its elements feed tokens of it that can be reached."""
+        own = _tokens_of(self.labelled, source)
+        places = self.slopes.at(source)
+        total = torch.zeros(())
+        for entry in self.slopes.entries:
+            if entry.birth is not None:
+                good = self._is_of(entry, own) & ~self._unreached(entry.birth, entry.tensor)
+                noise = torch.rand(entry.tensor.shape, generator=torch.Generator().manual_seed(0))
+                total = total + (entry.tensor * (noise * good).to(entry.tensor)).sum()
+        if not total.requires_grad:
+            yield from ((place, torch.zeros_like(self.slopes.entries[place].tensor, dtype=torch.bool)) for place in places)
+            return
+        fed = gradients_at(total, [self.slopes.entries[place] for place in places])
+        yield from ((place, gradient != 0) for place, gradient in zip(places, fed, strict=True))
+
+    def _is_of(self, entry: Entry, own: Tensor) -> Tensor:
+        """Where an entry's tokens are born that are some input's."""
+        assert entry.birth is not None
+        tokens = entry.birth.tokens.expand(entry.tensor.shape)
+        return (own[tokens.clamp_min(0)] & (tokens >= 0)).to(entry.tensor.device)
+
+    def _unreached(self, birth: Birth, tensor: Tensor) -> Tensor:
+        tokens, samples = birth.tokens.expand(tensor.shape), birth.samples.expand(tensor.shape)
+        samples = torch.where(samples >= 0, samples, len(self.reached) - 1)
+        return ((tokens >= 0) & ~self.reached[samples, tokens.clamp_min(0)]).to(tensor.device)
+
+    def _found(
+        self, source: str, bad: list[tuple[int, Tensor]], own: Tensor | None, what: str, node: fx.Node | None = None
+    ) -> Iterator[Violation]:
+        """One violation for all elements that are still bad when weights and what is told are held."""
+        bad = [(place, mask) for place, mask in bad if bool(mask.any())]
+        if not bad:
+            return
+        bad = [(place, mask & (self.held.gradients[place] != 0)) for place, mask in bad]
+        share = sum(float(self.slopes.weight(place)[mask].sum()) for place, mask in bad) / self.total
+        count, tokens = 0, torch.zeros(len(self.reached[0]) + 1, dtype=torch.bool)
+        for place, mask in bad:
+            entry = self.slopes.entries[place]
+            if entry.birth is not None and own is not None:
+                tokens[entry.birth.tokens.expand(mask.shape)[mask.cpu()]] = True
+            else:
+                count += int((mask if entry.node.op == "placeholder" else mask.any(-1)).sum())
+        count += int(tokens.sum())
+        if count:
+            ways = (way.node for way in endings(self.labelled, source, None if own is None else tokens))
+            where = node or next(ways, self.slopes.entries[bad[0][0]].node)
+            yield Violation(source, where, count, share, what)
+
+    def of_relevance(self, relevance: Tensor) -> Iterator[Violation]:
+        """Tokens of inputs that have relevance, though they cannot be reached, or do nothing."""
+        renumber = self.labelled.classified.renumber
+        for source in self.sources:
+            own = _tokens_of(self.labelled, source)[:-1]
+            there = renumber >= 0
+            relevant = torch.zeros(len(own), dtype=torch.bool)
+            high = relevance.detach().abs().amax(0).cpu()
+            relevant[there] = high[renumber[there]] > LEAST * high.max()
+            relevant &= own
+            astray = relevant & ~self.reached.any(0)
+            idle = relevant & ~astray & ~self._moved(own)
+            for tokens, what in ((astray, ASTRAY), (idle, IDLE)):
+                if bool(tokens.any()):
+                    node = next(b.node for b in self.born if bool(torch.isin(b.tokens, tokens.nonzero()).any()))
+                    yield Violation(source, node, int(tokens.sum()), 0.0, what)
+
+    def _moved(self, own: Tensor) -> Tensor:
+        """[token]: whether a token moves the score where it is born, by its gradient."""
+        moved = torch.zeros_like(own)
+        for gradient, entry in zip(self.slopes.gradients, self.slopes.entries, strict=True):
+            if entry.birth is not None:
+                tokens = entry.birth.tokens.expand(gradient.shape)[(gradient != 0).cpu()]
+                moved[tokens[tokens >= 0]] = True
+        return moved
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_detached(part) for part in value)
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def living(labelled: Labelled) -> Tensor:
+    """[token]: those of inputs that users see, as the labelling run numbers them."""
+    found = torch.zeros(len(labelled.classified.renumber), dtype=torch.bool)
+    for space in labelled.classified.spaces:
+        if space.origin == "input":
+            new = labelled.classified.renumber
+            found |= (new >= space.start) & (new < space.start + space.size)
+    return found
+
+
+def _tokens_of(labelled: Labelled, source: str) -> Tensor:
+    """[token]: the living ones of one input; none after the last."""
+    found = torch.zeros(len(labelled.classified.renumber) + 1, dtype=torch.bool)
+    own = living(labelled)
+    for space in labelled.findings.ledger.spaces:
+        if space.source == source:
+            inside = slice(space.start, space.start + space.size)
+            found[inside] = own[inside]
+    return found
+
+
+def reached(labelled: Labelled, resolved: Resolved) -> Tensor:
+    """[sample, token]: what the rows that are read can depend on by way of the steps, tokens of no known
+    sample after all samples."""
+    batch = labelled.findings.batch
+    rows = torch.zeros(batch + 1, len(labelled.classified.renumber), dtype=torch.bool)
+    for own in resolved.rows:
+        for sample, token in own:
+            rows[sample, token] = True
+    found = readable(labelled.classified.sites, batch, Reading(rows, reads_of(resolved.slots)))
+    return torch.cat([found[:-1] | found[-1:], found.any(0, keepdim=True)])
