@@ -37,6 +37,16 @@ def births(labelled: Labelled, bound: Mapping[str, Tensor]) -> tuple[Birth, ...]
     return tuple(replace(birth, tokens=_renumbered(birth.tokens, classified.renumber)) for birth in found)
 
 
+def living(labelled: Labelled) -> Tensor:
+    """[token]: those of inputs that users see, as the labelling run numbers them."""
+    new = labelled.classified.renumber
+    found = torch.zeros(len(new), dtype=torch.bool)
+    for space in labelled.classified.spaces:
+        if space.origin == "input":
+            found |= (new >= space.start) & (new < space.start + space.size)
+    return found
+
+
 def _renumbered(codes: Tensor, renumber: Tensor) -> Tensor:
     return torch.where(codes >= 0, renumber[codes.clamp_min(0)], -1)
 

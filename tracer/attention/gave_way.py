@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fxplain.attention.labelled import Labelled
 from fxplain.labels.call import op_name
 from fxplain.labels.flows import Site
-from fxplain.labels.labels import DORMANT, STRONG, Slot, align, broadcast, codes_of
+from fxplain.labels.labels import DORMANT, STRONG, Slot, align, broadcast, codes_of, encode, samples_of
 from fxplain.where import module_path, source_line
 
 ADDING = frozenset({"add", "add_", "sub", "sub_", "rsub"})
@@ -35,7 +35,7 @@ class GaveWay:
             return f"it becomes part of no token in {where}"
         added = op_name(self.node).removeprefix("aten::") in ADDING
         verb = "is added to" if added else "goes into"
-        return f"it {verb} the tokens of {', '.join(f'`{name}`' for name in self.to)} in {where}"
+        return f"it {verb} the tokens of {', '.join(self.to)} in {where}"
 
 
 def unnamed(labelled: Labelled) -> tuple[str, ...]:
@@ -147,6 +147,10 @@ def _evenly(slot: Slot, kept: Slot) -> bool:
         one, other = broadcast(align(slot, ndim).labels, align(kept, ndim).labels)
     except RuntimeError:
         return False
+    one, other = (  # what is of no known sample is of that which it meets
+        torch.where(samples_of(labels) < 0, encode(samples_of(met), codes_of(labels)), labels)
+        for labels, met in ((one, other), (other, one))
+    )
     both = torch.stack([one.reshape(-1), other.reshape(-1)])
     pairs = torch.unique(both[:, (codes_of(both) >= 0).all(0)], dim=1)
     forth, back = (torch.unique(line, return_counts=True)[1] for line in pairs)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain.attention.births import Birth, born
+from fxplain.attention.births import Birth, born, living
 from fxplain.attention.gave_way import data_of, endings, only_scores, unnamed
 from fxplain.attention.labelled import Labelled, labelled_by
 from fxplain.attention.unfollowed import carried
@@ -172,13 +172,13 @@ class _Law:
         yield from self._found(source, bad, None, BESIDE, odd)
 
     def _fed(self, source: str) -> Iterator[tuple[int, Tensor]]:
-        """For each entry of an input: which of its elements feed tokens of it that can be reached."""
+        """For each entry of an input: which of its elements feed tokens of it."""
         own = _tokens_of(self.labelled, source)
         places = self.slopes.at(source)
         total = torch.zeros(())
         for entry in self.slopes.entries:
             if entry.birth is not None:
-                good = self._is_of(entry, own) & ~self._unreached(entry.birth, entry.tensor)
+                good = self._is_of(entry, own)
                 noise = torch.rand(entry.tensor.shape, generator=torch.Generator().manual_seed(0))
                 total = total + (entry.tensor * (noise * good).to(entry.tensor)).sum()
         if not total.requires_grad:
@@ -216,9 +216,11 @@ class _Law:
                 count += int((mask if entry.node.op == "placeholder" else mask.any(-1)).sum())
         count += int(tokens.sum())
         if count:
-            ways = (way.node for way in endings(self.labelled, source, None if own is None else tokens))
-            where = node or next(ways, self.slopes.entries[bad[0][0]].node)
-            yield Violation(source, where, count, share, what)
+            first = self.slopes.entries[bad[0][0]].node
+            if own is not None or first.op == "placeholder":
+                ways = (way.node for way in endings(self.labelled, source, None if own is None else tokens))
+                first = next(ways, first)
+            yield Violation(source, node or first, count, share, what)
 
     def of_relevance(self, relevance: Tensor) -> Iterator[Violation]:
         """Tokens of inputs that have relevance, though they cannot be reached, or do nothing."""
@@ -251,16 +253,6 @@ def _detached(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_detached(part) for part in value)
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def living(labelled: Labelled) -> Tensor:
-    """[token]: those of inputs that users see, as the labelling run numbers them."""
-    found = torch.zeros(len(labelled.classified.renumber), dtype=torch.bool)
-    for space in labelled.classified.spaces:
-        if space.origin == "input":
-            new = labelled.classified.renumber
-            found |= (new >= space.start) & (new < space.start + space.size)
-    return found
 
 
 def _tokens_of(labelled: Labelled, source: str) -> Tensor:

@@ -3,15 +3,17 @@ tokens. A run that goes by them can be differentiated there."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxplain.attention.births import Birth
+from fxplain.attention.births import Birth, born, living
+from fxplain.attention.gave_way import unnamed
 from fxplain.attention.labelled import Labelled
+from fxplain.attention.unfollowed import carried
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,8 @@ class Entries:
         ids only pick or mask enters elsewhere."""
         sources = self._sources(node)
         if not value.is_floating_point():
-            self._ids[node] = sources
+            compared = value.dtype == torch.bool and node.op != "placeholder"  # a mask holds no ids
+            self._ids[node] = frozenset() if compared else sources
             return False
         others = (used for used in node.all_input_nodes if used not in self._ids)
         return bool(sources) and not any(self.findings.value(used).from_input for used in others)
@@ -81,3 +84,11 @@ def gradients_at(score: Tensor, entries: Iterable[Entry]) -> list[Tensor]:
     tensors = [entry.tensor for entry in entries]
     found = torch.autograd.grad(score, tensors, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(t) if g is None else g.detach() for t, g in zip(tensors, found, strict=True)]
+
+
+def where_missing(labelled: Labelled, bound: Mapping[str, Tensor]) -> Entries | None:
+    """The entries that tell how much of the score no relevance does: where an input has no tokens of its own,
+    or something is not followed; else None, for gradients before the first attention are not free."""
+    missing = unnamed(labelled)
+    silent = missing or labelled.findings.ledger.summaries or any(carried(labelled.findings))
+    return Entries(labelled, born(labelled, bound, living(labelled)), missing) if silent else None
