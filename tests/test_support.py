@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import fxplain
 from fxplain.capture.inputs import normalise
-from fxplain.labels.labels import Slot, codes_of
+from fxplain.labels import merge
+from fxplain.labels.labels import STRONG, Slot, codes_of
 from fxplain.laws.support import Violation, violations
 from fxplain.ops import elementwise
 
@@ -133,25 +134,31 @@ def test_pairs_that_give_way_to_an_outer_product_are_named(monkeypatch: pytest.M
     assert f"{found.share:.0%}" in note
 
 
-class Stacked(nn.Module):
-    """Pictures in a list are put into one tensor, each a sample (the original DETR in small)."""
+class Pooling(nn.Module):
+    """A learned query pools the tokens and is added to one of them: the score reads both rows."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.attend, self.head = nn.Linear(5, 8), Attend(), nn.Linear(8, 3)
+        self.embed, self.pool, self.head = nn.Linear(5, 8), Attend(), nn.Linear(8, 3)
+        self.query = nn.Parameter(torch.randn(1, 1, 8))
 
-    def forward(self, samples: list[Tensor]) -> Tensor:
-        x = torch.zeros(len(samples), 6, 5)
-        for one, place in zip(samples, x, strict=True):
-            place[: len(one)].copy_(one)
+    def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
-        logits: Tensor = self.head((x + self.attend(x, x))[:, 0])
+        y = self.query.expand(len(x), -1, -1)
+        y = y + self.pool(y, x)
+        logits: Tensor = self.head(x[:, 0] + y[:, 0])
         return logits
 
 
-def test_pictures_of_a_list_that_are_taken_for_no_samples_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = ([torch.randn(6, 5), torch.randn(6, 5)],)
-    assert broken(fxplain.trace(made(Stacked), inputs), inputs) == ()
+def test_a_row_that_is_not_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(1, 5, 5)
+    assert broken(fxplain.trace(made(Pooling), x), x) == ()
+    others = elementwise._others
+    firm = lambda *given: [slot for slot in others(*given) if slot.strength == STRONG]  # noqa: E731
+    monkeypatch.setattr(elementwise, "_others", firm)  # as it was before learned tokens counted
+    monkeypatch.setattr(merge, "_other_single_token", lambda *_: False)
+    (found,) = broken(fxplain.trace(made(Pooling), x), x)
+    assert (found.source, found.places) == ("x", 4)
 
 
 class Located(nn.Module):

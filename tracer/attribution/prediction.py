@@ -330,7 +330,9 @@ def _without_wrong_assumptions(labelled: Labelled, run: Replay, scores: Sequence
     tapped = {tap_of(plan.site).name: run.tapped[tap_of(plan.site).name] for plan in assumed.values()}
     plans = dict(labelled.plans)
     for sample, score in enumerate(scores):
-        gradients = replace(run, tapped=tapped, entries=()).gradients(score, True, lambda name, gradient: None)
+        gradients = replace(run, tapped=tapped, entries=()).gradients(
+            score, True, lambda name, gradient: None
+        )
         for index, plan in reversed(assumed.items()):
             gradient = gradients.get(tap_of(plan.site).name)
             if gradient is not None and not plan.only(sample, gradient):

@@ -6,15 +6,18 @@ import torch
 from torch import Tensor
 
 from fxplain.attribution.prediction import Prediction
-from fxplain.laws.support import reached
+from fxplain.laws.reach import reached
 from fxplain.run.entries import Entry
 from fxplain.run.replay import entry_name
 
 
 def unexplained(prediction: Prediction) -> dict[str, float]:
-    """Input -> which part of the sum of ``|x ds/dx|`` over all inputs is at places of it that have no token, or
-    whose token steps do not lead to. Empty where gradients were not taken from the inputs on, as they are
-    only where an input has no tokens of its own, or something is not followed."""
+    """Input -> which part of the sum of ``|x ds/dx|`` over all inputs is at places of it that have no token,
+    or one that steps do not lead to.
+
+    Empty where gradients were not taken from the inputs on, as they are only where an input has no tokens of
+    its own, or something is not followed.
+    """
     entries = prediction.run.entries
     if not entries or "gradients" not in vars(prediction):
         return {}
@@ -32,13 +35,13 @@ def _weight(prediction: Prediction, place: int, entry: Entry) -> Tensor:
     """[*shape]: gradient times value at an entry, of all passes."""
     found = [of_pass.get(entry_name(place)) for of_pass in prediction.gradients]
     value = entry.tensor.detach()
-    parts = [(gradient * value).abs().double().nan_to_num(0, 0, 0) for gradient in found if gradient is not None]
+    parts = [
+        (gradient * value).abs().double().nan_to_num(0, 0, 0) for gradient in found if gradient is not None
+    ]
     return sum(parts[1:], parts[0]) if parts else torch.zeros_like(value, dtype=torch.float64)
 
 
-def _missed(
-    prediction: Prediction, entry: Entry, weight: Tensor, within: Tensor
-) -> list[tuple[str, float]]:
+def _missed(prediction: Prediction, entry: Entry, weight: Tensor, within: Tensor) -> list[tuple[str, float]]:
     """What of an entry's weight no relevance tells, by input."""
     if entry.birth is None:
         return [(source, float(weight.sum())) for source in sorted(entry.sources)]

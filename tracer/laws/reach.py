@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxplain.attention.labelled import Labelled
 from fxplain.labels.findings import Findings
 from fxplain.labels.flows import Site
-from fxplain.labels.labels import Slot, broadcast, codes_of, samples_of
+from fxplain.labels.labels import Slot, broadcast, codes_of, reads_of, samples_of
 from fxplain.ops.windows import concrete
+from fxplain.run.target import Resolved
 
 
 class Reach:
@@ -143,3 +145,15 @@ def _hit(site: Site, wanted: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     own = torch.where(owners[1] < batch, owners[1], owner)
     found[1][own[inside], codes[1][inside]] = True
     return found
+
+
+def reached(labelled: Labelled, resolved: Resolved) -> Tensor:
+    """[sample, token]: what the rows that are read can depend on by way of the steps, tokens of no known
+    sample after all samples."""
+    batch = labelled.findings.batch
+    rows = torch.zeros(batch + 1, len(labelled.classified.renumber), dtype=torch.bool)
+    for own in resolved.rows:
+        for sample, token in own:
+            rows[sample, token] = True
+    found = readable(labelled.classified.sites, batch, Reading(rows, reads_of(resolved.slots)))
+    return torch.cat([found[:-1] | found[-1:], found.any(0, keepdim=True)])

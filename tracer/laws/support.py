@@ -9,7 +9,7 @@ through what notes say is not followed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,15 +23,14 @@ from fxplain.attention.labelled import Labelled, labelled_by
 from fxplain.attention.unfollowed import carried
 from fxplain.capture.captured import Captured
 from fxplain.labels.findings import Findings
-from fxplain.labels.labels import reads_of
-from fxplain.laws.reach import Reading, readable
+from fxplain.labels.labels import codes_of, samples_of
+from fxplain.laws.reach import reached
+from fxplain.laws.slopes import Slopes, slopes_of
 from fxplain.run.entries import Entries, Entry, gradients_at
-from fxplain.run.replay import execute
-from fxplain.run.target import Resolved, default_output, resolve
 from fxplain.where import place_of
 
 LEAST = 1e-5
-"""The smallest gradient that counts, beside the largest to what the same input is made of."""
+"""The smallest relevance that counts, beside the largest."""
 
 BESIDE = "{places} elements of {source} move the score ({share:.0%} of gradient x input) and are of no token"
 UNREACHED = "{places} tokens of {source} move the score ({share:.0%} of gradient x input) out of its reach"
@@ -85,35 +84,12 @@ def violations(
     return tuple(found)
 
 
-@dataclass(frozen=True, eq=False)
-class Slopes:
-    """One run with gradients of the summed scores to all entries."""
-
-    resolved: Resolved
-    entries: tuple[Entry, ...]
-    gradients: tuple[Tensor, ...]
-
-    def at(self, source: str) -> list[int]:
-        """The entries of an input itself, or of what is made of its ids."""
-        return [place for place, entry in enumerate(self.entries) if source in entry.sources]
-
-    def moving(self, place: int) -> Tensor:
-        """Which elements of an entry move the score: [*shape]."""
-        entry = self.entries[place]
-        kin = self.at(next(iter(entry.sources))) if entry.sources else [place]
-        largest = max(float(self.gradients[other].abs().max()) for other in kin if self.gradients[other].numel())
-        return self.gradients[place].abs() > LEAST * largest
-
-    def weight(self, place: int) -> Tensor:
-        """Gradient times input: [*shape]."""
-        entry = self.entries[place]
-        return (self.gradients[place] * entry.tensor.detach()).abs().nan_to_num(0, 0, 0).double()
-
-
 class _Law:
     """One prediction, held against its labels."""
 
-    def __init__(self, labelled: Labelled, bound: Mapping[str, Tensor], target: Any, output: str | None) -> None:
+    def __init__(
+        self, labelled: Labelled, bound: Mapping[str, Tensor], target: Any, output: str | None
+    ) -> None:
         self.labelled, self.bound, self.target, self.output = labelled, bound, target, output
         self.findings, self.sources, self.unnamed = labelled.findings, data_of(labelled), unnamed(labelled)
         self.born = born(labelled, bound, living(labelled))
@@ -122,23 +98,9 @@ class _Law:
         own = [place for place, entry in enumerate(self.slopes.entries) if entry.sources]
         self.total = sum(float(self.slopes.weight(place).sum()) for place in own) or 1.0
 
-    def _run(self, held: frozenset[fx.Node]) -> Slopes:
-        captured, findings = self.labelled.captured, self.findings
-        entries = Entries(self.labelled, self.born, self.sources)
-
-        def change(node: fx.Node, value: Any) -> Any:
-            return entries.change(node, _detached(value) if node in held else value)
-
-        with torch.enable_grad():
-            outputs = execute(captured, self.bound, change)
-            steps = frozenset(site.index for site in self.labelled.classified.sites)
-            wanted = self.output or default_output(captured.outputs, outputs, findings.outputs, steps)
-            names, batch = captured.outputs, findings.batch
-            resolved = resolve(outputs, findings.outputs, names, self.target, wanted, batch, captured.rebuild)
-            if not resolved.scores.requires_grad:  # all ways to it are held
-                return Slopes(resolved, tuple(entries.found), tuple(torch.zeros_like(e.tensor) for e in entries.found))
-            slopes = gradients_at(resolved.scores.sum(), entries.found)
-        return Slopes(resolved, tuple(entries.found), tuple(slopes))
+    def _run(self, held: frozenset[fx.Node], born: Sequence[Birth] | None = None) -> Slopes:
+        entries = Entries(self.labelled, self.born if born is None else born, self.sources)
+        return slopes_of(self.labelled, self.bound, entries, (self.target, self.output), held)
 
     @cached_property
     def held(self) -> Slopes:
@@ -180,9 +142,12 @@ class _Law:
             if entry.birth is not None:
                 good = self._is_of(entry, own)
                 noise = torch.rand(entry.tensor.shape, generator=torch.Generator().manual_seed(0))
-                total = total + (entry.tensor * (noise * good).to(entry.tensor)).sum()
+                total = total + (entry.tensor * (noise * good.cpu()).to(entry.tensor)).sum().cpu()
         if not total.requires_grad:
-            yield from ((place, torch.zeros_like(self.slopes.entries[place].tensor, dtype=torch.bool)) for place in places)
+            yield from (
+                (place, torch.zeros_like(self.slopes.entries[place].tensor, dtype=torch.bool))
+                for place in places
+            )
             return
         fed = gradients_at(total, [self.slopes.entries[place] for place in places])
         yield from ((place, gradient != 0) for place, gradient in zip(places, fed, strict=True))
@@ -199,7 +164,12 @@ class _Law:
         return ((tokens >= 0) & ~self.reached[samples, tokens.clamp_min(0)]).to(tensor.device)
 
     def _found(
-        self, source: str, bad: list[tuple[int, Tensor]], own: Tensor | None, what: str, node: fx.Node | None = None
+        self,
+        source: str,
+        bad: list[tuple[int, Tensor]],
+        own: Tensor | None,
+        what: str,
+        node: fx.Node | None = None,
     ) -> Iterator[Violation]:
         """One violation for all elements that are still bad when weights and what is told are held."""
         bad = [(place, mask) for place, mask in bad if bool(mask.any())]
@@ -233,26 +203,34 @@ class _Law:
             relevant[there] = high[renumber[there]] > LEAST * high.max()
             relevant &= own
             astray = relevant & ~self.reached.any(0)
-            idle = relevant & ~astray & ~self._moved(own)
+            idle = relevant & ~astray & ~_moved(self.slopes, own)
+            if bool(idle.any()):  # what a token is may be put in its place after its birth
+                idle &= ~_moved(self._run(frozenset(), list(self._places(idle))), own)
             for tokens, what in ((astray, ASTRAY), (idle, IDLE)):
                 if bool(tokens.any()):
-                    node = next(b.node for b in self.born if bool(torch.isin(b.tokens, tokens.nonzero()).any()))
+                    node = next(
+                        b.node for b in self.born if bool(torch.isin(b.tokens, tokens.nonzero()).any())
+                    )
                     yield Violation(source, node, int(tokens.sum()), 0.0, what)
 
-    def _moved(self, own: Tensor) -> Tensor:
-        """[token]: whether a token moves the score where it is born, by its gradient."""
-        moved = torch.zeros_like(own)
-        for gradient, entry in zip(self.slopes.gradients, self.slopes.entries, strict=True):
-            if entry.birth is not None:
-                tokens = entry.birth.tokens.expand(gradient.shape)[(gradient != 0).cpu()]
-                moved[tokens[tokens >= 0]] = True
-        return moved
+    def _places(self, tokens: Tensor) -> Iterator[Birth]:
+        """All tensors that hold some tokens, and where."""
+        for node in self.labelled.captured.graph.graph.nodes:
+            for slot in self.findings.value(node).active[:1]:
+                codes = codes_of(slot.labels)
+                inside = tokens[codes.clamp_min(0)] & (codes >= 0)
+                if bool(inside.any()):
+                    yield Birth(node, torch.where(inside, codes, -1), samples_of(slot.labels))
 
 
-def _detached(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return type(value)(_detached(part) for part in value)
-    return value.detach() if isinstance(value, Tensor) else value
+def _moved(slopes: Slopes, own: Tensor) -> Tensor:
+    """[token]: whether a token moves the score where it is born, by its gradient."""
+    moved = torch.zeros_like(own)
+    for gradient, entry in zip(slopes.gradients, slopes.entries, strict=True):
+        if entry.birth is not None:
+            tokens = entry.birth.tokens.expand(gradient.shape)[(gradient != 0).cpu()]
+            moved[tokens[tokens >= 0]] = True
+    return moved
 
 
 def _tokens_of(labelled: Labelled, source: str) -> Tensor:
@@ -264,15 +242,3 @@ def _tokens_of(labelled: Labelled, source: str) -> Tensor:
             inside = slice(space.start, space.start + space.size)
             found[inside] = own[inside]
     return found
-
-
-def reached(labelled: Labelled, resolved: Resolved) -> Tensor:
-    """[sample, token]: what the rows that are read can depend on by way of the steps, tokens of no known
-    sample after all samples."""
-    batch = labelled.findings.batch
-    rows = torch.zeros(batch + 1, len(labelled.classified.renumber), dtype=torch.bool)
-    for own in resolved.rows:
-        for sample, token in own:
-            rows[sample, token] = True
-    found = readable(labelled.classified.sites, batch, Reading(rows, reads_of(resolved.slots)))
-    return torch.cat([found[:-1] | found[-1:], found.any(0, keepdim=True)])
