@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fxplain.many.store import Explanations
     from fxplain.render.words import TokenText
     from fxplain.result import Relevance, Result
+    from fxplain.targets import contrast
     from fxplain.traced import Traced, compare, explain, load, trace
     from fxplain.verdict import Finding, Verdict, check
 
@@ -74,6 +75,7 @@ _HOMES = {
     "VerificationError": "errors",
     "check": "verdict",
     "compare": "traced",
+    "contrast": "targets",
     "explain": "traced",
     "explain_all": "many.run",
     "explain_dataset": "many.run",
@@ -124,6 +126,7 @@ __all__ = [
     "adapters",
     "check",
     "compare",
+    "contrast",
     "demo",
     "errors",
     "evaluate",

@@ -103,6 +103,7 @@ def _of_sample(target: Any, sample: int) -> Any:
         target = target.tolist()
     if not isinstance(target, (tuple, list)):
         return (target,) if isinstance(target, int) else target
-    if not all(isinstance(entry, (tuple, list)) for entry in target):
+    if all(isinstance(entry, int) for entry in target):
         return tuple(target)
-    return tuple(target[sample]) if sample < len(target) else ()
+    own = target[sample] if sample < len(target) else ()
+    return tuple(own) if isinstance(own, list) else own
