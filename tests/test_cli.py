@@ -21,8 +21,8 @@ from fxplain.adapters.names import file_stem
 from fxplain.cli.commands import app
 from fxplain.cli.inspect import shorter, table
 from fxplain.cli.options import reported, working
-from fxplain.cli.target import parse_target
 from fxplain.errors import FxplainError, LoadError, TargetError
+from fxplain.explainer.names import parse_target
 
 HOSTILE = "</span><script>alert(1)</script>"
 

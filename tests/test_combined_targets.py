@@ -1,4 +1,4 @@
-"""Targets that are sums of others: contrasts, log-probabilities, several words; the same as a function of them."""
+"""Targets that are sums of others (contrasts, log-probabilities, several words) equal functions of them."""
 
 from __future__ import annotations
 
@@ -82,9 +82,13 @@ def test_what_was_asked_is_said(writer: Any) -> None:
         return display.question(result.questions, 0)
 
     words = said(contrast(11, 13))
-    assert words.startswith("the score of ' France' against ' Italy' as the next token after 'def', probabilities")
+    assert words.startswith(
+        "the score of ' France' against ' Italy' as the next token after 'def', probabilities"
+    )
     assert said(contrast(11, 7)).startswith("the score of ' France' against token 7 as the next token")
-    assert said(log_probability(11)).startswith("the log-probability of ' France' as the next token after 'def', p")
+    assert said(log_probability(11)).startswith(
+        "the log-probability of ' France' as the next token after 'def', p"
+    )
     assert said(total([(2, 11), (3, 13)])) == (
         "the score of ' France' as the next token after 'abc', plus the score of ' Italy' as the next token "
         "after 'bcd'"

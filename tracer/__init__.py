@@ -28,6 +28,10 @@ if TYPE_CHECKING:
         UnsafeFileError,
         VerificationError,
     )
+    from fxplain.explainer.explainer import Explainer
+    from fxplain.explainer.explanation import Explanation
+    from fxplain.explainer.generated import Generated
+    from fxplain.explainer.load import load
     from fxplain.many.on_ray import explain_dataset_on_ray
     from fxplain.many.records import Explained, Sample
     from fxplain.many.run import explain_all, explain_dataset
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
     from fxplain.render.words import TokenText
     from fxplain.result import Relevance, Result
     from fxplain.targets import contrast
-    from fxplain.traced import Traced, compare, explain, load, trace
+    from fxplain.traced import Traced, compare, explain, trace
     from fxplain.verdict import Finding, Verdict, check
 
 __version__ = "0.1.0"
@@ -48,8 +52,11 @@ _HOMES = {
     "DeviceError": "errors",
     "Display": "display",
     "Explained": "many.records",
+    "Explainer": "explainer.explainer",
+    "Explanation": "explainer.explanation",
     "Explanations": "many.store",
     "Finding": "verdict",
+    "Generated": "explainer.generated",
     "FxplainError": "errors",
     "InputError": "errors",
     "LoadError": "errors",
@@ -80,7 +87,7 @@ _HOMES = {
     "explain_all": "many.run",
     "explain_dataset": "many.run",
     "explain_dataset_on_ray": "many.on_ray",
-    "load": "traced",
+    "load": "explainer.load",
     "methods": "attribution.table",
     "trace": "traced",
 }
@@ -97,9 +104,12 @@ __all__ = [
     "DeviceError",
     "Display",
     "Explained",
+    "Explainer",
+    "Explanation",
     "Explanations",
     "Finding",
     "FxplainError",
+    "Generated",
     "InputError",
     "LoadError",
     "LoadOptions",

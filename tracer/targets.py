@@ -15,7 +15,17 @@ from fxplain.errors import TargetError
 from fxplain.run.asked import LARGEST
 from fxplain.run.combined import LOG, RAW, Combined, Term
 
-__all__ = ["LARGEST", "Combined", "Picker", "confident", "contrast", "generated", "log_probability", "top", "total"]
+__all__ = [
+    "LARGEST",
+    "Combined",
+    "Picker",
+    "confident",
+    "contrast",
+    "generated",
+    "log_probability",
+    "top",
+    "total",
+]
 
 Picker = Callable[[Any], list[Any]]
 

@@ -12,8 +12,8 @@ import typer
 from fxplain.attention.records import TokenSpace
 from fxplain.cli.methods import parse_layers, parse_methods
 from fxplain.cli.options import Ask, working
-from fxplain.cli.target import parse_target
 from fxplain.errors import OutputError
+from fxplain.explainer.names import parse_target
 
 if TYPE_CHECKING:
     from fxplain.comparison import Comparison
