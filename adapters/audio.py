@@ -66,13 +66,13 @@ def read_wave(path: Path) -> tuple[Wave, int]:
             found=f"{type(error).__name__}: {error}",
             hint="convert it: ffmpeg -i IN -c:a pcm_s16le OUT.wav",
         ) from error
-    return _numbers(data, width).reshape(-1, channels).mean(-1), rate
+    return _numbers(data, width).reshape(-1, channels).mean(-1, dtype=np.float32), rate
 
 
 def _numbers(data: bytes, width: int) -> Wave:
     """Whole numbers of 1 to 4 bytes, least byte first, as parts of the largest."""
     if width == 1:  # without a sign, as the format has it
-        return (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
+        return (np.frombuffer(data, np.uint8).astype(np.float32) - np.float32(128)) / np.float32(128)
     letters = np.frombuffer(data, np.uint8).reshape(-1, width)
     filled = np.zeros((len(letters), 4), np.uint8)
     filled[:, 4 - width :] = letters

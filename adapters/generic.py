@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def own(
         InputError: the processor is none of these.
     """
     named = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels))
-    title = name or getattr(model, "name_or_path", "") or type(model).__name__
+    title = name or Path(getattr(model, "name_or_path", "")).name or type(model).__name__
     parts = None if processor is None else Processors.of(processor)
     if parts is not None:
         show = parts.show(model)

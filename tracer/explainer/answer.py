@@ -127,6 +127,8 @@ def _scores(output: Any) -> Tensor:
 
 def _ids(given: Any) -> tuple[int, ...]:
     tensor = torch.as_tensor(getattr(given, "sequences", given))
+    if not tensor.numel():
+        return ()
     if tensor.is_floating_point() or tensor.ndim > 2 or (tensor.ndim == 2 and len(tensor) != 1):
         raise InputError(
             "these are no ids of one answer", expected="whole numbers [token]", found=str(list(tensor.shape))

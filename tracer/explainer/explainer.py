@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 
@@ -55,6 +55,14 @@ class Asking(Given, total=False):
     layers: Layers | None
     mode: Mode
     verify: bool
+
+
+class Prepared(NamedTuple):
+    """What a model is called with, and what is shown for it."""
+
+    inputs: Any
+    display: Display
+    """By the names of inputs."""
 
 
 class Explainer:
@@ -127,27 +135,35 @@ class Explainer:
             TargetError: there is no such target; see :meth:`fxplain.Traced.explain` for other errors.
         """
         given, how = _apart(asking)
-        return self.explain(*self.prepare(inputs, **given), target, **how)
-
-    def explain(self, inputs: Any, display: Display, target: Any = None, **how: Any) -> Explanation:
-        """Explain what :meth:`prepare` has made."""
-        result = self.trace(inputs).explain(inputs, self.target(target), **how)
+        prepared, display = self.prepare(inputs, **given)
+        result = self.trace(prepared).explain(prepared, self.target(target), **how)
         return Explanation(result, shown_by_space(display, result.spaces, result.batch))
 
     def compare(
-        self, inputs: Any, display: Display, methods: Iterable[str], target: Any = None, **how: Any
+        self, inputs: Any = None, *, methods: Iterable[str], target: Any = None, **asking: Unpack[Asking]
     ) -> tuple[Comparison, Display]:
-        """Explain what :meth:`prepare` has made by several methods; and what to show beside all of them."""
-        found = self.trace(inputs).compare(inputs, methods, self.target(target), **how)
+        """Explain one prediction by several methods; and what to show beside all of them:
+        ``comparison.save(path, display)``.
+
+        Args:
+            methods: names of :func:`fxplain.methods`.
+            inputs, target, asking: as for a call of the explainer.
+        """
+        given, how = _apart(asking)
+        prepared, display = self.prepare(inputs, **given)
+        found = self.trace(prepared).compare(prepared, methods, self.target(target), **how)
         first = next(iter(found.values()))
         return found, shown_by_space(display, first.spaces, first.batch)
 
-    def prepare(self, inputs: Any = None, **given: Unpack[Given]) -> tuple[Any, Display]:
-        """The model's own inputs, and what to show for them, by the names of inputs."""
+    def prepare(self, inputs: Any = None, **given: Unpack[Given]) -> Prepared:
+        """The model's own inputs, and what to show for them; may be handed over in place of what it was made
+        of."""
+        if isinstance(inputs, Prepared):
+            return inputs
         chosen = {name: value for name, value in given.items() if value is not None}
         more = {"image" if name == "images" else name: value for name, value in chosen.items()}
         if inputs is None or (isinstance(inputs, str) and not inputs and more):
-            return self.loaded.prepare(**more)  # type: ignore[arg-type]
+            return Prepared(*self.loaded.prepare(**more))  # type: ignore[arg-type]
         kind = _kind(inputs, self.loaded)
         if kind == "tensors":
             if more:
@@ -156,8 +172,8 @@ class Explainer:
                     expected="tensors alone, or texts, pictures and sounds",
                     found=f"tensors beside {', '.join(given)}=",
                 )
-            return inputs, self.loaded.display(inputs)
-        return self.loaded.prepare(**{kind: inputs}, **more)  # type: ignore[arg-type]
+            return Prepared(inputs, self.loaded.display(inputs))
+        return Prepared(*self.loaded.prepare(**{kind: inputs}, **more))  # type: ignore[arg-type]
 
     def trace(self, inputs: Any) -> Traced:
         """The traced model; captured on these inputs if it was not before."""

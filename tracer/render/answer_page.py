@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ def answer_page(answered: Answered) -> str:
         "answer": [piece.text for piece in pieces(list(answered.answer.texts))],
         "questions": list(answered.questions),
         "probabilities": list(answered.probabilities),
-        "scores": [float(score) for score in answered.result.score],
+        "read": _read(answered),
         "fold": _FOLD,
     }
     script = _script()
@@ -156,11 +156,21 @@ def _block(answered: Answered, space: str, numbers: Sequence[int], strong: Any) 
     for n, column, piece, text in zip(numbers, columns, shown, texts, strict=True):
         begins = column.turn if column.turn != turn else ""
         turn = column.turn
+        piece = replace(piece, before="") if begins else piece
         spots.append(Spot(piece, n, -1, special(text), f"{strong[n]:.3f}", begins))
     picture = answered.display.image(space, 0) if len(grid) == 2 else None
     drawn = "" if picture is None or picture.ndim != 3 else data_uri(picture)
     across = 0 if any(texts) else (grid[-1] if len(grid) > 1 else 0)
     return Block(space, direction(texts), tuple(spots), drawn, across)
+
+
+def _read(answered: Answered) -> list[list[int]]:
+    """For each token of the answer the columns whose rows were read: they have no relevance of their own."""
+    if not answered.result.aside:
+        return [[] for _ in answered.answer.texts]
+    starts = {space.name: space.start for space in answered.result.spaces}
+    places = {starts[column.space] + column.index: n for n, column in enumerate(answered.columns)}
+    return [[places[token] for token, _ in rows if token in places] for rows in answered.result.readout]
 
 
 def _column_words(answered: Answered) -> list[int]:

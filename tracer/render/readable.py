@@ -53,6 +53,9 @@ class Explained(Protocol):
     def aside(self) -> bool: ...
 
     @property
+    def mode(self) -> str: ...
+
+    @property
     def inputs(self) -> Mapping[str, Tensor]: ...
 
     @property

@@ -131,7 +131,11 @@
     } else if (now.kind === "answer") {
       const answers = answersOf(now.place), shares = rowOf(answers);
       paintColumns(shares);
-      for (const { element, answer } of spots) if (answers.includes(answer)) element.classList.add("on");
+      const read = new Set(answers.flatMap((row) => data.read[row]));
+      for (const { element, column, answer } of spots) {
+        if (answers.includes(answer)) element.classList.add("on");
+        else if (read.has(column) && !shares[column]) element.classList.add("off");
+      }
       const question = answers.length === 1 ? data.questions[answers[0]] : `'${textOf(data.answer, answers)}', ${answers.length} tokens together`;
       tell(shares, "rests most on", question);
     } else {
@@ -308,6 +312,9 @@
   $("fold").addEventListener("change", (event) => fold(event.target.checked));
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", again);
   const long = spots.filter(({ answer }) => answer < 0).length > data.fold;
+  const whole = overall();
+  const first = whole.reduce((best, share, column) => (share > whole[best] ? column : best), 0);
+  $("marks").checked = state.marks = special.has(first); // a token that attention is parked on would fade all others
   $("fold").checked = long;
   fold(long);
 })();
