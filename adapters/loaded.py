@@ -186,8 +186,10 @@ class Loaded:
 
     def _shown(self, inputs: Any, request: Request) -> Display:
         captions = [one.name if isinstance(one, Path) else "" for one in request.images]
-        pairs = tuple(zip(request.texts, request.pairs, strict=True)) if request.pairs else request.texts
-        texts: dict[str, Sequence[Any]] = {self.show.ids: pairs} | request.learned.texts
+        written: Sequence[Any] = request.texts
+        if request.pairs:
+            written = tuple(zip(request.texts, request.pairs, strict=True))
+        texts: dict[str, Sequence[Any]] = {self.show.ids: written, **request.learned.texts}
         if request.decoder_text is not None:
             texts["decoder_input_ids"] = (request.decoder_text,)
         shown = self.show.display(tensor_items(self.model, inputs), self.labels, self.name, captions, texts)

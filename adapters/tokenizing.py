@@ -156,7 +156,7 @@ def encode_texts(model: Any, processors: Processors, request: Request) -> dict[s
 
 def length_of(model: Any, processors: Processors, texts: Any) -> dict[str, Any]:
     """Padding for several texts, and truncation to what the model can take."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(processors.tokenizer, "model_max_length", None)
     limits = (limit, getattr(config, "max_position_embeddings", None))

@@ -43,28 +43,12 @@ class Wanted:
 
 def run_explain(ask: Ask, wanted: Wanted, out: tuple[Path, ...], generate: int | None = None) -> None:
     """Load, explain, write, and print what was explained and written."""
-    methods, layers = parse_methods(wanted.method), parse_layers(wanted.layers)
+    methods = parse_methods(wanted.method)
     _check_asked(wanted, methods, generate)
     for path in out:
         _check_path(path, methods, generate)
     explainer = Explainer(ask.load())
-    target = wanted.of(explainer)
-    prepared = Prepared(*ask.prepare(explainer.loaded))
-    how: Any = {"output": wanted.output, "layers": layers, "mode": wanted.mode}
-    answer: Explanation | Generated | Comparison
-    if generate is not None:
-        with working(f"answering, and explaining by {methods[0]}"):
-            answer = explainer.generate(prepared, max_new_tokens=generate, method=methods[0], **how)
-        display = answer.display
-    else:
-        with working("capturing the model and finding its attentions"):
-            explainer.trace(prepared.inputs)
-        with working(f"explaining by {', '.join(methods)}"):
-            if len(methods) == 1:
-                answer = explainer(prepared, target=target, method=methods[0], **how)
-                display = answer.display
-            else:
-                answer, display = explainer.compare(prepared, methods=methods, target=target, **how)
+    prepared, answer, display = _answer(explainer, ask, wanted, generate)
     result = next(iter(answer.values())) if isinstance(answer, Comparison) else answer.result
     what = "answer" if generate is not None else methods[0] if len(methods) == 1 else "comparison"
     stem = Path(default_stem(explainer.loaded.name, ask.images, what))
@@ -75,12 +59,33 @@ def run_explain(ask: Ask, wanted: Wanted, out: tuple[Path, ...], generate: int |
         else:
             answer.save(path)
     notes = (*explainer.loaded.notes, *display.notes, *unseen(prepared.display, result))
-    told = answered(answer, notes) if isinstance(answer, Generated) else None
-    shown = answer.result if isinstance(answer, Explanation) else answer
-    for line in told or summary(shown, display, notes):
+    if isinstance(answer, Generated):
+        lines = answered(answer, notes)
+    else:
+        lines = summary(answer.result if isinstance(answer, Explanation) else answer, display, notes)
+    for line in (*lines, *(f"wrote     {path}" for path in paths)):
         typer.echo(line)
-    for path in paths:
-        typer.echo(f"wrote     {path}")
+
+
+def _answer(
+    explainer: Explainer, ask: Ask, wanted: Wanted, generate: int | None
+) -> tuple[Prepared, Explanation | Generated | Comparison, Display]:
+    """What is shown of the inputs, the explanation, and what is shown beside it."""
+    methods = parse_methods(wanted.method)
+    target = wanted.of(explainer)
+    prepared = Prepared(*ask.prepare(explainer.loaded))
+    how: Any = {"output": wanted.output, "layers": parse_layers(wanted.layers), "mode": wanted.mode}
+    if generate is not None:
+        with working(f"answering, and explaining by {methods[0]}"):
+            said = explainer.generate(prepared, max_new_tokens=generate, method=methods[0], **how)
+        return prepared, said, said.display
+    with working("capturing the model and finding its attentions"):
+        explainer.trace(prepared.inputs)
+    with working(f"explaining by {', '.join(methods)}"):
+        if len(methods) > 1:
+            return prepared, *explainer.compare(prepared, methods=methods, target=target, **how)
+        found = explainer(prepared, target=target, method=methods[0], **how)
+    return prepared, found, found.display
 
 
 def _check_asked(wanted: Wanted, methods: Sequence[str], generate: int | None) -> None:
