@@ -148,7 +148,7 @@ class Loaded:
         Raises:
             InputError: nothing was given and the model came with nothing, or it cannot take what was given.
         """
-        request = _request(image, text, decoder_text, **more)
+        request = _request(image, text, decoder_text, more)
         named, shown = self._encoded(request)
         if input is not None:
             inputs = _merged(named, read_tensors(Path(input)), Path(input))
@@ -211,24 +211,18 @@ class Loaded:
         return dict(made) if isinstance(made, Mapping) else made, None
 
 
-def _request(
-    image: Any,
-    text: Any,
-    decoder_text: str | None,
-    text_pair: Any = (),
-    chat: Any = (),
-    audio: Any = (),
-    given: Any = None,
-) -> Request:
-    images = tuple(Path(one) if isinstance(one, str) else one for one in _several(image))
+def _request(image: Any, text: Any, decoder_text: str | None, more: Mapping[str, Any]) -> Request:
+    unknown = set(more) - {"text_pair", "chat", "audio", "given"}
+    if unknown:
+        raise TypeError(f"there is no {unknown.pop()}=")
     return Request(
-        images,
-        tuple(_several(text)),
-        decoder_text,
-        tuple(_several(text_pair)),
-        tuple(chat),
-        _sounds(audio),
-        given,
+        images=tuple(Path(one) if isinstance(one, str) else one for one in _several(image)),
+        texts=tuple(_several(text)),
+        decoder_text=decoder_text,
+        pairs=tuple(_several(more.get("text_pair", ()))),
+        chat=tuple(more.get("chat", ())),
+        sounds=_sounds(more.get("audio", ())),
+        given=more.get("given"),
     )
 
 

@@ -24,7 +24,7 @@ from fxplain.adapters.show import Show
 from fxplain.adapters.tensors import read_tensors
 from fxplain.cli import explain as cli_explain
 from fxplain.errors import FxplainError, InputError, LoadError, UnsafeFileError
-from fxplain.explainer.explainer import shown_by_space
+from fxplain.explainer.handed import shown_by_space
 
 # -- path/to/file.py:factory
 

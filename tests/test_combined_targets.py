@@ -138,7 +138,11 @@ def test_a_plain_number_has_no_log_probability() -> None:
 def test_independent_classes_have_probabilities_of_their_own() -> None:
     torch.manual_seed(0)
     small: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    kind = {"problem_type": "multi_label_classification", "vocab_size": 99, "intermediate_size": 16}
+    kind: dict[str, Any] = {
+        "problem_type": "multi_label_classification",
+        "vocab_size": 99,
+        "intermediate_size": 16,
+    }
     model = hf.BertForSequenceClassification(hf.BertConfig(**small, **kind, num_labels=3)).eval()
     found = fxplain.explain(model, {"input_ids": IDS}, target=log_probability(2))
     with torch.no_grad():

@@ -14,9 +14,10 @@ from fxplain.cli.methods import parse_layers, parse_methods
 from fxplain.cli.options import Ask, working
 from fxplain.comparison import Comparison
 from fxplain.errors import InputError, OutputError
-from fxplain.explainer.explainer import Explainer, Prepared, unseen
+from fxplain.explainer.explainer import Explainer
 from fxplain.explainer.explanation import Explanation
 from fxplain.explainer.generated import Generated
+from fxplain.explainer.handed import Prepared, unseen
 from fxplain.targets import contrast
 
 if TYPE_CHECKING:

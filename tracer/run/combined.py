@@ -1,4 +1,4 @@
-"""Targets that are sums of others: one class against another, a log-probability, the words of an answer.
+"""What a person gives as a target, and sums of targets: a contrast, a log-probability, a part of an answer.
 
 What each part leaves open is chosen as for a target by itself (:mod:`fxplain.run.asked`).
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from fxplain.errors import TargetError
 from fxplain.questions import Part, Question
 from fxplain.run import asked as single
-from fxplain.run.asked import Frame
+from fxplain.run.asked import Frame, Largest
 
 RAW, LOG, SIGMOID = "", "softmax", "sigmoid"
 
@@ -115,3 +115,58 @@ def _term_at(scores: Tensor, term: Term) -> Tensor:
 def parts_of(index: tuple[int, ...] | Combined) -> tuple[tuple[int, ...], ...]:
     """The index of every part; of what is no sum, itself."""
     return tuple(term.target for term in index.terms) if isinstance(index, Combined) else (index,)
+
+
+def each_target(target: Any, samples: int) -> list[Any]:
+    """One target for each sample, of one for all or of a list.
+
+    Raises:
+        TargetError: something in it is no target, or there are not as many as samples.
+    """
+    if isinstance(target, Tensor):
+        target = target.tolist()
+        if isinstance(target, int):
+            return [target] * samples
+    elif hasattr(target, "tolist") and not isinstance(target, int):
+        target = target.tolist()
+    if isinstance(target, bool | float):
+        raise _no_index(target)
+    if isinstance(target, list):
+        entries = [tuple(entry) if isinstance(entry, list) else entry for entry in target]
+        for entry in entries:
+            _check_index(entry)
+        if len(entries) != samples:
+            raise TargetError(
+                "one target per sample is needed", expected=f"{samples} targets", found=f"{len(entries)}"
+            )
+        return entries
+    if isinstance(target, Combined):
+        _check_index(target)
+    elif not (target is None or isinstance(target, int | tuple | Largest)):
+        raise TargetError(
+            "this is no target",
+            expected="None, int, tuple, tensor or callable",
+            found=type(target).__name__,
+        )
+    return [target] * samples
+
+
+def _check_index(target: Any) -> None:
+    """Refuse what is no index, nor a sum of them.
+
+    Raises:
+        TargetError: it is none.
+    """
+    if isinstance(target, Combined):
+        for term in target.terms:
+            _check_index(term.target)
+        return
+    flat = target if isinstance(target, tuple) else () if isinstance(target, Largest) else (target,)
+    if not all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in flat):
+        raise _no_index(target)
+
+
+def _no_index(target: Any) -> TargetError:
+    return TargetError(
+        "a target is an index", expected="None, int, tuple, tensor or callable", found=repr(target)
+    )

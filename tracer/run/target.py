@@ -14,7 +14,7 @@ from fxplain.errors import NonFiniteError, TargetError
 from fxplain.labels.findings import Findings
 from fxplain.labels.labels import Slot, Value, codes_of, reads_of, samples_of
 from fxplain.questions import Question, name_of_function
-from fxplain.run.asked import Frame, Largest, Region
+from fxplain.run.asked import Frame, Region
 from fxplain.run.combined import Combined, asked, parts_of, score_at
 
 Readout = tuple[tuple[int, int], ...]
@@ -113,7 +113,7 @@ def resolve(
             "there is nothing to explain", expected="at least one sample", found="an empty batch"
         )
     frame = frame or Frame(names[place])
-    given = enumerate(_per_sample(target, samples))
+    given = enumerate(each_target(target, samples))
     found = [asked(per_sample[i].detach(), t, frame, i) for i, t in given]
     scores = torch.stack([score_at(per_sample[i], index) for i, (index, _) in enumerate(found)])
     rows = [_rows_of(value.active, index, tensor.shape, axis, i) for i, (index, _) in enumerate(found)]
@@ -159,57 +159,6 @@ def batch_axis(tensor: Tensor, value: Value, batch: int) -> int | None:
     if tensor.ndim and tensor.shape[0] == batch:
         return 0
     return None
-
-
-def _per_sample(target: Any, samples: int) -> list[Any]:
-    """One target for each sample."""
-    if isinstance(target, Tensor):
-        target = target.tolist()
-        if isinstance(target, int):
-            return [target] * samples
-    elif hasattr(target, "tolist") and not isinstance(target, int):
-        target = target.tolist()
-    if isinstance(target, bool | float):
-        raise _no_index(target)
-    if isinstance(target, list):
-        entries = [tuple(entry) if isinstance(entry, list) else entry for entry in target]
-        for entry in entries:
-            _check_index(entry)
-        if len(entries) != samples:
-            raise TargetError(
-                "one target per sample is needed", expected=f"{samples} targets", found=f"{len(entries)}"
-            )
-        return entries
-    if isinstance(target, Combined):
-        _check_index(target)
-    elif not (target is None or isinstance(target, int | tuple | Largest)):
-        raise TargetError(
-            "this is no target",
-            expected="None, int, tuple, tensor or callable",
-            found=type(target).__name__,
-        )
-    return [target] * samples
-
-
-def _check_index(target: Any) -> None:
-    """Refuse what is no index, nor a sum of them.
-
-    Raises:
-        TargetError: it is none.
-    """
-    if isinstance(target, Combined):
-        for term in target.terms:
-            _check_index(term.target)
-        return
-    flat = target if isinstance(target, tuple) else () if isinstance(target, Largest) else (target,)
-    if not all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in flat):
-        raise _no_index(target)
-
-
-def _no_index(target: Any) -> TargetError:
-    return TargetError(
-        "a target is an index", expected="None, int, tuple, tensor or callable", found=repr(target)
-    )
 
 
 def _rows_of(

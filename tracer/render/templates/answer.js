@@ -72,8 +72,11 @@
       if (answer >= 0 && !state.pointed && !state.kept) colour(element, 0);
     }
     document.querySelectorAll(".gap").forEach((gap) => {
-      const inside = gap.dataset.columns.split(",").map(Number);
-      gap.style.setProperty("--v", Math.min(Math.max(...inside.map((column) => Math.abs(shares[column]))) / most, 1).toFixed(3));
+      const inside = gap.dataset.columns.split(",").map(Number), sizes = inside.map((column) => Math.abs(shares[column]));
+      const one = state.words ? new Map(inside.map((column, place) => [data.columnWords[column], sizes[place]])) : new Map(sizes.entries());
+      const sum = [...one.values()].reduce((whole, share) => whole + share, 0);
+      colour(gap, Math.max(...sizes) / most);
+      gap.textContent = `⋯ ${inside.length} tokens${sum >= 0.005 ? `, ${percent(sum)}` : ""} ⋯`;
     });
   };
   const paintAnswers = (shares, columns) => {
@@ -236,21 +239,21 @@
   };
 
   // -- the matrix
-  const canvas = $("canvas"), LEFT = 120, TOP = 92;
+  const canvas = $("canvas"), LEFT = 120;
   let grid = null;
   const strongestOf = (shares) => largest(shares, counted);
   const layout = () => {
     const firsts = (words) => words.map((word, place) => [word, place]).filter(([word, place]) => !state.words || words.indexOf(word) === place).map(([, place]) => place);
     const down = firsts(data.answerWords), along = firsts(data.columnWords);
     const width = Math.max(3, Math.min(20, Math.floor(1080 / along.length))), height = Math.max(9, Math.min(20, Math.floor(900 / down.length)));
-    return { down, along, width, height };
+    return { down, along, width, height, top: width >= 11 ? 92 : 10 };
   };
   const draw = () => {
     grid = layout();
-    const { down, along, width, height } = grid, scale = Math.min(window.devicePixelRatio || 1, 2);
+    const { down, along, width, height, top } = grid, scale = Math.min(window.devicePixelRatio || 1, 2);
     const styles = getComputedStyle(document.documentElement);
     const [warm, cool, ink] = ["--warm", "--cool", "--soft"].map((name) => styles.getPropertyValue(name).trim());
-    const size = [LEFT + along.length * width + 8, TOP + down.length * height + 8];
+    const size = [LEFT + along.length * width + 8, top + down.length * height + 8];
     canvas.width = size[0] * scale; canvas.height = size[1] * scale;
     canvas.style.width = `${size[0]}px`; canvas.style.height = `${size[1]}px`;
     const pen = canvas.getContext("2d");
@@ -263,15 +266,15 @@
         const share = shares[column];
         if (!share) return;
         pen.fillStyle = `rgb(${share < 0 ? cool : warm} / ${counted(column) ? Math.min(Math.abs(share) / most, 1) : 0})`;
-        pen.fillRect(LEFT + x * width, TOP + y * height, Math.max(width - 1, 2), height - 1);
+        pen.fillRect(LEFT + x * width, top + y * height, Math.max(width - 1, 2), height - 1);
       });
       pen.fillStyle = ink;
       pen.textAlign = "right";
-      pen.fillText(textOf(data.answer, answersOf(place)).slice(0, 18), LEFT - 6, TOP + (y + 0.5) * height);
+      pen.fillText(textOf(data.answer, answersOf(place)).slice(0, 18), LEFT - 6, top + (y + 0.5) * height);
     });
     if (width >= 11) along.forEach((column, x) => {
       pen.save();
-      pen.translate(LEFT + (x + 0.5) * width, TOP - 5);
+      pen.translate(LEFT + (x + 0.5) * width, top - 5);
       pen.rotate(-Math.PI / 3);
       pen.textAlign = "left";
       pen.fillStyle = ink;
@@ -281,7 +284,7 @@
   };
   const cellAt = (event) => {
     const box = canvas.getBoundingClientRect();
-    const x = Math.floor((event.clientX - box.left - LEFT) / grid.width), y = Math.floor((event.clientY - box.top - TOP) / grid.height);
+    const x = Math.floor((event.clientX - box.left - LEFT) / grid.width), y = Math.floor((event.clientY - box.top - grid.top) / grid.height);
     return x >= 0 && y >= 0 && x < grid.along.length && y < grid.down.length ? [grid.down[y], grid.along[x]] : null;
   };
   canvas.addEventListener("pointermove", (event) => {
