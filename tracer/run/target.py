@@ -15,7 +15,7 @@ from fxplain.labels.findings import Findings
 from fxplain.labels.labels import Slot, Value, codes_of, reads_of, samples_of
 from fxplain.questions import Question, name_of_function
 from fxplain.run.asked import Frame, Region
-from fxplain.run.combined import Combined, asked, parts_of, score_at
+from fxplain.run.combined import Combined, asked, each_target, parts_of, score_at
 
 Readout = tuple[tuple[int, int], ...]
 """The rows that carry one sample's score: pairs (sample, token), tokens as in the labelling run."""
