@@ -63,6 +63,8 @@ def test_shares_are_of_the_whole_and_the_row_that_is_read_has_none(folder: Path)
     assert first.share == 0
     assert sum(token.share for token in others) == pytest.approx(1)
     assert first not in explanation.top(9)
+    shares = torch.tensor([token.share for token in others])
+    assert explanation.sharpness() == pytest.approx(float((-shares * shares.log()).sum().exp()), rel=1e-5)
 
 
 def test_a_batch_of_texts(folder: Path) -> None:
@@ -101,6 +103,7 @@ def test_pairs_of_texts_are_two_blocks_with_their_own_words(folder: Path) -> Non
         "[CLS]", "The", " movie", "[SEP]", "was", " Good", "[SEP]",
     ]  # fmt: skip
     assert explanation.display.turns["input_ids"] == [((1, 3, "first text"), (4, 6, "second text"))]
+    assert "first text" in explanation._repr_html_()
     same = explainer("the movie", text_pair="the movie was")
     assert same.display.tokens["input_ids"][0][3:] == ["[SEP]", "the", " movie", " was", "[SEP]"]
     with pytest.raises(fxplain.InputError, match="to each text belongs one second text"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fxplain.display import Display
-from fxplain.explainer.tokens import TokenRelevance, frame, strongest, tokens_of
+from fxplain.explainer.tokens import TokenRelevance, evenly, frame, strongest, tokens_of
 from fxplain.result import Result
 
 if TYPE_CHECKING:
@@ -80,6 +80,11 @@ class Explanation:
     def top(self, count: int = 10, sample: int = 0) -> tuple[TokenRelevance, ...]:
         """The most relevant tokens of one sample, the first one first."""
         return strongest((token for token in self.tokens if token.sample == sample), count)
+
+    def sharpness(self, sample: int = 0) -> float:
+        """As if so many tokens shared the relevance evenly: 1 where all lies on one token, the number of
+        tokens where all matter alike (the exponential of the entropy of their shares)."""
+        return evenly(token for token in self.tokens if token.sample == sample)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures as plain values, as the ``.json`` file holds it."""

@@ -79,6 +79,19 @@ def strongest(tokens: Iterable[TokenRelevance], count: int) -> tuple[TokenReleva
     return tuple(sorted((t for t in tokens if not t.aside), key=lambda t: -t.relevance)[:count])
 
 
+def evenly(tokens: Iterable[TokenRelevance]) -> float:
+    """How sharp an explanation is: as if so many tokens shared it evenly. It is the exponential of the entropy of
+    the shares.
+
+    Example:
+        >>> sharp = TokenRelevance(0, "x", 0, (0,), "", relevance=1.0, share=1.0)
+        >>> round(evenly([sharp]), 3)
+        1.0
+    """
+    shares = np.array([token.share for token in tokens if token.share > 0])
+    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
+
+
 def frame(tokens: Sequence[TokenRelevance]) -> pandas.DataFrame:
     """A table with a row for each token.
 

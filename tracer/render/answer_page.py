@@ -17,7 +17,7 @@ import numpy as np
 from fxplain.errors import OutputError
 from fxplain.files import check_folder, path_of, write_whole
 from fxplain.render.colours import kind_name, to_array
-from fxplain.render.overlay import data_uri
+from fxplain.render.overlay import data_uri, enlarge
 from fxplain.render.pages import page
 from fxplain.render.picture import short, to_png
 from fxplain.render.readable import Answered, Ranged
@@ -159,7 +159,7 @@ def _block(answered: Answered, space: str, numbers: Sequence[int], strong: Any) 
         piece = replace(piece, before="") if begins else piece
         spots.append(Spot(piece, n, -1, special(text), f"{strong[n]:.3f}", begins))
     picture = answered.display.image(space, 0) if len(grid) == 2 else None
-    drawn = "" if picture is None or picture.ndim != 3 else data_uri(picture)
+    drawn = "" if picture is None or picture.ndim != 3 else data_uri(enlarge(picture))
     across = 0 if any(texts) else (grid[-1] if len(grid) > 1 else 0)
     return Block(space, direction(texts), tuple(spots), drawn, across)
 
