@@ -17,6 +17,7 @@ from fxplain.attention.notes import notes_of
 from fxplain.attribution.prediction import Mode, Prediction, aim, run_graph
 from fxplain.attribution.scheduled import Explained, Scheduled
 from fxplain.attribution.table import Method
+from fxplain.attribution.unexplained import unexplained
 from fxplain.capture.guard import forks_told, untouched
 from fxplain.errors import (
     FxplainError,
@@ -177,7 +178,7 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
     zero = [str(sample) for sample, row in enumerate(explained.rows) if not bool(row.any())]
     nothing = (f"no token has any relevance by {method.name} (sample {', '.join(zero)})",) if zero else ()
     notes = (
-        *notes_of(labelled),
+        *notes_of(labelled, unexplained(prediction)),
         *_passed_over(prediction),
         *explained.notes,
         *_unreached(prediction),

@@ -14,6 +14,7 @@ from fxplain.capture.captured import Captured
 from fxplain.capture.guard import same_random_numbers
 from fxplain.labels.flows import Site
 from fxplain.ops.kernels import compute
+from fxplain.run.entries import Entries, Entry
 from fxplain.run.mask_flags import PlainMasks
 
 Surrogate = Callable[[fx.Node, "tuple[Any, ...]", "dict[str, Any]"], Any]
@@ -39,6 +40,8 @@ class Replay:
     """Kernel -> whether its mask is causal, where that or nothing is all that the mask says."""
     largest: int = 0
     """Bytes of the largest value with a gradient."""
+    entries: tuple[Entry, ...] = ()
+    """Where inputs enter, if gradients there are wanted."""
     backward: Callable[[Tensor, Check], Gradients] | None = None
     """How gradients are taken, where the graph does not hold what they need."""
 
@@ -46,10 +49,21 @@ class Replay:
         """The gradients of a score to all that is tapped, each checked as soon as it is there."""
         if self.backward is not None:
             return self.backward(score, check)
-        found = gradients_of(score, self.tapped, retain)
-        for name, gradient in found.items():
-            check(name, gradient)
+        found = gradients_of(score, self.differentiated, retain)
+        for name in self.tapped:
+            check(name, found.get(name))
         return found
+
+    @property
+    def differentiated(self) -> Mapping[str, Tensor]:
+        """All tensors that gradients are taken of, by name; entries by theirs."""
+        entered = {entry_name(place): entry.tensor for place, entry in enumerate(self.entries)}
+        return {**self.tapped, **entered} if entered else self.tapped
+
+
+def entry_name(place: int) -> str:
+    """What the gradient at an entry goes by among those at nodes."""
+    return f"entry {place}"
 
 
 def replay(
@@ -58,10 +72,12 @@ def replay(
     sites: Iterable[Site],
     gradients: bool,
     surrogates: Surrogates = NO_SURROGATES,
+    entries: Entries | None = None,
 ) -> Replay:
-    """Run the graph, keeping the operands of the sites; with gradients from the first of them on.
+    """Run the graph, keeping the operands of the sites; with gradients from the first of them on, or from
+    where inputs enter.
 
-    Nothing before the first attention is differentiated, and no parameter is.
+    Nothing before that is differentiated, and no parameter is.
     """
     sites = tuple(sites)
     taps = {site.tap for site in sites}
@@ -72,6 +88,8 @@ def replay(
 
     def change(node: fx.Node, value: Any) -> Any:
         nonlocal largest
+        if entries is not None:
+            value = entries.change(node, value)
         if node in taps:
             value, tapped[node.name] = tap(value, gradients)
         if node in wanted:
@@ -84,7 +102,7 @@ def replay(
     plain: dict[fx.Node, Surrogate] = dict.fromkeys(masks.nodes, masks.run)
     with same_random_numbers(), torch.set_grad_enabled(gradients):  # those that labels were made with
         outputs = execute(captured, bound, change, {**plain, **surrogates})
-    return Replay(outputs, tapped, kept, masks.causal, largest)
+    return Replay(outputs, tapped, kept, masks.causal, largest, tuple(entries.found) if entries else ())
 
 
 def execute(
