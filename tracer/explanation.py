@@ -29,7 +29,6 @@ from fxplain.errors import (
 )
 from fxplain.result import Relevance, Result
 from fxplain.run.broken_gradient import ended
-from fxplain.run.replay import tap_of
 from fxplain.where import place_of
 
 
@@ -263,7 +262,7 @@ def _unreached(prediction: Prediction) -> tuple[str, ...]:
     if "gradients" not in vars(prediction):
         return ()
     labelled = prediction.labelled
-    taps = {tap_of(site).name for site in labelled.classified.sites if site.attends}
+    taps = {site.tap.name for site in labelled.classified.sites if site.attends}
     if taps & prediction.reached:
         return ()
     if any(gradients.get(tap) is not None for gradients in prediction.gradients for tap in taps):

@@ -23,6 +23,8 @@ def notes_of(labelled: Labelled, shares: Mapping[str, float] = MappingProxyType(
     notes = list(labelled.captured.notes)
     if labelled.findings.batch_axis is None:
         notes.append(_one_sample(labelled))
+    elif labelled.findings.doubted:
+        notes.append(_taken_to_lie(labelled))
     notes += map(mixing_note, labelled.classified.mixings)
     beyond = followed(labelled.findings)
     for node in (node for node in labelled.findings.ledger.summaries if node not in beyond):
@@ -47,6 +49,15 @@ def _one_sample(labelled: Labelled) -> str:
     )
     told = "no axis of the inputs holds separate samples: all of them are explained as one sample"
     return "; ".join([told, *joins])
+
+
+def _taken_to_lie(labelled: Labelled) -> str:
+    """Where the samples are taken to lie, though neither a map nor the outputs tell it."""
+    guess = labelled.findings.guess
+    given = zip(labelled.captured.layout.tensors, labelled.captured.example, strict=True)
+    axes = [(known.path, guess.axis_of(known.path, tensor)) for known, tensor in given]
+    told = ", ".join(f"axis {axis} of {path}" for path, axis in axes if axis is not None)
+    return f"ambiguous: the samples are taken to lie on {told}; on other axes they would fit as well"
 
 
 def mixing_note(mixing: Mixing) -> str:

@@ -66,16 +66,6 @@ def entry_name(place: int) -> str:
     return f"entry {place}"
 
 
-def tap_of(site: Site) -> fx.Node:
-    """The node whose gradient a site needs: its map where the graph holds one, else its output."""
-    return site.operands[0] if has_map(site) else site.node
-
-
-def has_map(site: Site) -> bool:
-    """Whether the graph holds the very map of an attention, not only what it can be rebuilt from."""
-    return site.role == "attention" and site.form == "weights" and not site.by_output
-
-
 def replay(
     captured: Captured,
     bound: Mapping[str, Tensor],
@@ -90,8 +80,8 @@ def replay(
     Nothing before that is differentiated, and no parameter is.
     """
     sites = tuple(sites)
-    taps = {tap_of(site) for site in sites}
-    wanted = {node for site in sites for node in kept_nodes(site)}
+    taps = {site.tap for site in sites}
+    wanted = {node for site in sites for node in site.keeps}
     tapped: dict[str, Tensor] = {}
     kept: dict[str, Any] = {}
     largest = 0
@@ -188,20 +178,6 @@ def tap(value: Any, gradients: bool) -> tuple[Any, Tensor]:
     if gradients and not tensor.requires_grad:
         tensor = tensor.detach().requires_grad_()
     return ((tensor, *value[1:]) if several else tensor), tensor
-
-
-def kept_nodes(site: Site) -> list[fx.Node]:
-    """The nodes whose values are needed to rebuild a site's map."""
-    if has_map(site):
-        return [site.operands[0]]
-    if site.parts:
-        return [
-            node for part in site.parts for node in (*part.node.all_input_nodes, *part.operands, part.node)
-        ]
-    if site.path:
-        beside = [used for node in site.path for used in node.all_input_nodes if used not in site.path]
-        return [*beside, *(used for node in site.operands for used in node.all_input_nodes)]
-    return [*site.node.all_input_nodes, *site.operands, site.node]
 
 
 def gradients_of(
