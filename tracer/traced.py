@@ -125,7 +125,7 @@ class Traced:
         args, kwargs = normalise(inputs)
         with untouched(None), drawing_from(self._first.drawn_from):
             labelled, bound, _ = self._layouts.labelled_for(args, kwargs, False)
-            sites = [site for site in labelled.classified.sites if site.form == "sampled"]
+            sites = [site for site in labelled.classified.sites if site.attends and site.role == "mixing"]
             run = replay(labelled.captured, bound, sites, gradients=False)
             return tuple(point_weights(site, run, labelled.findings.batch) for site in sites)
 

@@ -75,6 +75,20 @@ def count_of(dataset: Any) -> int | None:
         return None
 
 
+def check_entries(dataset: Any) -> None:
+    """Refuse what has no entries.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
+        raise InputError(
+            "this is no dataset",
+            expected="a sequence, a map-style or iterable dataset, or a DataLoader",
+            found=type(dataset).__name__,
+        )
+
+
 def check_order(dataset: Any) -> None:
     """Refuse a DataLoader that shuffles: what was done could not be told from what was not.
 
