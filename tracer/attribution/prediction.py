@@ -19,8 +19,9 @@ from fxplain.labels.labels import reads_of
 from fxplain.maps.weights import check_rebuilt
 from fxplain.run.broken_gradient import ended, origin
 from fxplain.run.checkpoint import checkpointed
+from fxplain.run.entries import where_missing
 from fxplain.run.libra import balanced
-from fxplain.run.replay import NO_SURROGATES, Gradients, Replay, Surrogates, replay, tap_of
+from fxplain.run.replay import NO_SURROGATES, Gradients, Replay, Surrogates, replay
 from fxplain.run.target import Readout, Resolved, choose_output, default_output, resolve
 from fxplain.schedule.rules_over_steps import Step
 from fxplain.schedule.steps import steps_of
@@ -84,8 +85,11 @@ class Prediction:
         for place, score in enumerate(self.passes[len(found) :], len(found)):
             retain = self.retain or place + 1 < len(self.passes)
             found.append(self.run.gradients(score, retain, self._check_finite))
-        for name, gradient in (pair for gradients in self.given or () for pair in gradients.items()):
-            self._check_finite(name, gradient)
+        for gradients in self.given or ():
+            for name in self.run.tapped:
+                self._check_finite(name, gradients.get(name))
+        if self.run.entries and not any(g.get(name) is not None for g in found for name in self.run.tapped):
+            raise _unreached(self.labelled, self.resolved.output)
         return tuple(found)
 
     def _check_finite(self, name: str, gradient: Tensor | None) -> None:
@@ -161,12 +165,14 @@ def run_graph(
         _check_differentiable(labelled.findings.ledger.without_gradient)
     surrogates = balanced(labelled) if libra else NO_SURROGATES
     tracked = (gradients and rows) or own_scores or _assumes(labelled)
+    plain = gradients and rows and not libra and not own_scores
     sites = labelled.classified.sites
     if mode == "checkpoint":
         shapes = labelled.findings.ledger.shapes
         run = checkpointed(labelled.captured, bound, sites, shapes, tracked, surrogates)
     else:
-        run = replay(labelled.captured, bound, sites, tracked, surrogates)
+        entries = where_missing(labelled, bound) if plain else None
+        run = replay(labelled.captured, bound, sites, tracked, surrogates, entries)
     if verify or not labelled.rebuilt:
         labelled.rebuilt.append(check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs)))
     return Ran(labelled, bound, run, surrogates, tracked, rows)
@@ -277,12 +283,14 @@ def _without_wrong_assumptions(labelled: Labelled, run: Replay, scores: Sequence
     If one does, the map is of no sample, or of all: it counts for every one, each by its own gradient.
     """
     assumed = {index: plan for index, plan in labelled.plans.items() if plan.assumed}
-    tapped = {tap_of(plan.site).name: run.tapped[tap_of(plan.site).name] for plan in assumed.values()}
+    tapped = {plan.site.tap.name: run.tapped[plan.site.tap.name] for plan in assumed.values()}
     plans = dict(labelled.plans)
     for sample, score in enumerate(scores):
-        gradients = replace(run, tapped=tapped).gradients(score, True, lambda name, gradient: None)
+        gradients = replace(run, tapped=tapped, entries=()).gradients(
+            score, True, lambda name, gradient: None
+        )
         for index, plan in reversed(assumed.items()):
-            gradient = gradients.get(tap_of(plan.site).name)
+            gradient = gradients.get(plan.site.tap.name)
             if gradient is not None and not plan.only(sample, gradient):
                 plans[index] = make_plan(plan.site, labelled.classified, plan.batch, assume=False)
     return replace(labelled, plans=plans)

@@ -162,7 +162,10 @@ def owned(tensor: Tensor) -> Tensor:
 
 
 def usable(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy where it was made in inference mode and autograd would refuse it."""
+    """The tensor itself; a copy where it was made in inference mode and autograd would refuse it, or where it
+    is sparse (:mod:`fxplain.capture.passes.dense`)."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
     if not tensor.is_inference():
         return tensor
     with torch.inference_mode(False):

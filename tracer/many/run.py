@@ -229,7 +229,7 @@ def _records(
             else:
                 failed.append(_failed(index, sample, sample, wanted))
 
-    for group in groups(traced.model, good(), wanted.batch_size, traced.batch_axis):
+    for group in groups(traced.model, good(), wanted.batch_size, traced.batch_axes):
         yield [*failed, *_of_group(traced, group, wanted)]
         failed.clear()
     if failed:
