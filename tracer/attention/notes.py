@@ -61,15 +61,18 @@ def _taken_for_one(labelled: Labelled) -> Iterator[str]:
 
 
 def _unnamed(labelled: Labelled) -> Iterator[str]:
+    goes = "what it holds goes into those of others, place by place"
+    return (f"{name} has no tokens of its own: {goes}" for name in unnamed(labelled))
+
+
+def unnamed(labelled: Labelled) -> tuple[str, ...]:
     """Inputs whose data reach an output without tokens of their own: they came to tokens of others, or were
-    never made tokens of. Not those that only make scores, as biases and masks do."""
+    never made tokens of. Not those that only make scores, as biases and masks do. Ids are data once they were
+    looked up."""
     ledger, findings = labelled.findings.ledger, labelled.findings
     named = {space.source for space in labelled.classified.spaces}
     data = {root.name for root, *_ in ledger.elements.ranges if root.is_input and root.strength == STRONG}
+    data |= {space.source for space in ledger.spaces if space.origin == "input" and not space.filled}
     nodes = {node.name: node for node in findings.values if node.op == "placeholder"}
-    unnamed = [p for p in labelled.captured.placeholders if named and p.path in data - named]
-    for placeholder in unnamed:
-        node = nodes[placeholder.node]
-        if node.users and not makes_scores(findings, node):
-            goes = "what it holds goes into those of others, place by place"
-            yield f"{placeholder.path} has no tokens of its own: {goes}"
+    found = [p for p in labelled.captured.placeholders if named and p.path in data - named]
+    return tuple(p.path for p in found if nodes[p.node].users and not makes_scores(findings, nodes[p.node]))

@@ -145,6 +145,10 @@ def explain(
             show_default=False,
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Hold what labels say against what the graph does, as check does."),
+    ] = False,
     allow_pickle: AllowPickle = False,
     allow_remote_code: AllowRemoteCode = False,
     random_weights: RandomWeights = False,
@@ -157,7 +161,7 @@ def explain(
 
         ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
         ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
-        run_explain(ask, Wanted(target, method, output, layers), tuple(out or ()))
+        run_explain(ask, Wanted(target, method, output, layers, check), tuple(out or ()))
 
 
 @app.command("explain-all")

@@ -14,6 +14,7 @@ from fxplain.cli.methods import parse_layers, parse_methods
 from fxplain.cli.options import Ask, working
 from fxplain.cli.target import parse_target
 from fxplain.errors import OutputError
+from fxplain.laws.table import Judgement, notes_of_laws
 
 if TYPE_CHECKING:
     from fxplain.comparison import Comparison
@@ -29,6 +30,7 @@ class Wanted:
     method: str
     output: str | None
     layers: str | None
+    check: bool = False
 
 
 def run_explain(ask: Ask, wanted: Wanted, out: tuple[Path, ...]) -> None:
@@ -45,11 +47,15 @@ def run_explain(ask: Ask, wanted: Wanted, out: tuple[Path, ...]) -> None:
         traced = trace(loaded.model, inputs)
     with working(f"explaining by {', '.join(methods)}"):
         answer: Result | Comparison
+        checked: tuple[Judgement, ...] = ()
         if len(methods) == 1:
-            answer = result = traced.explain(inputs, target, methods[0], wanted.output, layers=layers)
+            answer = result = traced.explain(
+                inputs, target, methods[0], wanted.output, layers=layers, check=wanted.check
+            )
         else:
             answer = traced.compare(inputs, methods, target, wanted.output, layers=layers)
             result = next(iter(answer.values()))
+            checked = traced.laws(inputs, result) if wanted.check else ()
     given = {*display.images, *display.tokens}
     display = shown_by_space(display, result.spaces, result.batch)
     stem = default_stem(loaded.name, ask.images, methods[0] if len(methods) == 1 else "comparison")
@@ -58,6 +64,7 @@ def run_explain(ask: Ask, wanted: Wanted, out: tuple[Path, ...]) -> None:
         answer.save(path, display)
     lost = [name for name in given if name not in {space.source for space in result.spaces}]
     more = [f"no token was born from the input {name!r}, so it is not drawn" for name in sorted(lost)]
+    more += notes_of_laws(checked)
     for line in summary(answer, display, (*loaded.notes, *display.notes, *more)):
         typer.echo(line)
     for path in paths:

@@ -1,0 +1,103 @@
+"""A step that is run alone: from the tensors that its columns lie on to its output, all else held."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.labels.flows import Site
+from fxplain.ops.kernels import compute
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The operations of one step."""
+
+    site: Site
+    sources: tuple[fx.Node, ...]
+    """The tensors whose tokens are its columns."""
+    region: tuple[fx.Node, ...]
+    """The operations from these to the site's node, in order."""
+
+    @property
+    def beside(self) -> tuple[fx.Node, ...]:
+        """What else they read."""
+        used = (one for node in self.region for one in node.all_input_nodes)
+        return tuple(dict.fromkeys(one for one in used if one not in self.region))
+
+    def run(self, kept: Mapping[str, Any], leaves: Mapping[fx.Node, Tensor] | None = None) -> Tensor:
+        """The step's output, with some tensors in the place of those that were seen."""
+        real: dict[fx.Node, Any] = {node: kept[node.name] for node in self.beside}
+        real |= leaves or {}
+        for node in self.region:
+            if node not in (leaves or {}):
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: real[used])
+                real[node] = compute(node, args, kwargs)
+        output = real[self.site.node]
+        first: Tensor = output[0] if isinstance(output, tuple | list) else output
+        return first
+
+    def given(self, kept: Mapping[str, Any], cotangent: Tensor) -> list[Tensor]:
+        """Each source times the step's vector-Jacobian product, element by element."""
+        return [leaf * local for leaf, local in self._products(self.sources, kept, cotangent)]
+
+    def to_map(self, kept: Mapping[str, Any], cotangent: Tensor) -> Tensor:
+        """The vector-Jacobian product with the map of an attention that the graph holds."""
+        ((_, local),) = self._products(self.site.operands[:1], kept, cotangent)
+        return local
+
+    def _products(
+        self, nodes: tuple[fx.Node, ...], kept: Mapping[str, Any], cotangent: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        with torch.enable_grad():
+            leaves = {node: kept[node.name].detach().clone().requires_grad_() for node in nodes}
+            output = self.run(kept, leaves)
+            found = torch.autograd.grad(
+                output, list(leaves.values()), cotangent.to(output.dtype), allow_unused=True
+            )
+        pairs = zip(leaves.values(), found, strict=True)
+        return [(leaf.detach(), torch.zeros_like(leaf) if own is None else own) for leaf, own in pairs]
+
+
+def alone(site: Site) -> Alone | None:
+    """The step of a site; None where it is no operation of tensors that hold its columns."""
+    sources = _sources(site)
+    if not sources:
+        return None
+    region = site.path or (site.node,)
+    if site.parts:
+        region = _between(sources, site)
+    read = {used for node in region for used in node.all_input_nodes}
+    return Alone(site, sources, region) if site.node in region and read.issuperset(sources) else None
+
+
+def _sources(site: Site) -> tuple[fx.Node, ...]:
+    """The tensors that hold what is mixed."""
+    if site.parts:
+        return tuple(dict.fromkeys(node for part in site.parts for node in _sources(part)))
+    if site.form == "copied":
+        return ()  # a copy is made of one token, whatever it holds
+    if site.form == "sampled":
+        return tuple(dict.fromkeys(node.all_input_nodes[0] for node in site.operands))
+    if site.form in ("weights", "fused"):
+        return site.operands[-1:]
+    return site.operands
+
+
+def _between(sources: tuple[fx.Node, ...], site: Site) -> tuple[fx.Node, ...]:
+    """The operations between the sources and the node of a sum, but those that make its parts' weights."""
+    held = {node for part in site.parts for node in part.operands if node not in sources}
+    nodes = list(site.node.graph.nodes)
+    after = set(sources)
+    for node in nodes:
+        if node not in held and not after.isdisjoint(node.all_input_nodes):
+            after.add(node)
+    before = {site.node}
+    for node in reversed(nodes):
+        if node in before:
+            before.update(used for used in node.all_input_nodes if used in after)
+    return tuple(node for node in nodes if node in before & after and node not in sources)
