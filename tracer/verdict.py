@@ -110,7 +110,6 @@ def check(model: Any, inputs: Any, target: Any = None, output: str | None = None
         if target is None and _first_alone(result):
             result = traced.explain(inputs, (-1,), output=output)
     except NoAttentionError:
-        findings += map(_law, traced.laws(inputs))
         return Verdict("no attention", _complete(findings), None, traced)
     except FxplainError as error:
         return Verdict("refused", _refused(findings, traced, error), error, traced)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from fxplain.labels.flows import Site
 from fxplain.ops.kernels import compute
+from fxplain.run.replay import has_map
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,18 @@ class Alone:
     """The tensors whose tokens are its columns."""
     region: tuple[fx.Node, ...]
     """The operations from these to the site's node, in order."""
+    weighing: tuple[fx.Node, ...] = ()
+    """Those from the map that the graph holds, where they are others."""
 
     @property
     def beside(self) -> tuple[fx.Node, ...]:
         """What else they read."""
-        used = (one for node in self.region for one in node.all_input_nodes)
-        return tuple(dict.fromkeys(one for one in used if one not in self.region))
+        own = (read_beside(self.region), read_beside(self.weighing))
+        return tuple(dict.fromkeys(node for nodes in own for node in nodes))
 
     def run(self, kept: Mapping[str, Any], leaves: Mapping[fx.Node, Tensor] | None = None) -> Tensor:
         """The step's output, with some tensors in the place of those that were seen."""
-        real: dict[fx.Node, Any] = {node: kept[node.name] for node in self.beside}
+        real: dict[fx.Node, Any] = {node: kept[node.name] for node in read_beside(self.region)}
         real |= leaves or {}
         for node in self.region:
             if node not in (leaves or {}):
@@ -42,12 +45,18 @@ class Alone:
         return first
 
     def given(self, kept: Mapping[str, Any], cotangent: Tensor) -> list[Tensor]:
-        """Each source times the step's vector-Jacobian product, element by element."""
-        return [leaf * local for leaf, local in self._products(self.sources, kept, cotangent)]
+        """Each source times the step's vector-Jacobian product, element by element.
+
+        A feature of the values that is 1 for every key, and so gives the rows' sums, is no token's.
+        """
+        pairs = self._products(self.sources, kept, cotangent)
+        ones = self.site.ones
+        return [torch.where(leaf == 1, 0.0, leaf * local) if ones else leaf * local for leaf, local in pairs]
 
     def to_map(self, kept: Mapping[str, Any], cotangent: Tensor) -> Tensor:
         """The vector-Jacobian product with the map of an attention that the graph holds."""
-        ((_, local),) = self._products(self.site.operands[:1], kept, cotangent)
+        whole = replace(self, region=self.weighing or self.region)
+        ((_, local),) = whole._products(self.site.operands[:1], kept, cotangent)
         return local
 
     def _products(
@@ -56,6 +65,8 @@ class Alone:
         with torch.enable_grad():
             leaves = {node: kept[node.name].detach().clone().requires_grad_() for node in nodes}
             output = self.run(kept, leaves)
+            if not output.requires_grad:  # something on the way has no derivative
+                return [(leaf.detach(), torch.zeros_like(leaf)) for leaf in leaves.values()]
             found = torch.autograd.grad(
                 output, list(leaves.values()), cotangent.to(output.dtype), allow_unused=True
             )
@@ -63,16 +74,23 @@ class Alone:
         return [(leaf.detach(), torch.zeros_like(leaf) if own is None else own) for leaf, own in pairs]
 
 
+def read_beside(region: tuple[fx.Node, ...]) -> list[fx.Node]:
+    """What some operations read that none of them makes."""
+    return [used for node in region for used in node.all_input_nodes if used not in region]
+
+
 def alone(site: Site) -> Alone | None:
     """The step of a site; None where it is no operation of tensors that hold its columns."""
     sources = _sources(site)
     if not sources:
         return None
-    region = site.path or (site.node,)
-    if site.parts:
+    region = (*site.operands, *site.path) if site.form == "sampled" else site.path or (site.node,)
+    if site.parts or not set(read_beside(region)).issuperset(sources):
         region = _between(sources, site)
-    read = {used for node in region for used in node.all_input_nodes}
-    return Alone(site, sources, region) if site.node in region and read.issuperset(sources) else None
+    if site.node not in region or not set(read_beside(region)).issuperset(sources):
+        return None
+    direct = not has_map(site) or site.operands[0] in read_beside(region)
+    return Alone(site, sources, region, () if direct else _between(site.operands[:1], site))
 
 
 def _sources(site: Site) -> tuple[fx.Node, ...]:
@@ -89,8 +107,8 @@ def _sources(site: Site) -> tuple[fx.Node, ...]:
 
 
 def _between(sources: tuple[fx.Node, ...], site: Site) -> tuple[fx.Node, ...]:
-    """The operations between the sources and the node of a sum, but those that make its parts' weights."""
-    held = {node for part in site.parts for node in part.operands if node not in sources}
+    """The operations between the sources and the site's node, but those that make weights."""
+    held = {node for part in site.parts or (site,) for node in part.operands if node not in sources}
     nodes = list(site.node.graph.nodes)
     after = set(sources)
     for node in nodes:
@@ -98,6 +116,6 @@ def _between(sources: tuple[fx.Node, ...], site: Site) -> tuple[fx.Node, ...]:
             after.add(node)
     before = {site.node}
     for node in reversed(nodes):
-        if node in before:
+        if node in before and node not in sources:
             before.update(used for used in node.all_input_nodes if used in after)
     return tuple(node for node in nodes if node in before & after and node not in sources)

@@ -70,12 +70,12 @@ class _Law:
     def __post_init__(self) -> None:
         labelled = self.labelled
         self.generator = torch.Generator().manual_seed(0)
-        self.least = 10 * tolerance([t for t in self.bound.values() if t.is_floating_point()])
         self.steps = {s.node: step for s in labelled.classified.sites if (step := alone(s)) is not None}
         self.wanted: dict[fx.Node, fx.Node] = {}
         """Node -> the last step that needs it."""
         for node, step in self.steps.items():
             needed = {*kept_nodes(step.site), *step.sources, *step.beside, node}
+            needed |= {*_softmaxes(labelled, step.site)}
             self.wanted.update(dict.fromkeys(needed, node))
         self.kept: dict[str, Any] = {}
 
@@ -95,48 +95,61 @@ class _Law:
         plan = self.labelled.plans[step.site.index]
         if torch.Size(plan.full).numel() > MOST:
             return []
-        told = _told(step, plan, self.labelled, self.kept, self.generator, self.least)
+        told = _told(step, plan, self.labelled, self.kept, self.generator)
         wrong = [Violation(step.site.node, what) for what in told]
         return [*wrong] if wrong else [step.site]
 
 
 def _told(
-    step: Alone,
-    plan: Plan,
-    labelled: Labelled,
-    kept: Mapping[str, Any],
-    generator: torch.Generator,
-    least: float,
+    step: Alone, plan: Plan, labelled: Labelled, kept: Mapping[str, Any], generator: torch.Generator
 ) -> Iterator[str]:
     """What is wrong with one step."""
-    site = step.site
-    sources = [_named(labelled, node, site.cols) for node in step.sources]
-    target = _named(labelled, site.node, site.rows)
+    sources = [_named(labelled, node, step.site.cols) for node in step.sources]
+    target = _named(labelled, step.site.node, step.site.rows)
     if target is None or any(source is None for source in sources):
         return
     output = step.run(kept)
-    rows = _places(target, plan.queries, labelled).expand(output.shape)
+    floats = [t for t in (output, *kept.values()) if isinstance(t, Tensor) and t.is_floating_point()]
+    least = 10 * tolerance(floats)
+    rows = _places(target, plan.queries, labelled).expand(output.shape).to(output.device)
     numbers = torch.rand(len(plan.queries), generator=generator) + 0.5
-    noise = torch.randn(output.shape, generator=generator).to(output) * (rows >= 0).to(output)
+    noise = torch.randn(output.shape, generator=generator).to(output) * (rows >= 0)
     scaled = noise * numbers.to(output)[rows.clamp_min(0)]
-    claims = [_claimed(step, plan, kept, each) for each in (noise, scaled)]
-    truth = _true(step, [s for s in sources if s is not None], plan, labelled, kept, noise)
-    size = float(torch.stack([truth.abs().max(), claims[0].abs().max()]).max().clamp_min(1e-30))
-    apart = (claims[0].sum((0, 1)) - truth).abs()
-    if float(apart.max()) > least * size:
-        column = int(apart.argmax())
-        name = _token(labelled, plan.keys, column)
-        yield (
-            f"the step claims that {name} gives {float(claims[0].sum((0, 1))[column]):.3g} of it, "
-            f"and it gives {float(truth[column]):.3g}"
-        )
+    one, other = (_claimed(step, plan, kept, each).cpu() for each in (noise, scaled))
+    places = [_places(slot, plan.keys, labelled) for slot in sources if slot is not None]
+    truth, claimed = _columns(places, step.given(kept, noise), one.sum((0, 1)))
+    size = max(float(truth.abs().max()), float(one.abs().max()), 1e-30)
+    worst = int((claimed - truth).abs().argmax())
+    if abs(float(claimed[worst] - truth[worst])) > least * size:
+        name = _token(labelled, plan.keys, worst) if worst < len(plan.keys) else "what has other names"
+        yield f"{name} gives {float(truth[worst]):.3g} to it, and by its map {float(claimed[worst]):.3g}"
         return
-    gap = (claims[1] - claims[0] * numbers.to(claims[0])[:, None]).abs()
+    gap = (other - one * numbers.to(one)[:, None]).abs().amax((0, 2))
     if float(gap.max()) > least * size:
-        row = int(gap.amax((0, 2)).argmax())
-        yield f"what the step claims for {_token(labelled, plan.queries, row)} goes to other places"
+        yield f"what its map gives to {_token(labelled, plan.queries, int(gap.argmax()))} goes elsewhere"
         return
-    yield from _weights(site, plan, kept, least)
+    yield from _rows(step, plan, kept, rows, least)
+    for node in _softmaxes(labelled, step.site):
+        if isinstance(kept[node.name], Tensor) and _no_softmax(kept[node.name], least):
+            yield f"its weights are made by {node.name}, which is taken for a softmax and is none"
+
+
+def _columns(places: Sequence[Tensor], given: Sequence[Tensor], claims: Tensor) -> tuple[Tensor, Tensor]:
+    """[key, and what the sources know by other names]: what the sources give, and what the step claims.
+
+    A key is named by what scores it, and its value may be of another name: that of an earlier run beside it.
+    """
+    truth = torch.zeros(len(claims) + 1, dtype=torch.float64)
+    known = torch.zeros(len(claims) + 1, dtype=torch.bool)
+    for place, own in zip(places, given, strict=True):
+        line = (place % len(truth)).expand(own.shape).reshape(-1)
+        truth.index_add_(0, line, own.double().cpu().reshape(-1))
+        known[torch.unique(place)] = True
+    known = known[:-1]
+    claimed = torch.cat([torch.where(known, claims, 0.0), claims[~known].sum()[None]]).double()
+    if bool(known.all()):
+        truth[-1] = 0.0  # of no key: padding, which a note tells
+    return truth, claimed
 
 
 def _token(labelled: Labelled, tokens: Tensor, place: int) -> str:
@@ -179,31 +192,37 @@ def _claimed(step: Alone, plan: Plan, kept: Mapping[str, Any], cotangent: Tensor
     return plan.scatter(values, divide=False)
 
 
-def _true(
-    step: Alone,
-    slots: Sequence[Slot],
-    plan: Plan,
-    labelled: Labelled,
-    kept: Mapping[str, Any],
-    cotangent: Tensor,
-) -> Tensor:
-    """[key]: ⟨v[column], Jᵀg⟩, of all samples together."""
-    found = torch.zeros(len(plan.keys) + 1, dtype=torch.float64)
-    for slot, given in zip(slots, step.given(kept, cotangent), strict=True):
-        place = _places(slot, plan.keys, labelled).expand(given.shape)
-        found.index_add_(0, place.reshape(-1) % (len(plan.keys) + 1), given.double().cpu().reshape(-1))
-    return found[:-1]
-
-
-def _weights(site: Site, plan: Plan, kept: Mapping[str, Any], least: float) -> Iterator[str]:
-    """What is wrong with the weights of an attention, if they are those of a softmax."""
-    if site.role != "attention" or site.normaliser != "softmax":
+def _rows(step: Alone, plan: Plan, kept: Mapping[str, Any], rows: Tensor, least: float) -> Iterator[str]:
+    """What is wrong with the rows of an attention's map: what they sum to, and what made them."""
+    site = step.site
+    if site.role != "attention":
         return
     maps, _ = map_of(site, Replay((), {}, kept), None)
-    sums = dense(plan, maps).double().sum(-1)
-    if not sums.numel():
-        return
-    if float(sums.max()) > 1 + 10 * least:
-        yield f"a row of its map sums to {float(sums.max()):.3g}, and those of a softmax to 1 at most"
-    if float(maps.min()) < -least:
+    sums = dense(plan, maps).sum(-1)
+    if not site.divided:
+        ones = {node: torch.ones_like(kept[node.name]) for node in step.sources}
+        own = step.run(kept, ones)
+        own = own.masked_fill(rows < 0, -torch.inf)
+        largest, most = float(sums.max()), float(own.max())
+        if largest > most + 10 * least * max(abs(most), 1.0):
+            yield f"a row of its map sums to {largest:.3g}, and what weighs the values to {most:.3g} at most"
+    elif site.normaliser == "softmax" and float(maps.min()) < -least:
         yield f"a weight of its map is {float(maps.min()):.3g}, and those of a softmax are not negative"
+
+
+def _softmaxes(labelled: Labelled, site: Site) -> list[fx.Node]:
+    """What is taken for the softmaxes that made a site's weights; kernels, whose outputs are none, aside."""
+    if site.normaliser != "softmax":
+        return []
+    known = labelled.findings.ledger.softmaxes
+    kernels = {own.node for own in labelled.findings.ledger.sites}
+    found = (known[name][0] for name in sorted(site.softmaxes) if name in known)
+    return [node for node in found if node not in kernels]
+
+
+def _no_softmax(value: Tensor, least: float) -> bool:
+    """Whether these cannot be a softmax's: negative ones, or none that sum to 1 along any axis."""
+    whole = value.detach().double()
+    sums = (whole.sum(axis) for axis, size in enumerate(whole.shape) if size > 1)
+    one = any(bool(((own - 1).abs() <= 10 * least).logical_or(own == 0).all()) for own in sums)
+    return bool((whole < -least).any()) or (whole.numel() > 1 and not one)

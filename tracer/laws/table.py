@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxplain.attention.labelled import Labelled
 from fxplain.attention.notes import unnamed
-from fxplain.laws import influence
+from fxplain.laws import influence, step
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,12 @@ def _influence(case: Case) -> Sequence[Violation]:
     return influence.violations(labelled.captured, case.bound, labelled.findings, told=told)
 
 
-LAWS = (Law("influence", "tokens that were moved changed no place that denies it", _influence),)
+LAWS = (
+    Law("influence", "tokens that were moved changed no place that denies it", _influence),
+    Law(
+        "step", "every step gives what its map says", lambda case: step.violations(case.labelled, case.bound)
+    ),
+)
 """All of them. A further law is a further line."""
 
 
