@@ -138,7 +138,7 @@ class Traced:
 
         Returns:
             One judgement for each law: ``law.name``, and where it is ``broken``, by node, module path and
-            source line; ``admitted`` is what a note of every explanation says already.
+            source line; ``set_aside`` is what a note of every explanation says already, or is too large.
 
         Example:
             >>> import torch

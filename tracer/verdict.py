@@ -266,9 +266,9 @@ def _wrong(values: Tensor, matrix: Tensor | None) -> Iterator[str]:
 
 def _law(found: Judgement) -> Finding:
     fine = found.law.claim
-    if found.admitted:
-        places = "place" if len(found.admitted) == 1 else "places"
-        fine += f", but at {len(found.admitted)} {places}, as the notes say"
+    if found.set_aside:
+        places = "place" if len(found.set_aside) == 1 else "places"
+        fine += f"; {len(found.set_aside)} {places} set aside: {found.set_aside[0]}"
     return _judged(found.law.name, shortened(found.broken), fine)
 
 

@@ -22,7 +22,7 @@ class Alone:
     sources: tuple[fx.Node, ...]
     """The tensors whose tokens are its columns."""
     region: tuple[fx.Node, ...]
-    """The operations from these to the site's node, in order."""
+    """The operations from these to the site's node, in order; none where they do not lead there."""
     weighing: tuple[fx.Node, ...] = ()
     """Those from the map that the graph holds, where they are others."""
 
@@ -80,7 +80,7 @@ def read_beside(region: tuple[fx.Node, ...]) -> list[fx.Node]:
 
 
 def alone(site: Site) -> Alone | None:
-    """The step of a site; None where it is no operation of tensors that hold its columns."""
+    """The step of a site; None where it is a copy, whatever it holds."""
     sources = _sources(site)
     if not sources:
         return None
@@ -88,7 +88,7 @@ def alone(site: Site) -> Alone | None:
     if site.parts or not set(read_beside(region)).issuperset(sources):
         region = _between(sources, site)
     if site.node not in region or not set(read_beside(region)).issuperset(sources):
-        return None
+        return Alone(site, sources, ())
     direct = not has_map(site) or site.operands[0] in read_beside(region)
     return Alone(site, sources, region, () if direct else _between(site.operands[:1], site))
 

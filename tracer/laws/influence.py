@@ -47,7 +47,7 @@ class Violation:
     """Which part of the tensor changed against its labels."""
     size: float
     """The largest such change, relative to the largest magnitude of the tensor."""
-    admitted: bool = False
+    set_aside: bool = False
     """Whether a note says that this is not followed."""
 
     def __str__(self) -> str:
@@ -165,8 +165,8 @@ class _Pass:
         space = self.findings.ledger.space_of(token)
         if node not in self.silent and not self._same_place(node, bad, token):
             size, share = float(gap.cpu()[bad].max()) / largest, float(bad.float().mean())
-            admitted = node in self.unfollowed or space.source in self.told
-            self.found.append(Violation(node, space.source, token - space.start, share, size, admitted))
+            set_aside = node in self.unfollowed or space.source in self.told
+            self.found.append(Violation(node, space.source, token - space.start, share, size, set_aside))
         return torch.where(bad.to(value.device), value, changed)
 
     def _culprit(self, node: fx.Node, bad: Tensor, run: int) -> int:

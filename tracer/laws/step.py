@@ -39,24 +39,20 @@ class Violation:
 
     node: fx.Node
     what: str
-    admitted: bool = False
+    set_aside: bool = False
+    """Whether it could not be looked at."""
 
     def __str__(self) -> str:
         return f"{place_of(self.node)}: {self.what}"
 
 
 def violations(labelled: Labelled, bound: Mapping[str, Tensor]) -> tuple[Violation, ...]:
-    """Where the step law is broken, in order of execution."""
-    return tuple(found for found in looked_at(labelled, bound) if isinstance(found, Violation))
-
-
-def looked_at(labelled: Labelled, bound: Mapping[str, Tensor]) -> Iterator[Violation | Site]:
-    """Each step that holds, as a site, or what is wrong with it; steps that cannot be run alone are left
-    out."""
+    """Where the step law is broken, in order of execution; and the steps that could not be looked at, as set
+    aside."""
     law = _Law(labelled, bound)
     with torch.no_grad(), same_random_numbers():
         execute(labelled.captured, bound, law.see)
-    yield from law.found
+    return tuple(law.found)
 
 
 @dataclass
@@ -65,7 +61,7 @@ class _Law:
 
     labelled: Labelled
     bound: Mapping[str, Tensor]
-    found: list[Violation | Site] = field(default_factory=list)
+    found: list[Violation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         labelled = self.labelled
@@ -91,23 +87,32 @@ class _Law:
             }
         return value
 
-    def _judged(self, step: Alone) -> list[Violation | Site]:
-        plan = self.labelled.plans[step.site.index]
+    def _judged(self, step: Alone) -> list[Violation]:
+        plan, node = self.labelled.plans[step.site.index], step.site.node
+        if not step.region:
+            sources = ", ".join(source.name for source in step.sources)
+            return [Violation(node, f"what it is said to mix, {sources}, does not lead to it")]
         if torch.Size(plan.full).numel() > MOST:
-            return []
-        told = _told(step, plan, self.labelled, self.kept, self.generator)
-        wrong = [Violation(step.site.node, what) for what in told]
-        return [*wrong] if wrong else [step.site]
+            return [Violation(node, "its map is too large to be looked at", set_aside=True)]
+        slots = [_named(self.labelled, source, step.site.cols) for source in step.sources]
+        target = _named(self.labelled, node, step.site.rows)
+        known = [slot for slot in slots if slot is not None]
+        if target is None or len(known) < len(slots):
+            return [Violation(node, "its tokens have several names, and it is not looked at", set_aside=True)]
+        told = _told(step, (*known, target), self.labelled, self.kept, self.generator)
+        return [Violation(node, what) for what in told]
 
 
 def _told(
-    step: Alone, plan: Plan, labelled: Labelled, kept: Mapping[str, Any], generator: torch.Generator
+    step: Alone,
+    slots: Sequence[Slot],
+    labelled: Labelled,
+    kept: Mapping[str, Any],
+    generator: torch.Generator,
 ) -> Iterator[str]:
-    """What is wrong with one step."""
-    sources = [_named(labelled, node, step.site.cols) for node in step.sources]
-    target = _named(labelled, step.site.node, step.site.rows)
-    if target is None or any(source is None for source in sources):
-        return
+    """What is wrong with one step, whose sources and output are named by these slots."""
+    *sources, target = slots
+    plan = labelled.plans[step.site.index]
     output = step.run(kept)
     floats = [t for t in (output, *kept.values()) if isinstance(t, Tensor) and t.is_floating_point()]
     least = 10 * tolerance(floats)
@@ -116,7 +121,7 @@ def _told(
     noise = torch.randn(output.shape, generator=generator).to(output) * (rows >= 0)
     scaled = noise * numbers.to(output)[rows.clamp_min(0)]
     one, other = (_claimed(step, plan, kept, each).cpu() for each in (noise, scaled))
-    places = [_places(slot, plan.keys, labelled) for slot in sources if slot is not None]
+    places = [_places(slot, plan.keys, labelled) for slot in sources]
     truth, claimed = _columns(places, step.given(kept, noise), one.sum((0, 1)))
     size = max(float(truth.abs().max()), float(one.abs().max()), 1e-30)
     worst = int((claimed - truth).abs().argmax())
@@ -128,7 +133,7 @@ def _told(
     if float(gap.max()) > least * size:
         yield f"what its map gives to {_token(labelled, plan.queries, int(gap.argmax()))} goes elsewhere"
         return
-    yield from _rows(step, plan, kept, rows, least)
+    yield from _rows(plan, kept, least)
     for node in _softmaxes(labelled, step.site):
         if isinstance(kept[node.name], Tensor) and _no_softmax(kept[node.name], least):
             yield f"its weights are made by {node.name}, which is taken for a softmax and is none"
@@ -192,21 +197,17 @@ def _claimed(step: Alone, plan: Plan, kept: Mapping[str, Any], cotangent: Tensor
     return plan.scatter(values, divide=False)
 
 
-def _rows(step: Alone, plan: Plan, kept: Mapping[str, Any], rows: Tensor, least: float) -> Iterator[str]:
+def _rows(plan: Plan, kept: Mapping[str, Any], least: float) -> Iterator[str]:
     """What is wrong with the rows of an attention's map: what they sum to, and what made them."""
-    site = step.site
+    site = plan.site
     if site.role != "attention":
         return
     maps, _ = map_of(site, Replay((), {}, kept), None)
-    sums = dense(plan, maps).sum(-1)
-    if not site.divided:
-        ones = {node: torch.ones_like(kept[node.name]) for node in step.sources}
-        own = step.run(kept, ones)
-        own = own.masked_fill(rows < 0, -torch.inf)
-        largest, most = float(sums.max()), float(own.max())
+    if site.column_axes:  # a list of pairs has no rows
+        largest, most = float(dense(plan, maps).sum(-1).max()), float(maps.sum(site.column_axes).max())
         if largest > most + 10 * least * max(abs(most), 1.0):
-            yield f"a row of its map sums to {largest:.3g}, and what weighs the values to {most:.3g} at most"
-    elif site.normaliser == "softmax" and float(maps.min()) < -least:
+            yield f"a row of the map that is given sums to {largest:.3g}, and its own to {most:.3g} at most"
+    if site.divided and site.normaliser == "softmax" and float(maps.min()) < -least:
         yield f"a weight of its map is {float(maps.min()):.3g}, and those of a softmax are not negative"
 
 
@@ -215,7 +216,8 @@ def _softmaxes(labelled: Labelled, site: Site) -> list[fx.Node]:
     if site.normaliser != "softmax":
         return []
     known = labelled.findings.ledger.softmaxes
-    kernels = {own.node for own in labelled.findings.ledger.sites}
+    sites = [part for own in labelled.findings.ledger.sites for part in (own, *own.parts)]
+    kernels = {own.node for own in sites if own.form == "fused"}
     found = (known[name][0] for name in sorted(site.softmaxes) if name in known)
     return [node for node in found if node not in kernels]
 

@@ -34,8 +34,8 @@ class Violation(Protocol):
     def node(self) -> fx.Node: ...
 
     @property
-    def admitted(self) -> bool:
-        """Whether a note of the explanation says so already."""
+    def set_aside(self) -> bool:
+        """Whether that is no failure: a note of the explanation says so, or it could not be looked at."""
         ...
 
 
@@ -58,8 +58,8 @@ class Judgement:
     law: Law
     broken: tuple[str, ...]
     """Where it does not, a sentence each: node, module path and source line."""
-    admitted: tuple[str, ...]
-    """Where it does not, and a note of the explanation says so."""
+    set_aside: tuple[str, ...]
+    """What was not judged: a note of the explanation says so, or it could not be looked at."""
 
 
 def _influence(case: Case) -> Sequence[Violation]:
@@ -83,9 +83,9 @@ def judgements(case: Case) -> Iterator[Judgement]:
         if case.relevance is None and law.explained:
             continue
         found = law.violations(case)
-        told = {one: [str(each) for each in found if each.admitted is one] for one in (False, True)}
-        broken, admitted = (tuple(dict.fromkeys(told[one])) for one in (False, True))
-        yield Judgement(law, broken, admitted)
+        told = {one: [str(each) for each in found if each.set_aside is one] for one in (False, True)}
+        broken, aside = (tuple(dict.fromkeys(told[one])) for one in (False, True))
+        yield Judgement(law, broken, aside)
 
 
 SHOWN = 3
