@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fxplain
 from fxplain.attention.labelled import Labelled, label
-from fxplain.labels.flows import Site
+from fxplain.labels.flows import Site, WrittenOut
 from fxplain.labels.labels import Slot, Value
 from fxplain.laws import step
 from fxplain.laws.table import LAWS
@@ -103,10 +103,10 @@ def columns_moved(site: Site) -> Site:
 
 def of_other_values(site: Site) -> Site:
     """The keys are taken for the values."""
-    weights, values = site.operands
+    assert isinstance(site.map, WrittenOut)
     key = next(n for n in site.node.graph.nodes if n.name == "linear_2")
-    assert key is not values
-    return replace(site, operands=(weights, key))
+    assert key is not site.map.values
+    return replace(site, map=replace(site.map, values=key))
 
 
 def broken_steps(labelled: Labelled) -> list[str]:
@@ -148,13 +148,13 @@ def test_a_normaliser_that_is_no_softmax_fails_the_step_law() -> None:
 
     labelled = fxplain.trace(Gated(), X)._first
     (site,) = labelled.classified.sites
-    assert site.normaliser == "sigmoid"
+    assert isinstance(site.map, WrittenOut)
+    assert site.map.normaliser == "sigmoid"
     assert broken_steps(labelled) == []
-    node = site.operands[0]
+    node = site.map.weights
     labelled.findings.ledger.softmaxes[node.name] = node, "tokens"
-    changed = with_sites(
-        labelled, lambda s: replace(s, normaliser="softmax", softmaxes=frozenset({node.name}))
-    )
+    softmaxed = replace(site.map, normaliser="softmax")
+    changed = with_sites(labelled, lambda s: replace(s, map=softmaxed, softmaxes=frozenset({node.name})))
     (told, *_) = broken_steps(changed)
     assert "is taken for a softmax and is none" in told
 

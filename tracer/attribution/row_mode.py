@@ -16,7 +16,7 @@ from fxplain.maps.sparse import mixing_products
 from fxplain.maps.weights import HeadMean, attention_weights
 from fxplain.rules.adjoint import Dense, Weights
 from fxplain.run.checkpoint import PassingGradients
-from fxplain.run.replay import Gradients, tap_of
+from fxplain.run.replay import Gradients
 from fxplain.run.target import Readout
 from fxplain.schedule.row_schedule import rows_of, uses
 from fxplain.schedule.rules_over_steps import Rules, Step
@@ -147,7 +147,7 @@ def _maps(
         columns, members = step_columns(plan, step), of_site[site]
         whole = columns is None and len(members) == 1
         own = members[0][0] if whole else Summed(members, columns, len(plan.keys))
-        place = prediction.run.tapped[tap_of(plan.site).name].device
+        place = prediction.run.tapped[plan.site.tap.name].device
         found.append(own if place == prediction.resolved.scores.device else Elsewhere(own, place))
     return found
 
@@ -165,7 +165,7 @@ def _map(
 
 def _gradient(plan: Plan, gradients: Gradients | None) -> Tensor | None:
     """That of a site's tapped tensor, which may be worked out only now."""
-    return None if gradients is None else gradients.get(tap_of(plan.site).name)
+    return None if gradients is None else gradients.get(plan.site.tap.name)
 
 
 def _mixing(prediction: Prediction, plan: Plan, gradients: Gradients | None) -> Weights:

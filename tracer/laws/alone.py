@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels.flows import Site
+from fxplain.labels.flows import Copied, Kernel, Product, Sampled, Site, WrittenOut
 from fxplain.ops.kernels import compute
-from fxplain.run.replay import has_map
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,13 @@ class Alone:
         A feature of the values that is 1 for every key, and so gives the rows' sums, is no token's.
         """
         pairs = self._products(self.sources, kept, cotangent)
-        ones = self.site.ones
+        ones = isinstance(self.site.map, WrittenOut) and self.site.map.ones
         return [torch.where(leaf == 1, 0.0, leaf * local) if ones else leaf * local for leaf, local in pairs]
 
     def to_map(self, kept: Mapping[str, Any], cotangent: Tensor) -> Tensor:
         """The vector-Jacobian product with the map of an attention that the graph holds."""
         whole = replace(self, region=self.weighing or self.region)
-        ((_, local),) = whole._products(self.site.operands[:1], kept, cotangent)
+        ((_, local),) = whole._products((self.site.tap,), kept, cotangent)
         return local
 
     def _products(
@@ -84,31 +83,38 @@ def alone(site: Site) -> Alone | None:
     sources = _sources(site)
     if not sources:
         return None
-    region = (*site.operands, *site.path) if site.form == "sampled" else site.path or (site.node,)
-    if site.parts or not set(read_beside(region)).issuperset(sources):
+    map = site.map
+    region = (*map.operands, *map.path) if isinstance(map, Sampled) else map.path or (site.node,)
+    if map.parts or not set(read_beside(region)).issuperset(sources):
         region = _between(sources, site)
     if site.node not in region or not set(read_beside(region)).issuperset(sources):
         return Alone(site, sources, ())
-    direct = not has_map(site) or site.operands[0] in read_beside(region)
-    return Alone(site, sources, region, () if direct else _between(site.operands[:1], site))
+    direct = map.tapped is None or site.tap in read_beside(region)
+    return Alone(site, sources, region, () if direct else _between((site.tap,), site))
 
 
 def _sources(site: Site) -> tuple[fx.Node, ...]:
     """The tensors that hold what is mixed."""
-    if site.parts:
-        return tuple(dict.fromkeys(node for part in site.parts for node in _sources(part)))
-    if site.form == "copied":
+    map = site.map
+    if map.parts:
+        return tuple(dict.fromkeys(node for part in map.parts for node in _sources(part)))
+    if isinstance(map, Copied):
         return ()  # a copy is made of one token, whatever it holds
-    if site.form == "sampled":
-        return tuple(dict.fromkeys(node.all_input_nodes[0] for node in site.operands))
-    if site.form in ("weights", "fused"):
-        return site.operands[-1:]
-    return site.operands
+    if isinstance(map, Sampled):
+        return tuple(dict.fromkeys(node.all_input_nodes[0] for node in map.operands))
+    if isinstance(map, Kernel):
+        return (map.value,)
+    return (map.values,) if isinstance(map, Product) else map.operands or _operand(site)
+
+
+def _operand(site: Site) -> tuple[fx.Node, ...]:
+    operand = getattr(site.map, "operand", None)
+    return (operand,) if operand is not None else ()
 
 
 def _between(sources: tuple[fx.Node, ...], site: Site) -> tuple[fx.Node, ...]:
     """The operations between the sources and the site's node, but those that make weights."""
-    held = {node for part in site.parts or (site,) for node in part.operands if node not in sources}
+    held = {node for part in site.map.parts or (site,) for node in part.map.operands if node not in sources}
     nodes = list(site.node.graph.nodes)
     after = set(sources)
     for node in nodes:

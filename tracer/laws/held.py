@@ -15,8 +15,8 @@ from fxplain.labels.labels import codes_of
 
 def weights_of(graph: fx.Graph, findings: Findings) -> frozenset[fx.Node]:
     """The tensors that hold weights between tokens, and what is made of these alone: statistics of rows."""
-    sites = [part for site in findings.ledger.sites for part in (site, *site.parts)]
-    maps = {site.operands[0] for site in sites if site.role == "attention" and site.form == "weights"}
+    sites = [part for site in findings.ledger.sites for part in (site, *site.map.parts)]
+    maps = {site.map.held for site in sites}
     found: set[fx.Node] = set()
     for node in graph.nodes:
         several = any(len({slot.token_axes for slot in part.active}) > 1 for part in findings.parts(node))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxplain.attention.classify import classify
 from fxplain.labels.findings import Findings
-from fxplain.labels.flows import Born
+from fxplain.labels.flows import Born, Window
 from fxplain.labels.labels import codes_of
 
 Moved = tuple[tuple[int, int], ...]
@@ -58,7 +58,7 @@ def _read_by_stems(findings: Findings, living: Sequence[int], used: Tensor) -> T
     """[token]: those that become other tokens by convolutions which are no steps of an explanation."""
     made = torch.zeros_like(used)
     for site in reversed(findings.ledger.sites):
-        if site.window is None or site.index in living:
+        if not isinstance(site.map, Window) or site.index in living:
             continue
         rows, cols = (codes_of(slot.labels) for slot in (site.rows, site.cols))
         rows, cols = rows[rows >= 0], cols[cols >= 0]

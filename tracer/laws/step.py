@@ -21,12 +21,12 @@ from fxplain.attention.labelled import Labelled
 from fxplain.attention.plan import Plan
 from fxplain.capture.guard import same_random_numbers
 from fxplain.capture.verify import tolerance
-from fxplain.labels.flows import Site
+from fxplain.labels.flows import Kernel, Site, WrittenOut
 from fxplain.labels.labels import Slot, codes_of
 from fxplain.laws.alone import Alone, alone
 from fxplain.maps.attentions import map_of
 from fxplain.maps.weights import dense, mixing_values
-from fxplain.run.replay import Replay, execute, has_map, kept_nodes
+from fxplain.run.replay import Replay, execute
 from fxplain.where import place_of
 
 MOST = 1 << 24
@@ -70,7 +70,7 @@ class _Law:
         self.wanted: dict[fx.Node, fx.Node] = {}
         """Node -> the last step that needs it."""
         for node, step in self.steps.items():
-            needed = {*kept_nodes(step.site), *step.sources, *step.beside, node}
+            needed = {*step.site.keeps, *step.sources, *step.beside, node}
             needed |= {*_softmaxes(labelled, step.site)}
             self.wanted.update(dict.fromkeys(needed, node))
         self.kept: dict[str, Any] = {}
@@ -185,7 +185,7 @@ def _claimed(step: Alone, plan: Plan, kept: Mapping[str, Any], cotangent: Tensor
     """[batch, query, key]: what the step claims that each column gives to each row."""
     replay = Replay((cotangent,), {}, kept)
     if plan.site.attends:
-        gradient = step.to_map(kept, cotangent) if has_map(plan.site) else cotangent
+        gradient = step.to_map(kept, cotangent) if plan.site.map.tapped is not None else cotangent
         maps, grown = map_of(plan.site, replay, gradient)
         assert grown is not None
         values = maps * grown
@@ -203,21 +203,22 @@ def _rows(plan: Plan, kept: Mapping[str, Any], least: float) -> Iterator[str]:
     if site.role != "attention":
         return
     maps, _ = map_of(site, Replay((), {}, kept), None)
-    if site.column_axes:  # a list of pairs has no rows
-        largest, most = float(dense(plan, maps).sum(-1).max()), float(maps.sum(site.column_axes).max())
+    if site.axes.columns:  # a list of pairs has no rows
+        largest, most = float(dense(plan, maps).sum(-1).max()), float(maps.sum(site.axes.columns).max())
         if largest > most + 10 * least * max(abs(most), 1.0):
             yield f"a row of the map that is given sums to {largest:.3g}, and its own to {most:.3g} at most"
-    if site.divided and site.normaliser == "softmax" and float(maps.min()) < -least:
+    divided = isinstance(site.map, WrittenOut) and site.map.divided
+    if divided and site.map.normaliser == "softmax" and float(maps.min()) < -least:
         yield f"a weight of its map is {float(maps.min()):.3g}, and those of a softmax are not negative"
 
 
 def _softmaxes(labelled: Labelled, site: Site) -> list[fx.Node]:
     """What is taken for the softmaxes that made a site's weights; kernels, whose outputs are none, aside."""
-    if site.normaliser != "softmax":
+    if site.map.normaliser != "softmax":
         return []
     known = labelled.findings.ledger.softmaxes
-    sites = [part for own in labelled.findings.ledger.sites for part in (own, *own.parts)]
-    kernels = {own.node for own in sites if own.form == "fused"}
+    sites = [part for own in labelled.findings.ledger.sites for part in (own, *own.map.parts)]
+    kernels = {own.node for own in sites if isinstance(own.map, Kernel)}
     found = (known[name][0] for name in sorted(site.softmaxes) if name in known)
     return [node for node in found if node not in kernels]
 

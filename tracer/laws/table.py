@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, fx
 
+from fxplain.attention.gave_way import unnamed
 from fxplain.attention.labelled import Labelled
-from fxplain.attention.notes import unnamed
 from fxplain.laws import influence, step
 
 

@@ -11,9 +11,9 @@ from fxplain.attention.lines import line_ranks
 from fxplain.attention.plan import Plan
 from fxplain.attention.records import Attention
 from fxplain.errors import VerificationError
-from fxplain.labels.flows import Site
-from fxplain.maps.attentions import map_of, own_output
-from fxplain.maps.blocks import largest_score, rebuilt_outputs
+from fxplain.labels.flows import Kernel, Site
+from fxplain.maps.attentions import map_of
+from fxplain.maps.kernels import largest_score, own_output, rebuilt_outputs
 from fxplain.maps.mixings import contributions
 from fxplain.run.replay import Replay
 from fxplain.where import place_of
@@ -65,7 +65,7 @@ def _head_of(plan: Plan) -> Tensor:
     """Which of its query's rows each place of the map lies in: rows that have an axis of heads each, where
     heads choose their keys, and those that are folded into another axis."""
     found = line_ranks(plan.site, plan.batch, plan.sampled)[0]
-    columns = plan.site.column_axes
+    columns = plan.site.axes.columns
     for axis, size in enumerate(plan.shape):
         if size > 1 and found.shape[axis] == 1 and axis not in columns:
             own = torch.arange(size).view([-1 if place == axis else 1 for place in range(len(plan.shape))])
@@ -89,7 +89,7 @@ def mixing_weights(plan: Plan, replay: Replay, gradient: Tensor | None) -> Tenso
         return support.to(replay.outputs[0].device)
     values = mixing_values(plan, replay, gradient)
     weights = plan.scatter(values).clamp_min(0)
-    if plan.site.adds:
+    if not plan.site.new_rows:
         return weights
     empty = weights.sum(-1, keepdim=True) == 0
     return torch.where(empty, support.to(weights), weights)
@@ -113,7 +113,7 @@ def check_rebuilt(plans: Mapping[int, Plan], replay: Replay, tolerance: float) -
     worst = 0.0
     for plan in plans.values():
         site = plan.site
-        if site.form != "fused":
+        if not isinstance(site.map, Kernel):
             continue
         gap = _gap(site, replay)
         worst = max(worst, gap)
