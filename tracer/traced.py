@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from fxplain.attention.census import census
@@ -25,6 +26,7 @@ from fxplain.capture.inputs import normalise
 from fxplain.comparison import Comparison
 from fxplain.errors import FxplainError
 from fxplain.explanation import explain_labelled
+from fxplain.laws.table import Case, Judgement, judgements, notes_of_laws
 from fxplain.layouts import Layouts
 from fxplain.maps.samplings import point_weights
 from fxplain.maps.weights import per_head
@@ -134,6 +136,35 @@ class Traced:
         """Every softmax-like operation with its role and the reason for it."""
         return census(self._first.findings, self._first.classified.sites)
 
+    def laws(self, inputs: Any, result: Result | None = None) -> tuple[Judgement, ...]:
+        """How the laws hold on these inputs: whether what is read into the graph is what the graph does.
+
+        Args:
+            inputs: as for :meth:`explain`.
+            result: an explanation of these inputs, for laws that are about one.
+
+        Returns:
+            One judgement for each law: ``law.name``, and where it is ``broken``, by node, module path and
+            source line; ``set_aside`` is what a note of every explanation says already, or is too large.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+            >>> x = torch.randn(1, 5, 8)
+            >>> [(found.law.name, found.broken) for found in trace(model, x).laws(x)][:1]
+            [('influence', ())]
+        """
+        args, kwargs = normalise(inputs)
+        with untouched(None), drawing_from(self._first.drawn_from):
+            labelled, bound, _ = self._layouts.labelled_for(args, kwargs, False)
+            case = Case(labelled, bound)
+            if result is not None:
+                own = callable(result.target)
+                target, output = (result.target, None) if own else (list(result.target), result.output)
+                rows = torch.cat(list(result.relevance.values()), -1)
+                case = Case(labelled, bound, target, output, rows)
+            return tuple(judgements(case))
+
     @property
     def lost(self) -> tuple[str, ...]:
         """Names of the nodes at which token labels were lost; the census says where they are."""
@@ -174,6 +205,7 @@ class Traced:
         verify: bool = False,
         layers: Layers | None = None,
         mode: Mode = "auto",
+        check: bool = False,
     ) -> Result:
         """Explain one prediction for each sample of the inputs.
 
@@ -194,6 +226,8 @@ class Traced:
                 where the model allows it (no attention both ways between streams). See ``result.mode``.
                 ``checkpoint``: rows with activation checkpointing, for long inputs: the graph is run again
                 in slices where backward needs it, which takes one more forward pass and much less memory.
+            check: hold the laws against this explanation, see :meth:`laws`: a few forward passes. Each place
+                at which one is broken is a note of the result.
 
         Raises:
             InputError, TargetError, MethodError, NoAttentionError, UnknownOpError, NonFiniteError,
@@ -202,7 +236,10 @@ class Traced:
         answer = self._answers(inputs, target, [method_named(method)], output, verify, layers, mode)[method]
         if isinstance(answer, FxplainError):
             raise answer
-        return answer
+        if not check:
+            return answer
+        broken = notes_of_laws(self.laws(inputs, answer))
+        return replace(answer, notes=tuple(dict.fromkeys((*answer.notes, *broken))))
 
     def explain_targets(
         self,
@@ -331,6 +368,7 @@ def explain(
     method: str = "relevancy",
     output: str | None = None,
     layers: Layers | None = None,
+    check: bool = False,
 ) -> Result:
     """Explain one prediction of any PyTorch transformer: :func:`trace`, then :meth:`Traced.explain`.
 
@@ -342,7 +380,7 @@ def explain(
         torch.Size([1, 5])
     """
     method_named(method)  # a wrong name is told before the model is captured
-    return trace(model, inputs).explain(inputs, target, method, output, layers=layers)
+    return trace(model, inputs).explain(inputs, target, method, output, layers=layers, check=check)
 
 
 def compare(

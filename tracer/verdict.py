@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from fxplain.attention.records import Attention, CensusEntry, Mixing
 from fxplain.errors import FxplainError, NoAttentionError, UnknownOpError, VerificationError
 from fxplain.labels.call import op_name
+from fxplain.laws.table import LAWS, Judgement, shortened
 from fxplain.ops.creation import MADE
 from fxplain.result import Result
 from fxplain.run.asked import LARGEST
@@ -20,7 +21,7 @@ from fxplain.traced import Traced, trace
 Outcome = Literal["ok", "failed", "not applicable"]
 Answer = Literal["explained", "no attention", "refused"]
 
-NAMES = ("graph", "census", "labels", "attentions", "maps", "relevancy")
+NAMES = ("graph", "census", "labels", "attentions", "maps", "relevancy", *(law.name for law in LAWS))
 """What is looked at, in this order."""
 
 
@@ -29,7 +30,7 @@ class Finding:
     """One line of a verdict."""
 
     name: str
-    """One of ``graph``, ``census``, ``labels``, ``attentions``, ``maps``, ``relevancy``."""
+    """One of ``graph``, ``census``, ``labels``, ``attentions``, ``maps``, ``relevancy``, or of a law."""
     outcome: Outcome
     sentence: str
 
@@ -73,7 +74,8 @@ def check(model: Any, inputs: Any, target: Any = None, output: str | None = None
     * ``labels``: labelled data met no operation without a transfer function;
     * ``attentions``: every attention has a kind, and its tokens trace back to inputs or parameters;
     * ``maps``: rebuilt maps reproduce the output of their attention;
-    * ``relevancy``: that of one explanation is finite, not negative and not all zero.
+    * ``relevancy``: that of one explanation is finite, not negative and not all zero;
+    * each law: what labels say is what the graph does, seen by running it (docs/laws.md).
 
     A model that is refused fails at the line the refusal belongs to.
 
@@ -112,6 +114,7 @@ def check(model: Any, inputs: Any, target: Any = None, output: str | None = None
     except FxplainError as error:
         return Verdict("refused", _refused(findings, traced, error), error, traced)
     findings += [_attentions(traced), _maps(traced, result), _relevancy(traced, result)]
+    findings += map(_law, traced.laws(inputs, result))
     return Verdict("explained", tuple(findings), None, traced, result)
 
 
@@ -259,6 +262,14 @@ def _wrong(values: Tensor, matrix: Tensor | None) -> Iterator[str]:
             yield f"the {name} is not finite"
         elif bool((tensor < 0).any()):
             yield f"the {name} is negative: {float(tensor.min()):.2g} at the lowest"
+
+
+def _law(found: Judgement) -> Finding:
+    fine = found.law.claim
+    if found.set_aside:
+        places = "place" if len(found.set_aside) == 1 else "places"
+        fine += f"; {len(found.set_aside)} {places} set aside: {found.set_aside[0]}"
+    return _judged(found.law.name, shortened(found.broken), fine)
 
 
 def _counted(names: Iterable[str]) -> str:

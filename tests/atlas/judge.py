@@ -19,6 +19,7 @@ from atlas.agreement import is_no_map, match
 from atlas.cases import UNUSED, Case, NotBuiltError, Registry, tensors
 from atlas.doubles import Doubled, doubled
 from fxplain.errors import FxplainError
+from fxplain.laws.table import LAWS
 from fxplain.result import Result
 from fxplain.traced import Traced
 
@@ -73,6 +74,8 @@ class Verdict:
     """Attentions that the model has and does not report, where it reports any."""
     implementations: dict[str, str] = field(default_factory=dict)
     """Other implementation -> the difference of relevance, or why it was not compared."""
+    laws: dict[str, str] = field(default_factory=dict)
+    """Law -> its outcome: ``ok``, ``failed``, ``set aside`` (held, but for what is set aside)."""
     seconds: float = 0.0
     """Of computing, also by all threads."""
 
@@ -138,6 +141,9 @@ def _judge_case(case: Case, verdict: Verdict) -> Result | None:
     if checked.error is not None:
         raise checked.error
     verdict.broken += [f"{f.name}: {f.sentence[:600]}" for f in checked.findings if f.outcome == "failed"]
+    for finding in (checked.finding(law.name) for law in LAWS):
+        aside = finding.outcome == "ok" and "set aside" in finding.sentence
+        verdict.laws[finding.name] = "set aside" if aside else finding.outcome
     torch.manual_seed(0)  # for models that draw random numbers
     reported = case.reported() if case.reported else {}
     verdict.reported = len(reported)

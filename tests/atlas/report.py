@@ -63,6 +63,7 @@ For each model all of this must hold (`tests/atlas/judge.py`):
 * every attention has a kind, and its tokens come from inputs or parameters;
 * the relevancy is finite, not negative and not all zero; eager and fused attention give the same to 1e-4
   (in float64, where float32 does not tell: then all that a model computes in float32 is float64, too);
+* the laws hold: labels and maps say what the graph does (`docs/laws.md`);
 * a model without attention is said to have none, and reports no map either.
 
 Otherwise it counts as *refused*, where an error of fxplain says why, or as *something does not hold*. Some
@@ -90,6 +91,7 @@ def report(records: Iterable[Record], listed: Mapping[str, int]) -> str:
         _registries(by_registry, listed),
         "## By kind",
         _kinds(built),
+        *_laws(built),
     ]
     parts += [
         "## Maps that models report",
@@ -150,6 +152,27 @@ def _registries(by_registry: Mapping[str, Sequence[Record]], listed: Mapping[str
             [name, listed.get(name, len(records)), len(records), built, *(counts[o] for o in COLUMNS), share]
         )
     return table(["registry", "listed", "judged", "built", *COLUMNS.values(), "of those built, good"], rows)
+
+
+def _laws(built: Sequence[Record]) -> list[str]:
+    """A row for each registry, a column for each law: models where it holds, of those it was held against.
+
+    Records from before there were laws have none.
+    """
+    found: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    for record in built:
+        for law, outcome in record.get("laws", {}).items():
+            found[record["registry"]][law][outcome] += 1
+    names = list(dict.fromkeys(law for by_law in found.values() for law in by_law))
+    rows = [[registry, *(_held(by_law[law]) for law in names)] for registry, by_law in found.items()]
+    return ["## Laws", table(["registry", *names], rows)] if rows else []
+
+
+def _held(outcomes: Counter[str]) -> str:
+    judged = outcomes.total() - outcomes["not applicable"]
+    good = outcomes["ok"] + outcomes["set aside"]
+    aside = f" ({outcomes['set aside']} with places set aside)" if outcomes["set aside"] else ""
+    return f"{good} of {judged}{aside}"
 
 
 def _kinds(built: Sequence[Record]) -> str:

@@ -185,6 +185,10 @@ def explain(
             show_default=False,
         ),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Hold what labels say against what the graph does, as check does."),
+    ] = False,
     allow_pickle: AllowPickle = False,
     allow_remote_code: AllowRemoteCode = False,
     random_weights: RandomWeights = False,
@@ -198,7 +202,7 @@ def explain(
         ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
         ask = replace(ask, pairs=tuple(pair or ()), chat=chat, audio=tuple(audio or ()))
         ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
-        wanted = Wanted(target, method, output, layers, contrast, cast(Any, mode))
+        wanted = Wanted(target, method, output, layers, contrast, cast(Any, mode), check)
         run_explain(ask, wanted, tuple(out or ()), generate)
 
 

@@ -18,6 +18,7 @@ from fxplain.explainer.explainer import Explainer
 from fxplain.explainer.explanation import Explanation
 from fxplain.explainer.generated import Generated
 from fxplain.explainer.handed import Prepared, unseen
+from fxplain.laws.table import notes_of_laws
 from fxplain.targets import contrast
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Wanted:
     layers: str | None
     contrast: str | None = None
     mode: Mode = "auto"
+    check: bool = False
 
     def of(self, explainer: Explainer) -> Any:
         """The target, with names looked up."""
@@ -60,6 +62,9 @@ def run_explain(ask: Ask, wanted: Wanted, out: tuple[Path, ...], generate: int |
         else:
             answer.save(path)
     notes = (*explainer.loaded.notes, *display.notes, *unseen(prepared.display, result))
+    if wanted.check:
+        laws = explainer.trace(prepared.inputs).laws(prepared.inputs, result)
+        notes = (*notes, *notes_of_laws(laws))
     if isinstance(answer, Generated):
         lines = answered(answer, notes)
     else:

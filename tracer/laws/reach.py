@@ -21,24 +21,26 @@ from fxplain.run.target import Resolved
 
 
 class Reach:
-    """For each of some questions, each about one token of one sample, who claims to depend on it.
+    """For each of some questions, about a token of a sample or one of each, who claims to depend on it.
 
     Places are numbered [sample, token]; those of no known sample come after all samples.
 
     Args:
         findings: what the labelling run saw.
-        asked: pairs (sample, token), one for each question.
+        asked: for each question the pairs (sample, token) that it is about.
     """
 
-    def __init__(self, findings: Findings, asked: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, findings: Findings, asked: Sequence[Sequence[tuple[int, int]]]) -> None:
         spaces = findings.ledger.spaces
         self.tokens = spaces[-1].start + spaces[-1].size if spaces else 0
         self.batch = findings.batch
         self.own = torch.zeros((self.batch + 1) * self.tokens, len(asked), dtype=torch.bool)
-        for question, (sample, token) in enumerate(asked):
-            self.own[self._number(sample, token), question] = True
+        for question, pairs in enumerate(asked):
+            for sample, token in pairs:
+                self.own[self._number(sample, token), question] = True
         self.sites = findings.ledger.sites
         self._behind: dict[int, Tensor] = {}
+        self._all: dict[frozenset[int], Tensor] = {}
 
     def _number(self, sample: int, token: int) -> int:
         return (sample if sample >= 0 else self.batch) * self.tokens + token
@@ -78,7 +80,7 @@ class Reach:
             both = torch.stack(broadcast(rows, cols)).flatten(1)
         except RuntimeError:  # laid out one beside the other: all rows with all columns
             both = torch.cartesian_prod(torch.unique(rows), torch.unique(cols)).T
-        both = torch.unique(both[:, (both >= 0).all(0)], dim=1)
+        both = both[:, (both >= 0).all(0)]
         # a map of learned queries is of no sample, and what it weighs is of one: its row is then, too
         row, col = both[0] // max(self.tokens, 1), both[1] // max(self.tokens, 1)
         lifted = torch.where(row == self.batch, col * self.tokens + both[0] % max(self.tokens, 1), both[0])
@@ -90,12 +92,19 @@ class Reach:
         grown = torch.cat([grown[:-1] | grown[-1:], grown.any(0, keepdim=True)])
         return grown.reshape(reach.shape)
 
-    def allowed(self, slot: Slot, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """[question, *shape]: where a slot admits a dependence; [*shape]: where it names a token."""
-        labels = slot.labels[(None,) * (len(shape) - slot.labels.ndim)]
-        numbers = self.numbers(labels)
-        found = self._known(self.of(slot.reads))[numbers.clamp_min(0)] & (numbers >= 0)[..., None]
-        return found.movedim(-1, 0).expand(-1, *shape), (numbers >= 0).expand(tuple(shape))
+    def denied(self, slots: Sequence[Slot]) -> Tensor:
+        """[question, ...]: places that one of these slots names, and none admits to depend on what is asked
+        about. It broadcasts to the tensor."""
+        inside, admitted = [], []
+        for slot in slots:
+            if slot.reads not in self._all:
+                self._all[slot.reads] = self._known(self.of(slot.reads))
+            numbers = self.numbers(slot.labels)
+            inside.append(numbers >= 0)
+            admitted.append(self._all[slot.reads][numbers.clamp_min(0)] & inside[-1][..., None])
+        named = torch.stack(broadcast(*inside)).any(0)
+        allowed = torch.stack(broadcast(*(each.movedim(-1, 0) for each in admitted))).any(0)
+        return named & ~allowed
 
 
 @dataclass(frozen=True, eq=False)

@@ -52,13 +52,25 @@ def dense(plan: Plan, values: Tensor) -> Tensor:
     """Values of the map's shape as [batch, head, query, key], queries and keys in the order of the plan."""
     front = values.permute(*plan.heads, *[axis for axis in range(values.ndim) if axis not in plan.heads])
     flat = front.reshape(-1, torch.Size(plan.shape).numel())
-    head = line_ranks(plan.site, plan.batch, plan.sampled)[0].expand(plan.shape).reshape(-1)
+    head = _head_of(plan).expand(plan.shape).reshape(-1)
     place = torch.where(plan.place.reshape(-1) >= 0, plan.place.reshape(-1), plan.places)
     # queries that have more rows than there are heads (in several windows) have their values added up
     target = ((head % plan.folded) * (plan.places + 1) + place).to(values.device)
     found = values.new_zeros(len(flat), plan.folded * (plan.places + 1)).index_add_(1, target, flat)
     found = found.view(-1, plan.places + 1)[:, : plan.places]
     return plan.for_all(found.reshape(len(found), -1, len(plan.queries), len(plan.keys)).transpose(0, 1))
+
+
+def _head_of(plan: Plan) -> Tensor:
+    """Which of its query's rows each place of the map lies in: rows that have an axis of heads each, where
+    heads choose their keys, and those that are folded into another axis."""
+    found = line_ranks(plan.site, plan.batch, plan.sampled)[0]
+    columns = plan.site.axes.columns
+    for axis, size in enumerate(plan.shape):
+        if size > 1 and found.shape[axis] == 1 and axis not in columns:
+            own = torch.arange(size).view([-1 if place == axis else 1 for place in range(len(plan.shape))])
+            found = found * size + own
+    return found
 
 
 def every_head(maps: Tensor, gradient: Tensor | None, head_mean: HeadMean) -> Tensor:
