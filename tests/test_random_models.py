@@ -12,7 +12,9 @@ from random_models.equations import Map, relevancy
 from random_models.plan import draw
 
 SEEDS = range(120)
-KNOWN: dict[int, str] = {}
+KNOWN = {
+    114: "additive scores of one query over tokens and learned keys, largest pooled: off by 5e-4",
+}
 """Seeds that disagree because of a fault that is not mended yet, and the fault."""
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "rules.json").read_text())

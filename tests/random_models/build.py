@@ -93,7 +93,8 @@ class Model(nn.Module):
     def __init__(self, plan: Plan) -> None:
         super().__init__()
         self.plan = plan
-        room = sum(s.size + s.register for s in plan.streams)
+        queries = [layer.latents for layer in plan.layers if layer.kind == "latents"]
+        room = max(sum(s.size + s.register for s in plan.streams), *queries, 0)
         self.sources = nn.ModuleList(Source(s) for s in plan.streams)
         self.blocks = nn.ModuleList()
         for layer in plan.layers:
