@@ -36,21 +36,26 @@ class Block:
 
 
 def blocks(
-    site: Site, replay: Replay, gradients: Sequence[Tensor | None], live: Mapping[int, range]
+    site: Site,
+    replay: Replay,
+    gradients: Sequence[Tensor | None],
+    live: Mapping[int, range],
+    whole: Sequence[int] = (),
 ) -> Iterator[Block]:
     """The blocks of an attention's map; elements that are 0 for sure may be left out.
 
     Args:
         gradients: those of the site's tapped tensor, one for each score; None where there is none.
         live: by axis of the map, the only places that are asked for.
+        whole: axes that no block may be cut along, beside those of the columns.
     """
     if site.form == "fused" and len({replay.kept[node.name].ndim for node in site.operands}) == 1:
-        yield from _fused(site, replay, gradients, live, MOST)
+        yield from _fused(site, replay, gradients, live, whole)
         return
     maps, first = map_of(site, replay, gradients[0])
     grown = [first, *(map_of(site, replay, gradient)[1] for gradient in gradients[1:])]
-    for where in cuts(maps.shape, site.column_axes, MOST, live):
-        yield Block(where, maps[where], [None if whole is None else whole[where] for whole in grown])
+    for where in cuts(maps.shape, (*site.column_axes, *whole), MOST, live):
+        yield Block(where, maps[where], [None if own is None else own[where] for own in grown])
 
 
 def rebuilt_outputs(site: Site, replay: Replay) -> Iterator[tuple[Where, Tensor]]:
@@ -111,13 +116,17 @@ def cuts(
 
 
 def _fused(
-    site: Site, replay: Replay, gradients: Sequence[Tensor | None], live: Mapping[int, range], most: int
+    site: Site,
+    replay: Replay,
+    gradients: Sequence[Tensor | None],
+    live: Mapping[int, range],
+    whole: Sequence[int],
 ) -> Iterator[Block]:
     query, key, value = (replay.kept[node.name].detach() for node in site.operands)
     dtype = torch.promote_types(query.dtype, torch.float32)
     shared = _shared(query, key)
     heads = {query.ndim - 3: shared}
-    for where in cuts(site.shape, [query.ndim - 1], most, live, heads):
+    for where in cuts(site.shape, [query.ndim - 1, *whole], MOST, live, heads):
         lead, rows = where[:-2], where[-2]
         ours = _taken(query, (*lead, rows)).to(dtype)
         theirs = _of_keys(lead, shared)
