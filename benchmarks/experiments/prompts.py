@@ -10,19 +10,28 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-NAMES = (
-    "Mary John Tom James Anna Sarah David Peter Paul Mark Emma Lucy Kate Jack Alice Robert Michael Susan Linda "
-    "Laura Daniel George Henry Simon Martin Jane Amy Lisa Rachel Adam Brian Kevin Steve Andrew Alex Jason"
-).split()
-SURNAMES = "Smith Brown Jones Taylor Wilson Clark Walker Young King Green Hill Baker Cooper Ward Gray Ross".split()
-PLACES = "store school park office garden market station hospital church library beach house hotel farm".split()
-OBJECTS = "drink book ball ring letter key computer phone gift map coin card picture hat".split()
-THINGS = "box car hat cup door bag ball chair table shirt lamp coat boat bird house flower".split()
-COLOURS = "red blue green black white yellow brown pink gray purple orange".split()
-FRUITS = "apple lemon orange bread milk rice sugar butter cheese meat fish salt tea coffee".split()
-NUMBERS = "one two three four five six seven eight nine ten".split()
-JOBS = "doctor teacher lawyer nurse farmer driver writer singer artist judge pilot chef".split()
-CITIES = "London Paris Berlin Rome Madrid Boston Chicago Tokyo Vienna Moscow Sydney Dublin Toronto".split()
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+NAMES = _words(
+    "Mary John Tom James Anna Sarah David Peter Paul Mark Emma Lucy Kate Jack Alice Robert Michael Susan "
+    "Linda Laura Daniel George Henry Simon Martin Jane Amy Lisa Rachel Adam Brian Kevin Steve Andrew Alex Jason"
+)
+SURNAMES = (
+    "Smith Brown Jones Taylor Wilson Clark Walker Young King Green Hill Baker Cooper Ward Gray Ross".split()
+)
+PLACES = (
+    "store school park office garden market station hospital church library beach house hotel farm".split()
+)
+OBJECTS = _words("drink book ball ring letter key computer phone gift map coin card picture hat")
+THINGS = _words("box car hat cup door bag ball chair table shirt lamp coat boat bird house flower")
+COLOURS = _words("red blue green black white yellow brown pink gray purple orange")
+FRUITS = _words("apple lemon orange bread milk rice sugar butter cheese meat fish salt tea coffee")
+NUMBERS = _words("one two three four five six seven eight nine ten")
+JOBS = _words("doctor teacher lawyer nurse farmer driver writer singer artist judge pilot chef")
+CITIES = _words("London Paris Berlin Rome Madrid Boston Chicago Tokyo Vienna Moscow Sydney Dublin Toronto")
 NOUNS = {
     "key": "keys", "dog": "dogs", "cat": "cats", "boy": "boys", "girl": "girls", "book": "books",
     "car": "cars", "teacher": "teachers", "doctor": "doctors", "student": "students", "horse": "horses",
@@ -63,7 +72,7 @@ class Task:
         Args:
             usable: which of some words are one token of the model's.
         """
-        for number in range("choice report".split().index(half), len(self.templates), 2):
+        for number in range(("choice", "report").index(half), len(self.templates), 2):
             chance = random.Random(1000 * number + 7)
             found: dict[str, Prompt] = {}
             while len(found) < count:
@@ -94,7 +103,9 @@ def _retrieval(template: str, chance: random.Random, usable: Callable[[Sequence[
     return Prompt(text, told[which], wrong, told[which])
 
 
-def _copied_name(template: str, chance: random.Random, usable: Callable[[Sequence[str]], list[str]]) -> Prompt:
+def _copied_name(
+    template: str, chance: random.Random, usable: Callable[[Sequence[str]], list[str]]
+) -> Prompt:
     """One of three people is named again, by the first name: the surname follows."""
     firsts, lasts = chance.sample(usable(NAMES), 3), chance.sample(usable(SURNAMES), 3)
     which = chance.randrange(3)

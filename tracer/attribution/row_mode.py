@@ -11,11 +11,12 @@ from torch import Tensor
 
 from fxplain.attention.plan import Plan
 from fxplain.attribution.prediction import Prediction
+from fxplain.maps.attentions import map_of
 from fxplain.maps.products import Elsewhere, Formed, MapProducts, Summed
 from fxplain.maps.sparse import mixing_products
-from fxplain.maps.weights import HeadMean, attention_weights
+from fxplain.maps.weights import HeadMean, attention_weights, folded_heads
 from fxplain.rules.adjoint import Dense, Weights
-from fxplain.rules.net_relevancy import net
+from fxplain.rules.net_relevancy import centred_gradients, net
 from fxplain.run.checkpoint import PassingGradients
 from fxplain.run.replay import Gradients, tap_of
 from fxplain.run.target import Readout
@@ -35,9 +36,16 @@ class ByHeads:
     net: bool = False
     """Whether heads may cancel: ``head_mean`` is signed, and what is negative once all heads of a step are
     added up counts for nothing."""
+    centred: bool = False
+    """Whether gradients are taken beside the mean of their row; not for samplings, which have no map."""
 
     def __call__(self, prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
-        return attention_weights(plan, prediction.run, gradient, self.head_mean)
+        if not self.centred or gradient is None or plan.site.form == "sampled":
+            return attention_weights(plan, prediction.run, gradient, self.head_mean)
+        maps, gradients = map_of(plan.site, prediction.run, gradient)
+        assert gradients is not None
+        gradients = centred_gradients(maps, gradients, plan.site.column_axes)
+        return folded_heads(plan, maps, gradients, self.head_mean)
 
     def step(self, weights: Tensor) -> Tensor:
         """The weights of a step, of which ``weights`` is the sum over its members."""
@@ -149,7 +157,7 @@ def _maps(
         plan = labelled.plans[site]
         if site not in of_site:
             own_plans = step_members(labelled.classified, labelled.plans, site)
-            if isinstance(weigh, ByHeads) and weigh.net and _in_several_places(own_plans):
+            if isinstance(weigh, ByHeads) and _is_formed_whole(weigh, own_plans):
                 of_site[site] = [(_net(prediction, own_plans, gradients, weigh, again), 1.0)]
             else:
                 of_site[site] = [
@@ -163,10 +171,12 @@ def _maps(
     return found
 
 
-def _in_several_places(members: Sequence[tuple[Plan, float]]) -> bool:
-    """Whether weights of one pair of tokens stand in other members of the step, or more than once in a map."""
+def _is_formed_whole(weigh: ByHeads, members: Sequence[tuple[Plan, float]]) -> bool:
+    """Whether no block of a step's map can be worked out without the rest: weights of one pair of tokens, of
+    which the sum is clamped, stand in other members or more than once in a map; or rows are centred."""
     plan = members[0][0]
-    return plan.site.attends and (len(members) > 1 or not plan.pairs_apart)
+    apart = len(members) == 1 and plan.pairs_apart
+    return plan.site.attends and (weigh.centred or (weigh.net and not apart))
 
 
 def _net(
@@ -176,7 +186,7 @@ def _net(
     weigh: ByHeads,
     again: bool,
 ) -> Weights:
-    """The map of a step with heads that cancel, formed whole."""
+    """The map of a step, formed whole."""
     return Formed([partial(_dense_net, weigh, prediction, members, of_pass) for of_pass in gradients], again)
 
 

@@ -45,6 +45,7 @@ from fxplain.schedule.rules_over_steps import (
 
 ICCV = "Chefer et al., ICCV 2021"
 CVPR = "Chefer et al., CVPR 2021"
+OURS = "fxplain, after Chefer et al., ICCV 2021, and Mehri et al., CVPR 2025"
 LIBRA = "+libra"
 """Ends the name of a method that is to take balanced gradients."""
 
@@ -110,10 +111,20 @@ register(
     balanced(
         scheduled(
             "net_relevancy",
-            "fxplain, after Chefer et al., ICCV 2021 and Mehri et al., CVPR 2025",
+            OURS,
             "relevancy with balanced gradients and heads that may cancel: clamped after their mean",
             RELEVANCY,
             NET,
+            True,
+        )
+    ),
+    balanced(
+        scheduled(
+            "net_relevancy_centred",
+            OURS,
+            "the same with gradients beside their row's mean: values that are shifted alike change nothing",
+            RELEVANCY,
+            by_heads(signed_head_mean, net=True, centred=True),
             True,
         )
     ),
