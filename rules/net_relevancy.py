@@ -8,8 +8,8 @@ gradient times contribution is
 
 a sum over heads. Eq. 5 clamps each term at zero and then adds up, so heads that cancel count as if they all
 spoke for the score. They do on an attention sink, the token that heads attend to when they have nothing to
-say. Here the clamp comes after the sum, and the gradients are the balanced ones of :mod:`fxplain.rules.libra`,
-with which gradients times contributions are shares of the score.
+say. Here the clamp comes after the sum, and the gradients are the balanced ones of
+:mod:`fxplain.rules.libra`, with which gradients times contributions are shares of the score.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jobs import Claim, Job
+from jobs import RESULTS, Claim, Job
 from others import folder
 from prompts import TASKS, Prompt
 from torch import Tensor, nn
@@ -144,12 +145,6 @@ class Batch:
     """[prompts] bool: whether the model prefers the right word."""
 
 
-def batches(speaker: Speaker, task: str, count: int, half: str, begin: bool) -> Iterator[Batch]:
-    """A batch for each template of a half of a task."""
-    for number, prompts in TASKS[task].prompts(count, half, speaker.usable):
-        yield _batch(speaker, number, prompts, begin)
-
-
 def _batch(speaker: Speaker, number: int, prompts: Sequence[Prompt], begin: bool) -> Batch:
     first = [speaker.begin] if begin else []
     rows = [first + speaker.ids(prompt.text) for prompt in prompts]
@@ -188,14 +183,15 @@ SCORES: dict[str, Callable[[Batch], Any]] = {
     "contrast": _contrast,
     "log-probability": _log_probability,
 }
-"""What is explained: the right word's logit, that less the wrong word's, or the logarithm of its probability."""
+"""What is explained: the right word's logit, that less the wrong word's, or the log of its probability."""
 
 
 def scored(relevance: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """Measure -> [prompts that the model answers right]; the token that the score is read at does not count."""
+    """Measure -> [prompts that the model answers right]; the token that the score is read at counts for
+    nothing."""
     values, sources = relevance[batch.right, :-1].detach(), batch.sources[batch.right]
     positive = values.clamp_min(0)
-    aside = values.index_fill(1, torch.tensor([0]), float(values.min()) - 1)
+    aside = values.index_fill(1, torch.tensor([0]), float(values.min()) - 1 if len(values) else 0.0)
     return {
         "source found": alignment_share(values, sources).double(),
         "found, first token aside": alignment_share(aside, sources).double(),
@@ -218,38 +214,61 @@ class Asked:
 def explained(asked: Asked, methods: Sequence[str], count: int) -> evaluate.Table:
     """About ``count`` prompts explained, as many of each template; intervals by drawing templates.
 
-    The model's table holds those prompts that it answers right.
+    The table holds those prompts that the model answers right.
     """
-    speaker = asked.load()
-    each = max(count // len(TASKS[asked.task].templates) * 2, 1)
-    found: dict[str, list[dict[str, Tensor]]] = {name: [] for name in methods}
-    refused: dict[str, str] = {}
+    found: dict[str, list[dict[str, Tensor]]] = {}
     templates: list[int] = []
     prompts = 0
-    for batch in batches(speaker, asked.task, each, asked.half, asked.begin):
-        inputs, prompts = {"input_ids": batch.ids}, prompts + len(batch.ids)
-        if not bool(batch.right.any()):
-            continue
-        compared = traced(speaker).compare(inputs, methods, SCORES[asked.score](batch))
-        for name, result in compared.results.items():
-            found[name].append(scored(result.relevance["input_ids"], batch))
-        refused |= {name: str(error).splitlines()[0] for name, error in compared.refused.items()}
-        templates += [batch.template] * int(batch.right.sum())
+    for part in parts(asked, methods, count):
+        right = len(next(iter(part["rows"].values()))[MEASURES[0].name])
+        templates += [part["template"]] * right
+        prompts += part["prompts"]
+        for name, row in part["rows"].items():
+            found.setdefault(name, []).append(row)
     rows = {
-        name: {m.name: torch.cat([part[m.name] for part in parts]) for m in MEASURES}
-        for name, parts in found.items()
-        if parts
+        name: {m.name: torch.cat([row[m.name] for row in own]) for m in MEASURES}
+        for name, own in found.items()
     }
     clusters = torch.tensor(templates)
-    given = {
-        name: {m: by_clusters(values, clusters) for m, values in row.items()} for name, row in rows.items()
-    }
+    given = {name: {m: by_clusters(v, clusters) for m, v in row.items()} for name, row in rows.items()}
     notes = (
         f"{prompts} prompts of {len(set(templates))} templates; the {len(templates)} that the model answers "
         "right are explained. Intervals: templates are drawn again, not prompts.",
     )
     title = f"{asked.task}, {asked.score}"
-    return evaluate.Table(title, MEASURES, rows, refused, notes, given=given, resamples=RESAMPLES)
+    return evaluate.Table(title, MEASURES, rows, {}, notes, given=given, resamples=RESAMPLES)
+
+
+BATCH = 10
+PARTS = RESULTS / "parts"
+"""What was made of each batch: a run that was stopped goes on where it was."""
+
+
+def parts(asked: Asked, methods: Sequence[str], count: int) -> Iterator[dict[str, Any]]:
+    """What was found of each batch of prompts of one template."""
+    speaker: Speaker | None = None
+    each = max(count // len(TASKS[asked.task].templates) * 2, 1)
+    size = min(each, BATCH)
+    for first in range(0, each, size):
+        for number in TASKS[asked.task].numbers(asked.half):
+            names = (asked.load.__name__, asked.task, asked.score, asked.begin, number, first, size)
+            file = PARTS / f"{'-'.join(map(str, names))}-{zlib.crc32(' '.join(methods).encode())}.pt"
+            if not file.exists():
+                speaker = speaker or asked.load()
+                file.parent.mkdir(exist_ok=True, parents=True)
+                torch.save(_part(speaker, asked, methods, number, range(first, first + size)), file)
+            yield torch.load(file, weights_only=True)
+
+
+def _part(
+    speaker: Speaker, asked: Asked, methods: Sequence[str], number: int, which: range
+) -> dict[str, Any]:
+    """Method -> measure -> rows, of some prompts of one template."""
+    prompts = TASKS[asked.task].prompts(number, which.stop, speaker.usable)[which.start :]
+    batch = _batch(speaker, number, prompts, asked.begin)
+    compared = traced(speaker).compare({"input_ids": batch.ids}, methods, SCORES[asked.score](batch))
+    rows = {name: scored(result.relevance["input_ids"], batch) for name, result in compared.results.items()}
+    return {"template": number, "prompts": len(prompts), "rows": rows}
 
 
 def by_clusters(values: Tensor, clusters: Tensor) -> Tensor:
@@ -342,7 +361,7 @@ def _jobs(model: str, short: str, counts: Sequence[int]) -> list[Job]:
 
 _SMOL = partial(Asked, smollm2, "indirect object")
 JOBS = (
-    *_jobs("SmolLM2", "smollm2", (520, 100, 100, 100)),
+    *_jobs("SmolLM2", "smollm2", (600, 100, 100, 100)),
     _job(
         "smollm2-begin",
         "SmolLM2",

@@ -7,7 +7,7 @@ words of one token each. The even templates are for choices, the odd ones for wh
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -17,20 +17,21 @@ def _words(text: str) -> list[str]:
 
 NAMES = _words(
     "Mary John Tom James Anna Sarah David Peter Paul Mark Emma Lucy Kate Jack Alice Robert Michael Susan "
-    "Linda Laura Daniel George Henry Simon Martin Jane Amy Lisa Rachel Adam Brian Kevin Steve Andrew Alex Jason"
+    "Linda Laura Daniel George Henry Simon Martin Jane Amy Lisa Rachel Adam Brian Kevin Steve "
+    "Andrew Alex Jason"
 )
-SURNAMES = (
-    "Smith Brown Jones Taylor Wilson Clark Walker Young King Green Hill Baker Cooper Ward Gray Ross".split()
+SURNAMES = _words(
+    "Smith Brown Jones Taylor Wilson Clark Walker Young King Green Hill Baker Cooper Ward Gray Ross"
 )
-PLACES = (
-    "store school park office garden market station hospital church library beach house hotel farm".split()
+PLACES = _words(
+    "store school park office garden market station hospital church library beach house hotel farm"
 )
 OBJECTS = _words("drink book ball ring letter key computer phone gift map coin card picture hat")
 THINGS = _words("box car hat cup door bag ball chair table shirt lamp coat boat bird house flower")
 COLOURS = _words("red blue green black white yellow brown pink gray purple orange")
 FRUITS = _words("apple lemon orange bread milk rice sugar butter cheese meat fish salt tea coffee")
 NUMBERS = _words("one two three four five six seven eight nine ten")
-JOBS = _words("doctor teacher lawyer nurse farmer driver writer singer artist judge pilot chef")
+PROFESSIONS = _words("doctor teacher lawyer nurse farmer driver writer singer artist judge pilot chef")
 CITIES = _words("London Paris Berlin Rome Madrid Boston Chicago Tokyo Vienna Moscow Sydney Dublin Toronto")
 NOUNS = {
     "key": "keys", "dog": "dogs", "cat": "cats", "boy": "boys", "girl": "girls", "book": "books",
@@ -64,21 +65,22 @@ class Task:
     templates: tuple[str, ...]
     make: Make
 
-    def prompts(
-        self, count: int, half: str, usable: Callable[[Sequence[str]], list[str]]
-    ) -> Iterator[tuple[int, list[Prompt]]]:
-        """For each template of a half (``choice``, ``report``): its number, and ``count`` different prompts.
+    def numbers(self, half: str) -> range:
+        """Those of the templates of a half: ``choice`` or ``report``."""
+        return range(("choice", "report").index(half), len(self.templates), 2)
+
+    def prompts(self, number: int, count: int, usable: Callable[[Sequence[str]], list[str]]) -> list[Prompt]:
+        """Different prompts of a template; the first of them are the same however many are asked for.
 
         Args:
             usable: which of some words are one token of the model's.
         """
-        for number in range(("choice", "report").index(half), len(self.templates), 2):
-            chance = random.Random(1000 * number + 7)
-            found: dict[str, Prompt] = {}
-            while len(found) < count:
-                prompt = self.make(self.templates[number], chance, usable)
-                found.setdefault(prompt.text, prompt)
-            yield number, list(found.values())
+        chance = random.Random(1000 * number + 7)
+        found: dict[str, Prompt] = {}
+        while len(found) < count:
+            prompt = self.make(self.templates[number], chance, usable)
+            found.setdefault(prompt.text, prompt)
+        return list(found.values())
 
 
 def _indirect_object(
@@ -129,7 +131,7 @@ def _agreement(template: str, chance: random.Random, usable: Callable[[Sequence[
 LISTS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "colour": (THINGS, COLOURS),
     "price": (FRUITS, NUMBERS),
-    "work": (NAMES, JOBS),
+    "work": (NAMES, PROFESSIONS),
     "city": (NAMES, CITIES),
 }
 """Kind of list -> what is asked about, and what is told of it."""
@@ -207,7 +209,7 @@ RETRIEVAL = Task(
                 "Table of staff: {k0} | {v0}, {k1} | {v1}, {k2} | {v2}, {k} |",
             ),
             "city": (
-                "Our friend {k0} lives in {v0}, {k1} lives in {v1}, and {k2} lives in {v2}. To see {k} you must go to",
+                "My friend {k0} lives in {v0}, {k1} lives in {v1}, {k2} lives in {v2}. To see {k} we go to",
                 "Now {k0} is in {v0}, {k1} is in {v1}, {k2} is in {v2}. The city of {k} is",
                 "Flights: {k0} to {v0}, {k1} to {v1}, {k2} to {v2}. So {k} flies to",
                 "Home towns: {k0}, {v0}; {k1}, {v1}; {k2}, {v2}. The home town of {k} is",

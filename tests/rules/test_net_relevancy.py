@@ -70,7 +70,7 @@ def test_values_that_are_shifted_alike_change_nothing_where_gradients_are_centre
 
 
 def parted_heads() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """An attention (maps, gradients), and the same with its first head as two that share its map and values."""
+    """An attention (maps, gradients), and the same with its first head as two that share its map."""
     maps, values, outer = draw(2, 3, 4).softmax(-1), draw(2, 4, 5, seed=1), draw(2, 3, 5, seed=2)
     part = draw(4, 5, seed=3)
     parts = torch.stack([values[0] + part, -part, values[1]])
