@@ -1,5 +1,6 @@
-"""Attention sinks: tokens that most attentions attend to whatever the query (Xiao et al., *Efficient
-Streaming Language Models with Attention Sinks*, ICLR 2024), seen from the maps alone.
+"""Attention sinks: tokens that most attentions attend to whatever the query, and that hand over little (Xiao
+et al., *Efficient Streaming Language Models with Attention Sinks*, ICLR 2024; that their values are short:
+Kobayashi et al., *Attention is Not Only a Weight*, EMNLP 2020, eq. 3).
 """
 
 from __future__ import annotations
@@ -41,6 +42,21 @@ def parked_on(rows: Tensor, own: Tensor) -> Tensor:
     leads = (largest & seen & several).sum(1)
     keys = rows.shape[-1]
     return (2 * leads > count) & (mean >= max(LEAST, FAIR / max(keys, 1)))
+
+
+def short(sizes: Tensor) -> Tensor:
+    """Whether a key's value is less than half as long as those of the others are on average.
+
+    Args:
+        sizes: ``[batch, key]``, the lengths of the values, mean over heads.
+
+    Example:
+        >>> import torch
+        >>> short(torch.tensor([[0.4, 1.0, 1.0, 1.0]])).tolist()
+        [[True, False, False, False]]
+    """
+    others = (sizes.sum(1, keepdim=True) - sizes) / max(sizes.shape[1] - 1, 1)
+    return 2 * sizes < others
 
 
 def is_sink(parked: Tensor, held: Tensor) -> Tensor:

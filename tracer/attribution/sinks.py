@@ -13,13 +13,13 @@ from fxplain.attention.plan import Plan
 from fxplain.attribution.prediction import Prediction
 from fxplain.maps.products import MapProducts
 from fxplain.rules.raw_attention import head_mean
-from fxplain.rules.sinks import is_sink, parked_on
+from fxplain.rules.sinks import is_sink, parked_on, short
 
 LARGE = 0.25
 """The share of a sample's relevance on one token from which on it is asked whether that is a sink."""
 ROWS = 32
 """Queries of each attention that are looked at: the last ones, which see most where masks are causal."""
-WORDS = 1 << 12
+MOST = 1 << 12
 """The most keys of an attention that is looked at."""
 
 
@@ -48,7 +48,7 @@ def sink_notes(prediction: Prediction, rows: Tensor, better: str | None) -> tupl
         notes.append(
             f"{share:.0%} of the relevance lies on {_named(prediction, token)}{samples}, an attention sink: "
             f"{attentions} of {int(held[of, token].amax())} attentions attend to it most, whatever the "
-            f"query{way_out}"
+            f"query, and its values are short{way_out}"
         )
     return tuple(notes)
 
@@ -67,13 +67,40 @@ def _counted(prediction: Prediction) -> tuple[Tensor, Tensor]:
     for site in prediction.labelled.classified.sites:
         plan = prediction.labelled.plans[site.index]
         looked_at = site.role == "attention" and plan.sampled and plan.batch == batch
-        if looked_at and 2 < len(plan.keys) <= WORDS:
-            queries = plan.queries[-ROWS:]
-            own = queries[:, None] == plan.keys[None]
-            on = parked_on(_rows(prediction, plan), own).cpu()
+        sizes = _sizes(prediction, plan) if looked_at and 2 < len(plan.keys) <= MOST else None
+        if sizes is not None:
+            own = plan.queries[-ROWS:, None] == plan.keys[None]
+            on = short(sizes).cpu() & parked_on(_rows(prediction, plan).cpu(), own)
             parked[:, plan.keys] += on
             held[:, plan.keys] += 1
     return parked, held
+
+
+def _sizes(prediction: Prediction, plan: Plan) -> Tensor | None:
+    """[batch, key]: the lengths of an attention's values, mean over heads; None if they are not at hand."""
+    site, kept = plan.site, prediction.run.kept
+    if site.parts or len(site.operands) < 2 or site.operands[-1].name not in kept:
+        return None
+    value = kept[site.operands[-1].name].detach()
+    value = value.to(torch.promote_types(value.dtype, torch.float32))
+    if site.form == "fused":
+        lengths = value.norm(dim=-1).unsqueeze(-2)
+    else:
+        map_letters, value_letters = site.axes.split("->")[0].split(",")
+        known = [letter for letter in map_letters if letter in value_letters]
+        lengths = torch.einsum(f"{value_letters}->{''.join(known)}", value**2).sqrt()
+        sizes = dict(zip(known, lengths.shape, strict=True))
+        lengths = lengths.reshape([sizes.get(letter, 1) for letter in map_letters])
+    if lengths.ndim != plan.cols.ndim:
+        return None
+    if plan.heads:
+        lengths = lengths.mean(plan.heads, keepdim=True)
+    cols, lengths = torch.broadcast_tensors(plan.cols.to(lengths.device), lengths)
+    places, count = cols.reshape(-1), plan.batch * len(plan.keys)
+    places = torch.where((places >= 0) & (places < count), places, count)
+    sums = lengths.new_zeros(2, count + 1)
+    sums.index_add_(1, places, torch.stack([lengths.reshape(-1), torch.ones_like(lengths).reshape(-1)]))
+    return (sums[0] / sums[1].clamp_min(1))[:-1].view(plan.batch, -1)
 
 
 def _rows(prediction: Prediction, plan: Plan) -> Tensor:

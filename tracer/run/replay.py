@@ -173,9 +173,9 @@ def tap(value: Any, gradients: bool) -> tuple[Any, Tensor]:
 
 
 def kept_nodes(site: Site) -> list[fx.Node]:
-    """The nodes whose values are needed to rebuild a site's map."""
+    """The nodes whose values are needed to rebuild a site's map; beside a map the values that it weighs."""
     if has_map(site):
-        return [site.operands[0]]
+        return list(site.operands[:2])
     if site.parts:
         return [
             node for part in site.parts for node in (*part.node.all_input_nodes, *part.operands, part.node)
