@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
+
+from torch import nn
 
 from fxplain.tasks import Task, TaskKind
 
@@ -45,7 +48,30 @@ _TEXT_PADDING = ("decoder_attention_mask", "attention_mask")
 
 
 def task_of(model: Any) -> Task | None:
-    """The task of a model of these libraries; None for any other model."""
+    """The task of a model of these libraries, or of the only such model in a module that is none of theirs;
+    None for any other model."""
+    own = _own_task(model)
+    if own is not None or not isinstance(model, nn.Module):
+        return own
+    inner = list(_inside(model, ""))
+    if len(inner) != 1:
+        return None
+    ((path, task),) = inner
+    return replace(task, within=path, outputs=(*task.outputs, "output"))
+
+
+def _inside(module: nn.Module, path: str) -> Iterator[tuple[str, Task]]:
+    """The outermost models of these libraries in a module, each with its path."""
+    for name, child in module.named_children():
+        below = f"{path}.{name}".lstrip(".")
+        task = _own_task(child)
+        if task is None:
+            yield from _inside(child, below)
+        else:
+            yield below, task
+
+
+def _own_task(model: Any) -> Task | None:
     transformers = sys.modules.get("transformers")
     if transformers is not None and isinstance(model, transformers.PreTrainedModel):
         return _of_transformers(model)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import networkx as nx
 import numpy as np
 import torch
+import transformers as hf
 from torch import Tensor, nn
 from zoo import traced
 
@@ -179,48 +181,68 @@ def make_result(
     return Result(**(fields | kw))  # type: ignore[arg-type]
 
 
-def text_result(values: list[list[float]] | None = None, **kw: object) -> Result:
+@cache
+def _text(batch: int) -> Result:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_attention_heads": 12, "intermediate_size": 8, "vocab_size": 30}
+    model = hf.BertForSequenceClassification(hf.BertConfig(**sizes, num_hidden_layers=2, num_labels=5)).eval()
+    words = torch.arange(9).repeat(batch, 1)
+    return fxplain.trace(model, words).explain(words, 3, mode="matrix")
+
+
+@cache
+def _picture(side: int, batch: int) -> Result:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 2}
+    config = hf.ViTConfig(**sizes, image_size=2 * side, patch_size=2, num_labels=5)
+    pixels = torch.randn(batch, 3, 2 * side, 2 * side)
+    return fxplain.explain(hf.ViTForImageClassification(config).eval(), pixels, 3)
+
+
+@cache
+def _two_streams() -> Result:
+    torch.manual_seed(0)
+    config = hf.LxmertConfig(
+        hidden_size=8, num_attention_heads=2, intermediate_size=8, vocab_size=30, visual_feat_dim=4,
+        num_qa_labels=5, l_layers=1, x_layers=2, r_layers=1,
+    )  # fmt: skip
+    model = hf.LxmertForQuestionAnswering(config).eval()
+    regions = {"visual_feats": torch.randn(1, 36, 4), "visual_pos": torch.rand(1, 36, 4)}
+    inputs = {"input_ids": torch.arange(6)[None], **regions}
+    return fxplain.trace(model, inputs).explain(inputs, 3, output="question_answering_score", mode="matrix")
+
+
+def valued(result: Result, values: dict[str, Tensor], **kw: Any) -> Result:
+    """The result with these numbers for relevance, by token space; ``kw`` replaces other fields."""
+    assert set(values) == set(result.relevance)
+    known = replace(result, relevance=Relevance(values, result.spaces))
+    return replace(known, **kw)
+
+
+def text_result(values: list[list[float]] | None = None, **kw: Any) -> Result:
     """A sentence classified by token 0, with its whole relevancy matrix."""
     rows = torch.tensor(values or [[1.03, 0.02, 0.31, 0.01, 0.22, 0.4, 0.02, 0.05, 0.0]])
-    words = space("input_ids", 0, rows.shape[1])
-    stream = whole(words)
-    sites = tuple(
-        site(i, "self", stream, stream, f"bert.encoder.layer.{i}.attention.self") for i in range(12)
-    )
-    matrix = torch.eye(rows.shape[1]).repeat(rows.shape[0], 1, 1)
+    result = _text(rows.shape[0])
+    assert result.relevancy is not None
+    matrix = result.relevancy.clone()
     matrix[:, 0] = rows
-    return make_result((words,), rows, sites, **({"relevancy": matrix} | kw))
+    return valued(result, {"input_ids": rows}, **({"relevancy": matrix} | kw))
 
 
-def image_result(side: int = 7, batch: int = 2, **kw: object) -> Result:
+def image_result(side: int = 7, batch: int = 2, **kw: Any) -> Result:
     """[CLS] and side x side patches, with a bright spot at row 1, column ``side - 2``."""
-    cls, patches = space("cls_token", 0, 1, origin="parameter"), space("pixel_values", 1, side, side)
     ys, xs = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     spot = torch.exp(-((ys - 1.0) ** 2 + (xs - (side - 2.0)) ** 2) / 2.0).reshape(1, -1)
-    rows = torch.cat([torch.full((1, 1), 1.1), 0.01 + 0.2 * spot], dim=1).repeat(batch, 1)
-    stream = whole(cls, patches)
-    sites = tuple(site(i, "self", stream, stream, f"vit.layers.{i}.attention") for i in range(4))
-    return make_result((cls, patches), rows, sites, **kw)
+    values = {
+        "vit.embeddings.cls_token": torch.full((batch, 1), 1.1),
+        "pixel_values": (0.01 + 0.2 * spot).repeat(batch, 1),
+    }
+    return valued(_picture(side, batch), values, **kw)
 
 
-def two_stream_result(**kw: object) -> Result:
-    """Text and boxes, co-attending; boxes are neither image nor text."""
-    words, boxes = space("input_ids", 0, 6), space("visual_feats", 6, 36)
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.rand(1, 42, generator=generator) ** 3 * 0.2
-    rows[:, 0] += 1.0
-    text, image = whole(words), whole(boxes)
-    sites = (
-        site(0, "self", text, text, "lang.0.self"),
-        site(1, "co", text, image, "cross.0.visual_attention"),
-        site(2, "co", image, text, "cross.0.visual_attention"),
-    )
-    notes = (
-        "captured by recording the real run: export failed on data-dependent control flow",
-        "approximate: pooling",
-    )
-    matrix = torch.rand(1, 42, 42, generator=generator)
-    return make_result((words, boxes), rows, sites, **({"notes": notes, "relevancy": matrix} | kw))
+def two_stream_result(**kw: Any) -> Result:
+    """Text and regions, co-attending; regions are neither image nor text."""
+    return replace(_two_streams(), **kw)
 
 
 def photograph(height: int = 112, width: int = 112) -> np.ndarray:

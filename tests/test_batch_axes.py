@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
+from fxplain.many.records import Sample
+from fxplain.many.samples import groups
 
 BATCH, TOKENS, OLD, WIDTH = 2, 6, 4, 8
 
@@ -116,3 +118,76 @@ def test_positions_beside_ids_are_no_second_sequence() -> None:
     (attention,) = traced.attentions
     assert (attention.kind, attention.queries.size, attention.keys.size) == ("self", 5, 5)
     assert traced.explain(inputs, target=(4, 1)).relevance["ids"].shape == (BATCH, 5)
+
+
+class Viewer(nn.Module):
+    """Moments [time, sample, feature] look at the patches of pictures [sample, channel, row, column]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moments, self.patches = nn.Linear(5, WIDTH), nn.Conv2d(3, WIDTH, 2, 2)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, moments: Tensor, picture: Tensor) -> Tensor:
+        x, y = self.moments(moments.transpose(0, 1)), self.patches(picture).flatten(2).mT
+        logits: Tensor = self.head((x + (x @ y.mT).softmax(-1) @ y)[:, -1])
+        return logits
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_inputs_may_have_their_samples_on_different_axes(batch: int) -> None:
+    """No map tells them apart: moments do not read each other, and the output is of the last one alone."""
+    model, inputs = Viewer().eval(), (torch.randn(OLD, batch, 5), torch.randn(batch, 3, 4, 4))
+    traced = fxplain.trace(model, inputs)
+    assert traced.batch_axes == {"moments": 1, "picture": 0}
+    assert not any("ambiguous" in note for note in traced.notes)
+    for method in ("relevancy", "random"):
+        result = traced.explain(inputs, target=1, method=method)
+        assert result.relevance["moments"].shape == result.relevance["picture"].shape == (batch, OLD)
+        for sample in range(batch):
+            own = inputs[0][:, [sample]], inputs[1][[sample]]
+            alone = fxplain.explain(model, own, target=1, method=method)
+            for name, values in alone.relevance.items():
+                torch.testing.assert_close(values[0], result.relevance[name][sample])
+
+
+def test_entries_of_a_dataset_are_put_together_along_each_inputs_own_axis() -> None:
+    model = Viewer().eval()
+    data = [(torch.randn(OLD, 1, 5), torch.randn(1, 3, 4, 4)) for _ in range(3)]
+    axes = fxplain.trace(model, data[0]).batch_axes
+    (group,) = groups(model, [(i, Sample(each)) for i, each in enumerate(data)], 3, axes)
+    assert [tuple(tensor.shape) for tensor in group.inputs] == [(OLD, 3, 5), (3, 3, 4, 4)]
+
+
+def test_where_both_axes_fit_the_samples_that_meet_tell() -> None:
+    """As many moments as samples: the first axis of all inputs fits, but would let samples meet."""
+    model, inputs = Viewer().eval(), (torch.randn(2, 2, 5), torch.randn(2, 3, 4, 4))
+    assert fxplain.trace(model, inputs).batch_axes == {"moments": 1, "picture": 0}
+
+
+class Asking(nn.Module):
+    """Tokens that read a table [entry, feature], the same for all samples, and never each other; the last is
+    read."""
+
+    def __init__(self, time_first: bool) -> None:
+        super().__init__()
+        self.time_first = time_first
+        self.embed, self.entries, self.head = nn.Linear(5, WIDTH), nn.Linear(7, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        x, y = self.embed(x.transpose(0, 1) if self.time_first else x), self.entries(table)
+        logits: Tensor = self.head((x + (x @ y.mT).softmax(-1) @ y)[:, -1])
+        return logits
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("time_first", [True, False])
+def test_the_outputs_tell_where_no_map_does(batch: int, time_first: bool) -> None:
+    x = torch.randn(OLD, batch, 5) if time_first else torch.randn(batch, OLD, 5)
+    inputs = x, torch.randn(TOKENS, 7)
+    traced = fxplain.trace(Asking(time_first).eval(), inputs)
+    assert traced.batch_axes == {"x": int(time_first), "table": None}
+    assert traced.explain(inputs, target=1).relevance["x"].shape == (batch, OLD)
+    # one output may be that of a single sample, or of the last of several
+    doubted = any(note.startswith("ambiguous: the samples") for note in traced.notes)
+    assert doubted == (batch == 1 and time_first)

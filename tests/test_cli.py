@@ -65,6 +65,16 @@ def test_inspect_lists_attentions_and_streams(models: Path) -> None:
     assert re.search(r"^ +1 +decoder_input_ids$", text, re.MULTILINE)
 
 
+@pytest.mark.parametrize("form", [(), ("--format", "json")])
+def test_what_was_done_to_the_inputs_is_said(form: tuple[str, ...], models: Path) -> None:
+    cut = "note: the text is cut: it has 32 tokens, and the model takes 12"
+    assert cut in run("inspect", models / "bert", "--text", "cat " * 30, *form)
+    told = run("diff", models / "bert", models / "bert", "--text", "cat " * 30)
+    assert told.count("the text is cut") == 2
+    texts = [word for _ in range(2) for word in ("--text", "cat " * 30)]
+    assert "text 1 is cut" in run("evaluate", models / "bert", *texts, "--method", "random")
+
+
 @pytest.mark.parametrize("name", ["vit", "bert", "clip", "factories.py:with_inputs", "attend.pt2"])
 def test_inspect_needs_no_inputs(name: str, models: Path) -> None:
     text = run("inspect", models / name)

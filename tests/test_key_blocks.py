@@ -98,3 +98,36 @@ def test_cuts_change_nothing(way: str, rows: int, other: bool) -> None:
         found = traced.explain((x, y), target=0)
         for name, values in want.relevance.items():
             torch.testing.assert_close(found.relevance[name], values)
+
+
+class Windows(nn.Module):
+    """Windows of one token each, heads apart: what a token reads is itself, or its neighbour in `y`."""
+
+    def __init__(self, way: Way, other: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.embed, self.layer, self.head = nn.Linear(5, 8), Attend(), nn.Linear(8, 2)
+        self.way, self.other = way, other
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = self.embed(x), self.embed(y)
+        parts = self.layer.q(x), self.layer.k(y if self.other else x), self.layer.v(y if self.other else x)
+        windows = [p.reshape(-1, 1, 2, 4).transpose(1, 2) for p in parts]
+        return self.head((x + self.way(*windows, (1,)).reshape(x.shape))[:, 0])
+
+
+def softmaxed(q: Tensor, k: Tensor, v: Tensor, sizes: Sizes) -> Tensor:
+    return (q @ k.mT).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("way", [plain, by_einsum, keys_first])
+@pytest.mark.parametrize("other", [False, True])
+def test_windows_of_one_token_are_windows(way: Way, other: bool) -> None:
+    x, y = torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(0)).unbind()
+    want, found = (fxplain.trace(Windows(each, other).eval(), (x, y)) for each in (softmaxed, way))
+    (attention,) = found.attentions
+    assert (attention.kind, attention.normaliser) == (want.attentions[0].kind, "softmax")
+    for target in (0, 1):  # a map of ones adds to a token only where the gradient is positive
+        mine, theirs = (each.explain((x, y), target=target) for each in (found, want))
+        read = "y" if other else "x"
+        torch.testing.assert_close(mine.matrix("x", read), theirs.matrix("x", read))

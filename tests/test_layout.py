@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -70,3 +70,12 @@ def test_no_path_of_one_machine_in_what_is_shipped() -> None:
             if name.endswith((".py", ".html", ".json", ".md")):
                 text = (ROOT / folder / name).read_text(encoding="utf-8")
                 assert not home.search(text), f"{folder}/{name} names {home.search(text)}"
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_code() -> None:
+    spec = spec_from_file_location("draw_rooms", ROOT / "docs" / "draw_rooms.py")
+    assert spec is not None
+    assert spec.loader is not None
+    drawing = module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    assert drawing.PICTURE.read_text() == drawing.drawn(), "run: python docs/draw_rooms.py"

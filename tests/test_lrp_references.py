@@ -35,6 +35,8 @@ def close(found: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize(("name", "by_hand"), CASES, ids=[name for name, _ in CASES])
 def test_the_methods_equal_the_equations(name: str, by_hand: By_hand) -> None:
     model, inputs, _ = exact(name)
+    if by_hand is vit and not hasattr(model.vit, "layers"):
+        pytest.skip("the reference names the layers of a newer transformers' ViT")
     results = {
         method: exactly_traced(name).explain(inputs, target=TARGET, method=method) for method in METHODS
     }

@@ -119,6 +119,15 @@ def test_batches_of_a_loader_stay_together(model: nn.Module, tmp_path: Path) -> 
         fxplain.explain_dataset(model, shuffled, tmp_path / "other")
 
 
+@pytest.mark.parametrize("nothing", [None, 3])
+def test_what_has_no_entries_is_no_dataset(nothing: object, model: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="this is no dataset"):
+        fxplain.explain_dataset(model, nothing, tmp_path / "out")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="this is no dataset"):
+        list(fxplain.explain_all(model, nothing))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_sample_that_cannot_be_explained(model: nn.Module, tmp_path: Path) -> None:
     data = [
         fxplain.Sample(ids, target=9 if i == 2 else 0, key=f"text {i}")

@@ -163,3 +163,45 @@ def test_a_result_shows_its_question() -> None:
     model = hf.BertForSequenceClassification(hf.BertConfig(**TEXT, id2label={0: "bad", 1: "good"}))
     result = explain(model, WORDS, [1, 0])
     assert f"question: {result.questions[0]} and 1 more" in repr(result)
+
+
+class _Around(nn.Module):
+    """A user's own module around a model of a library."""
+
+    def __init__(self, model: nn.Module, head: bool = False) -> None:
+        super().__init__()
+        self.wrapped, self.head = model, nn.Linear(99, 3) if head else nn.Identity()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits: Tensor = self.wrapped(input_ids=input_ids, attention_mask=attention_mask).logits
+        return self.head(logits) if isinstance(self.head, nn.Linear) else logits
+
+
+def _writer() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 99}
+    return hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+
+
+def test_the_task_of_a_model_inside_another_module_is_known() -> None:
+    known = explain(_writer(), WORDS)
+    around = explain(_Around(_writer()), WORDS)
+    assert around.target == known.target
+    assert "next token after place 3" in str(around.questions[1])
+    torch.testing.assert_close(around.score, known.score)
+
+
+def test_a_head_of_ones_own_is_not_asked_the_question_of_the_model_inside() -> None:
+    result = explain(_Around(_writer(), head=True), WORDS, (-1, 2))
+    assert result.target == ((5, 2), (3, 2)), "padding is known all the same"
+    assert "next token" not in result.question
+
+
+def test_the_choices_that_an_error_names_are_there() -> None:
+    torch.manual_seed(0)
+    text = refusal(
+        hf.BertForMaskedLM(hf.BertConfig(**{**TEXT, "vocab_size": 13})), {"input_ids": IDS[:1, :3]}
+    )
+    assert "target=(2, 12), word 12 at place 2" in text
+    text = refusal(_detr(num_labels=3), {"pixel_values": PICTURE}, output="pred_boxes")
+    assert "target=(3, 0), the first number of query 3" in text

@@ -142,7 +142,7 @@ def test_a_detector_is_asked_for_its_surest_query() -> None:
 def test_a_box_is_no_class(target: Any) -> None:
     with pytest.raises(fxplain.TargetError, match="in several ways") as caught:
         explained("detr", target, output="pred_boxes")
-    assert "target=(7, 0)" in str(caught.value)
+    assert "target=(3, 0)" in str(caught.value)
     assert (
         explained("detr", (1, 0), output="pred_boxes").question
         == "the value of pred_boxes at query 1, index 0"

@@ -143,12 +143,12 @@ def test_own_entries_are_set_aside_where_single_rows_are_read() -> None:
     assert one.scale.high == pytest.approx(0.4)
     pooled = text_result(readout=(tuple((i, 1 / 9) for i in range(9)),))
     assert not shown(pooled, "input_ids", 0).aside.any()
-    assert shown(image_result(7, 1), "cls_token", 0).empty
+    assert shown(image_result(7, 1), "vit.embeddings.cls_token", 0).empty
 
 
 def test_readout_in_words() -> None:
     assert readout_words(text_result(), 0) == "input_ids[0]"
-    pooled = image_result(7, 1, readout=(tuple((1 + i, 1 / 49) for i in range(49)),))
+    pooled = image_result(7, 1, readout=(tuple((i, 1 / 49) for i in range(49)),))
     assert readout_words(pooled, 0, most=2) == (
         "0.0204 of pixel_values[0, 0], 0.0204 of pixel_values[0, 1], … (49 in all)"
     )

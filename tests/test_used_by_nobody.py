@@ -46,12 +46,23 @@ class Both(nn.Module):
         return out
 
 
+def _runs(model: nn.Module, inputs: tuple[Tensor, Tensor]) -> bool:
+    try:
+        model(*inputs)
+    except Exception:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", WAYS)
 @pytest.mark.parametrize("branch", [False, True])
 def test_one_attention(name: str, branch: bool) -> None:
     if name == "flex" and branch:
         pytest.skip("flex attention is not recorded")
     inputs = torch.randn(1, 4, 5), torch.randn(1, 3, 5)
-    traced = fxplain.trace(Both(WAYS[name], branch).eval(), inputs)
+    model = Both(WAYS[name], branch).eval()
+    if name == "flex" and not _runs(model, inputs):
+        pytest.skip("this torch does not run flex attention on a CPU, with fxplain or without")
+    traced = fxplain.trace(model, inputs)
     assert [(a.kind, a.queries.name) for a in traced.attentions] == [("encoder_decoder", "x")]
     assert not [entry for entry in traced.census if "attention" not in entry.role]

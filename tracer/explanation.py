@@ -18,6 +18,7 @@ from fxplain.attribution.prediction import Mode, Prediction, aim, run_graph
 from fxplain.attribution.scheduled import Explained, Scheduled
 from fxplain.attribution.sinks import sink_notes
 from fxplain.attribution.table import Method
+from fxplain.attribution.unexplained import unexplained
 from fxplain.capture.guard import forks_told, untouched
 from fxplain.errors import (
     FxplainError,
@@ -29,7 +30,6 @@ from fxplain.errors import (
 )
 from fxplain.result import Relevance, Result
 from fxplain.run.broken_gradient import ended
-from fxplain.run.replay import tap_of
 from fxplain.where import place_of
 
 NET = "net_relevancy"
@@ -182,7 +182,7 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
     zero = [str(sample) for sample, row in enumerate(explained.rows) if not bool(row.any())]
     nothing = (f"no token has any relevance by {method.name} (sample {', '.join(zero)})",) if zero else ()
     notes = (
-        *notes_of(labelled),
+        *notes_of(labelled, unexplained(prediction)),
         *_passed_over(prediction),
         *explained.notes,
         *_unreached(prediction),
@@ -267,7 +267,7 @@ def _unreached(prediction: Prediction) -> tuple[str, ...]:
     if "gradients" not in vars(prediction):
         return ()
     labelled = prediction.labelled
-    taps = {tap_of(site).name for site in labelled.classified.sites if site.attends}
+    taps = {site.tap.name for site in labelled.classified.sites if site.attends}
     if taps & prediction.reached:
         return ()
     if any(gradients.get(tap) is not None for gradients in prediction.gradients for tap in taps):

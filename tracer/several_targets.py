@@ -114,7 +114,7 @@ def with_gradients(predictions: Sequence[Prediction]) -> tuple[list[Prediction],
     """Predictions of one run with the gradients of all their passes, from one backward pass; and a note
     where that cannot be had."""
     scores = [score for prediction in predictions for score in prediction.passes]
-    tapped = predictions[0].run.tapped
+    tapped = predictions[0].run.differentiated
     names = [name for name, tensor in tapped.items() if tensor.requires_grad]
     note = ""
     with torch.enable_grad():

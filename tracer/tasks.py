@@ -40,6 +40,8 @@ class Task:
         boxes: name of the output with the queries' boxes, if there is one.
         independent: whether each class has a probability of its own (a sigmoid), and not a share (a softmax).
             A detector's have where its output has no class for no object.
+        within: path of the part of the model that this is the task of; empty for the whole model. An output
+            that another part makes is not asked by it: nothing but its padding is known.
         others: name of another output -> what that one holds; one that is not named holds plain values, and
             beside a detector's classes numbers of its queries.
 
@@ -55,6 +57,7 @@ class Task:
     nothing: int | None = None
     independent: bool = False
     boxes: str = ""
+    within: str = ""
     others: Mapping[str, TaskKind] = field(default_factory=dict)
 
 

@@ -78,9 +78,16 @@ class Traced:
 
     @property
     def batch_axis(self) -> int | None:
-        """Where the inputs have their samples; None if they are all one sample."""
+        """Where most of the inputs have their samples; None if they are all one sample."""
         findings = self._first.findings
         return None if findings.listed else findings.batch_axis
+
+    @property
+    def batch_axes(self) -> dict[str, int | None]:
+        """Where each input has its samples; None if it is of one sample, or of all."""
+        captured, guess = self._first.captured, self._first.findings.guess
+        paths = [tensor.path for tensor in captured.layout.tensors]
+        return {path: guess.axis_of(path, t) for path, t in zip(paths, captured.example, strict=True)}
 
     def maps(self, inputs: Any) -> tuple[Tensor, ...]:
         """The attention maps on these inputs, also where the model's attention is fused.
@@ -118,7 +125,7 @@ class Traced:
         args, kwargs = normalise(inputs)
         with untouched(None), drawing_from(self._first.drawn_from):
             labelled, bound, _ = self._layouts.labelled_for(args, kwargs, False)
-            sites = [site for site in labelled.classified.sites if site.form == "sampled"]
+            sites = [site for site in labelled.classified.sites if site.attends and site.role == "mixing"]
             run = replay(labelled.captured, bound, sites, gradients=False)
             return tuple(point_weights(site, run, labelled.findings.batch) for site in sites)
 

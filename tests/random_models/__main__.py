@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -18,10 +19,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first; the others follow")
     parser.add_argument("--mode", default="matrix", choices=("matrix", "rows"))
     parser.add_argument("--no-shrink", action="store_true", help="print disagreements as they were drawn")
+    parser.add_argument("--batch", type=int, help="of how many samples, for all models")
     given = parser.parse_args()
     wrong = refused = 0
     for seed in range(given.seed, given.seed + given.count):
-        plan = draw(seed)
+        plan = draw(seed) if given.batch is None else replace(draw(seed), batch=given.batch)
         found = disagreement(plan, given.mode)
         if found is None:
             continue

@@ -10,109 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from random_models.plan import WIDTH, Layer, Plan, Spelling, Stream
+from random_models.plan import LIBRARY, WIDTH, Layer, Plan, Spelling, Stream
+from random_models.spelled import Attention, give_weights
 
-LATENTS = 2
 CLASSES = 3
-
-
-class Attention(nn.Module):
-    """`a` [batch, rows, width] attends to `b` [batch, columns, width]."""
-
-    def __init__(self, spelling: Spelling, room: int) -> None:
-        super().__init__()
-        self.spelling = spelling
-        narrow = WIDTH // spelling.heads * spelling.key_heads
-        self.query, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.key, self.value = nn.Linear(WIDTH, narrow), nn.Linear(WIDTH, narrow)
-        self.bias = nn.Parameter(torch.randn(spelling.heads, room, room))
-        self.talk = nn.Parameter(torch.randn(spelling.heads, spelling.heads))
-        self.sink = nn.Parameter(torch.randn(spelling.heads))
-
-    def forward(self, a: Tensor, b: Tensor, allowed: Tensor | None = None) -> Tensor:
-        s = self.spelling
-        if s.how == "mha":
-            return self._functional(a, b, allowed)
-        size = WIDTH // s.heads
-        q = self.query(a).unflatten(-1, (s.heads, size)).transpose(1, 2)
-        k = self.key(b).unflatten(-1, (s.key_heads, size)).transpose(1, 2)
-        v = self.value(b).unflatten(-1, (s.key_heads, size)).transpose(1, 2)
-        if s.extra == "rotary":
-            q, k = rotated(q), rotated(k)
-        k, v = (x.repeat_interleave(s.heads // s.key_heads, 1) for x in (k, v))
-        mixed = self._fused(q, k, v, allowed) if s.how == "sdpa" else self._written(q, k, v, allowed)
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-    def _functional(self, a: Tensor, b: Tensor, allowed: Tensor | None) -> Tensor:
-        heads = self.spelling.heads
-        if allowed is not None:
-            allowed = ~allowed.expand(len(a), -1, -1).repeat_interleave(heads, 0)
-        made, _ = F.multi_head_attention_forward(
-            a.transpose(0, 1), b.transpose(0, 1), b.transpose(0, 1), WIDTH, heads,
-            None, torch.cat([x.bias for x in (self.query, self.key, self.value)]), None, None, False, 0.0,
-            self.out.weight, self.out.bias, training=False, need_weights=False, attn_mask=allowed,
-            use_separate_proj_weight=True, q_proj_weight=self.query.weight, k_proj_weight=self.key.weight,
-            v_proj_weight=self.value.weight,
-        )  # fmt: skip
-        return made.transpose(0, 1)
-
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-        mask = None if allowed is None else allowed[:, None]
-        if self.spelling.extra == "bias":
-            bias = self.bias[:, : q.shape[2], : k.shape[2]]
-            mask = bias[None] if mask is None else bias.masked_fill(~mask, -torch.inf)
-        return F.scaled_dot_product_attention(q, k, v, mask)
-
-    def _scores(self, q: Tensor, k: Tensor, allowed: Tensor | None) -> Tensor:
-        how, scale = self.spelling.how, q.shape[-1] ** -0.5
-        if how == "einsum":
-            scores = torch.einsum("bhid,bhjd->bhij", q, k) * scale
-        elif how == "baddbmm":
-            flat = q.flatten(0, 1), k.flatten(0, 1).mT
-            empty = q.new_zeros(len(flat[0]), q.shape[2], k.shape[2])
-            scores = torch.baddbmm(empty, *flat, beta=0, alpha=scale).unflatten(0, q.shape[:2])
-        elif how == "transposed":
-            scores = ((k * scale) @ q.mT).mT
-        else:
-            scores = q @ k.mT * scale
-        if self.spelling.extra == "bias":
-            scores = scores + self.bias[:, : q.shape[2], : k.shape[2]]
-        if allowed is not None and self.spelling.mask == "causal_additive":
-            scores = scores + torch.zeros_like(scores).masked_fill(~allowed[:, None], -1e9)
-        elif allowed is not None:
-            scores = scores.masked_fill(~allowed[:, None], -torch.inf)
-        return scores
-
-    def _written(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-        s, scores = self.spelling, self._scores(q, k, allowed)
-        if s.extra == "sink":
-            sink = self.sink[:, None, None].expand(len(q), -1, q.shape[2], 1)
-            return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v
-        if s.how == "divided_late":
-            weights = scores.exp()
-            return weights @ v / weights.sum(-1, keepdim=True)
-        if s.how == "transposed":
-            weights = scores.mT.softmax(-2).mT
-        elif s.how == "max_subtracted":
-            weights = (scores - scores.amax(-1, keepdim=True)).exp()
-            weights = weights / weights.sum(-1, keepdim=True)
-        else:
-            weights = scores.softmax(-1, dtype=torch.float64 if s.how == "softmax_in_float64" else None).to(
-                v.dtype
-            )
-        if s.extra == "talking":
-            weights = torch.einsum("gh,bhij->bgij", self.talk, weights)
-        if s.how == "transposed":
-            return (v.mT @ weights.mT).mT
-        return torch.einsum("bhij,bhjd->bhid", weights, v) if s.how == "einsum" else weights @ v
-
-
-def rotated(x: Tensor) -> Tensor:
-    """Rotary positions over the last two axes [places, features]."""
-    half = x.shape[-1] // 2
-    angle = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] / torch.arange(1, half + 1, dtype=x.dtype)
-    left, right = x.chunk(2, -1)
-    return torch.cat([left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()], -1)
 
 
 class After(nn.Module):
@@ -148,7 +49,22 @@ class Block(nn.Module):
         super().__init__()
         self.there, self.back = Attention(layer.spelling, room), Attention(layer.spelling, room)
         self.norm, self.after = nn.LayerNorm(WIDTH), After(layer.after)
-        self.latents = nn.Parameter(torch.randn(LATENTS, WIDTH))
+        self.latents = nn.Parameter(torch.randn(layer.latents, WIDTH))
+        self.merge, self.stride = nn.Linear(2 * WIDTH, WIDTH), nn.Conv1d(WIDTH, WIDTH, 2, 2)
+        if layer.kind in LIBRARY:
+            self.whole = self._of_the_library(layer)
+
+    def _of_the_library(self, layer: Layer) -> nn.Module:
+        make = nn.TransformerEncoderLayer if layer.kind == "encoder_layer" else nn.TransformerDecoderLayer
+        whole = make(
+            WIDTH, layer.spelling.heads, WIDTH, batch_first=True, norm_first=layer.norm == "pre", dropout=0.0
+        )
+        give_weights(whole.self_attn, self.there)
+        if isinstance(whole, nn.TransformerDecoderLayer):
+            give_weights(whole.multihead_attn, self.back)
+        whole.linear1.load_state_dict(self.after.one.state_dict())
+        whole.linear2.load_state_dict(self.after.two.state_dict())
+        return whole
 
 
 class Source(nn.Module):
@@ -159,7 +75,7 @@ class Source(nn.Module):
         self.stream = stream
         makers = {"ids": nn.Embedding(12, WIDTH), "features": nn.Linear(5, WIDTH)}
         self.embed = makers.get(stream.data) or nn.Conv2d(3, WIDTH, 2, stride=2)
-        self.register = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.register = nn.Parameter(torch.randn(1, stream.register, WIDTH))
         self.positions = nn.Parameter(torch.randn(stream.size + stream.register, WIDTH))
 
     def forward(self, data: Tensor) -> Tensor:
@@ -182,11 +98,13 @@ class Model(nn.Module):
         self.blocks = nn.ModuleList()
         for layer in plan.layers:
             block = Block(layer, room)
-            if layer.shared and self.blocks and plan.layers[len(self.blocks) - 1].spelling == layer.spelling:
+            again = layer.shared and layer.kind not in LIBRARY and self.blocks
+            if again and plan.layers[len(self.blocks) - 1].spelling == layer.spelling:
                 earlier: Any = self.blocks[-1]
                 block.there = earlier.there
             self.blocks.append(block)
         self.score, self.head = nn.Linear(WIDTH, 1), nn.Linear(WIDTH, CLASSES)
+        self.ask, self.asking = nn.Parameter(torch.randn(1, 1, WIDTH)), Attention(Spelling(heads=2), 1)
 
     def forward(self, first: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> Tensor:
         given = [x for x in (first, second, third) if x is not None]
@@ -199,29 +117,34 @@ class Model(nn.Module):
         for layer, block in zip(self.plan.layers, blocks, strict=True):
             i = layer.stream
             x = self._step(layer, block, x, self._allowed(layer, x[i], pads[i]))
-            if layer.kind == "latents":
+            if layer.kind in ("latents", "merge", "concat"):
                 pads[i] = None
         return self._read(x[0])
 
     def _allowed(self, layer: Layer, x: Tensor, pad: Tensor | None) -> Tensor | None:
         mask, n = layer.spelling.mask, x.shape[1]
-        if layer.kind != "self" or mask == "none" or (mask == "padding" and pad is None):
+        masked = layer.kind in ("self", *LIBRARY)
+        if not masked or mask == "none" or (mask == "padding" and pad is None):
             return None
         if mask == "padding":
             assert pad is not None
             return F.pad(pad, (n - pad.shape[1], 0), value=True)[:, None].expand(-1, n, -1)
-        return torch.ones(1, n, n, dtype=torch.bool).tril()
+        whole = torch.ones(1, n, n, dtype=torch.bool)
+        return whole.tril(1).triu(-1) if mask == "band" else whole.tril()
 
     def _step(self, layer: Layer, block: Block, x: list[Tensor], allowed: Tensor | None) -> list[Tensor]:
         i, j, x = layer.stream, (layer.stream + 1) % len(x), list(x)
         n = x[i].shape[1]
         pre = block.norm if layer.norm == "pre" else nn.Identity()
+        if layer.kind in ("concat", "merge", *LIBRARY):
+            x[i] = self._replaced(layer, block, x[i], x[j], allowed)
+            return x
         if layer.kind == "latents":
             old, x[i] = x[i], block.latents.expand(len(x[i]), -1, -1)
             made = {i: block.there(pre(x[i]), pre(old))}
         elif layer.kind == "self":
             made = {i: block.there(pre(x[i]), pre(x[i]), allowed)}
-        elif layer.kind in ("window", "shifted_window"):
+        elif layer.kind in ("window", "shifted_window", "masked_shift"):
             made = {i: self._windows(layer, block, pre(x[i]))}
         elif layer.kind == "slice":
             made = {i: F.pad(block.there(pre(x[i][:, :1]), pre(x[i])), (0, 0, 0, n - 1))}
@@ -242,12 +165,39 @@ class Model(nn.Module):
             x[j] = self._add(layer, block, x[j], block.back(pre(x[j]), pre(x[i])))
         return x
 
+    def _replaced(self, layer: Layer, block: Block, x: Tensor, y: Tensor, allowed: Tensor | None) -> Tensor:
+        """Steps that need no sum with what was there."""
+        if layer.kind == "concat":
+            return torch.cat([x, y], 1)
+        if layer.kind == "merge":
+            return self._merged(layer, block, x)
+        mask = None if allowed is None else ~allowed[0]
+        pad = None
+        if allowed is not None and layer.spelling.mask == "padding":
+            mask, pad = None, ~allowed[:, 0]
+        if layer.kind == "encoder_layer":
+            return block.whole(x, src_mask=mask, src_key_padding_mask=pad)
+        return block.whole(x, y, tgt_mask=mask, tgt_key_padding_mask=pad)
+
+    def _merged(self, layer: Layer, block: Block, x: Tensor) -> Tensor:
+        """Two neighbours become one token; streams of an odd length, or of two tokens, stay."""
+        if x.shape[1] % 2 or x.shape[1] < 4:
+            return x
+        if layer.spelling.heads == 1:
+            return block.merge(x.unflatten(1, (-1, 2)).flatten(2))
+        return (block.stride(x.mT) if layer.spelling.heads == 2 else F.avg_pool1d(x.mT, 2)).mT
+
     def _windows(self, layer: Layer, block: Block, x: Tensor) -> Tensor:
-        if x.shape[1] % 2:
+        n = x.shape[1]
+        if n % 2:
             return block.there(x, x)
-        shift = layer.kind == "shifted_window"
+        shift = layer.kind != "window"
+        allowed = None
+        if layer.kind == "masked_shift":  # what the shift brought from the other end is no neighbour
+            came = (torch.arange(n) == n - 1).view(2, -1)
+            allowed = (came[:, :, None] == came[:, None]).repeat(len(x), 1, 1)
         y = (x.roll(-1, 1) if shift else x).unflatten(1, (2, -1)).flatten(0, 1)
-        y = block.there(y, y).unflatten(0, (-1, 2)).flatten(1, 2)
+        y = block.there(y, y, allowed).unflatten(0, (-1, 2)).flatten(1, 2)
         return y.roll(1, 1) if shift else y
 
     def _add(self, layer: Layer, block: Block, x: Tensor, change: Tensor) -> Tensor:
@@ -264,6 +214,8 @@ class Model(nn.Module):
             return self.head(x)
         if pool == "last_by_list":
             return self.head(x[:, [-1]])[:, 0]
+        if pool == "query":
+            return self.head(self.asking(self.ask.expand(len(x), -1, -1), x)[:, 0])
         if pool == "attention":
             return self.head((self.score(x).softmax(1) * x).sum(1))
         if pool == "masked_mean":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import fxplain
 from random_models.build import made
@@ -31,7 +33,7 @@ def disagreement(plan: Plan, mode: Any = "matrix") -> str | None:
             result = traced.explain(inputs, target=target, mode=mode)
     except fxplain.FxplainError as error:
         return f"refused: {type(error).__name__}: {str(error)[:300]}"
-    return _difference(plan, want, traced, result)
+    return _difference(plan, want, traced, result) or _other_maps(want, traced.maps(inputs))
 
 
 def _difference(plan: Plan, want: Wanted, traced: fxplain.Traced, result: fxplain.Result) -> str | None:
@@ -47,6 +49,30 @@ def _difference(plan: Plan, want: Wanted, traced: fxplain.Traced, result: fxplai
     if found_kinds not in want.kinds:
         return f"kinds: {found_kinds} for {want.kinds[0]}"
     return None
+
+
+def _other_maps(want: Wanted, found: Sequence[Tensor]) -> str | None:
+    """Whether each map has the numbers of one of the reference's, in whatever order of tokens, and the
+    attentions come in the order of the equations."""
+    known = zip(want.maps, want.used, strict=True)
+    left = [(m.group, _numbers(m.weights), used) for m, used in known if not m.merges]
+    last = 0
+    for place, numbers in enumerate(map(_numbers, found)):
+        fits = (n for n, (_, own, _) in enumerate(left) if own.shape == numbers.shape)
+        match = next((n for n in fits if torch.allclose(left[n][1], numbers, atol=1e-7)), None)
+        if match is None:
+            return f"maps: that of attention {place} is none of the model's"
+        group = left.pop(match)[0]
+        if group < last:
+            return f"order: attention {place} comes too late"
+        last = group
+    return "maps: one is missing" if any(used for _, _, used in left) else None
+
+
+def _numbers(weights: Tensor) -> Tensor:
+    """All weights that are not 0, in their order of size, sample by sample."""
+    flat = weights.detach().double().flatten(1).sort(-1).values
+    return torch.cat([torch.cat([own[own.abs() > 1e-12], own.new_full((1,), torch.inf)]) for own in flat])
 
 
 def shrunk(plan: Plan) -> Plan:

@@ -11,20 +11,35 @@ from typing import Any
 
 WIDTH = 8
 SPELLINGS = (
-    "written", "einsum", "baddbmm", "sdpa", "mha", "transposed", "max_subtracted", "softmax_in_float64",
-    "divided_late",
+    "written", "einsum", "baddbmm", "sdpa", "sdpa_flags", "mha", "module", "transposed", "max_subtracted",
+    "softmax_in_float64", "divided_late", "additive",
 )  # fmt: skip
-ALONE = ("self", "window", "shifted_window", "slice", "halves", "latents")
-TOGETHER = ("parallel", "sequential", "read", "joint")
+FUSED = ("sdpa", "sdpa_flags", "mha", "module")
+EXTRAS = {
+    "mha": ("none",), "divided_late": ("none",), "module": ("none", "none", "bias_kv", "zero"),
+    "sdpa": ("none", "none", "bias", "relative", "rotary", "bias_kv"), "sdpa_flags": ("none", "rotary"),
+}  # fmt: skip
+"""What may be added to an attention; written out, all of it."""
+WRITTEN = ("none", "bias", "relative", "talking", "sink", "rotary", "bias_kv")
+BY_PLACE = ("bias", "relative", "rotary")
+ALONE = (
+    "self", "window", "shifted_window", "masked_shift", "slice", "halves", "latents", "merge",
+    "encoder_layer",
+)  # fmt: skip
+TOGETHER = ("parallel", "sequential", "read", "joint", "concat", "decoder_layer")
+LIBRARY = ("encoder_layer", "decoder_layer")
+
+
+POOLS = ("class", "last", "last_by_list", "mean", "max", "masked_mean", "attention", "query", "tokens")
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One input: its data, the number of its tokens, and whether a learned token stands in front of it."""
+    """One input: its data, the number of its tokens, and how many learned tokens stand in front of it."""
 
     data: str = "features"  # ids, features or picture
     size: int = 4
-    register: bool = False
+    register: int = 0
     positions: bool = False
 
 
@@ -35,8 +50,8 @@ class Spelling:
     how: str = "written"
     heads: int = 1
     key_heads: int = 1
-    mask: str = "none"  # none, causal, causal_additive, padding; where queries and keys are one stream
-    extra: str = "none"  # none, bias, talking, sink, rotary
+    mask: str = "none"  # none, causal, causal_additive, band, padding; where queries and keys are one stream
+    extra: str = "none"  # see EXTRAS
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,7 @@ class Layer:
     norm: str = "none"  # none, pre, post
     after: str = "none"  # none, mlp, gated, beside, dense_experts, routed_experts
     shared: bool = False  # the attention of the layer before once more
+    latents: int = 2  # how many read the stream and take its place, if the kind is that
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,7 @@ class Plan:
 
     streams: tuple[Stream, ...] = (Stream(),)
     layers: tuple[Layer, ...] = (Layer(),)
-    pool: str = "class"  # class, last, last_by_list, mean, max, masked_mean, attention, tokens
+    pool: str = "class"  # see POOLS
     batch: int = 1
     batch_first: bool = True
     seed: int = 0
@@ -67,13 +83,29 @@ def draw(seed: int) -> Plan:
     """The plan of a seed."""
     r = random.Random(seed)
     streams = tuple(
-        Stream(r.choice(("ids", "features", "picture")), r.choice((4, 6)), r.random() < 0.3, r.random() < 0.4)
+        Stream(
+            r.choice(("ids", "features", "picture")),
+            r.choice((4, 6)),
+            r.choice((0, 0, 0, 1, 1, 2)),
+            r.random() < 0.4,
+        )
         for _ in range(r.choice((1, 1, 2, 2, 3)))
     )
-    layers = tuple(_layer(r, len(streams)) for _ in range(r.choice((1, 2, 2, 3))))
-    layers = alive(layers, len(streams)) or (Layer(spelling=layers[0].spelling),)
-    pools = ("class", "last", "last_by_list", "mean", "max", "masked_mean", "attention", "tokens")
-    return Plan(streams, layers, r.choice(pools), r.choice((1, 1, 2, 3)), r.random() < 0.75, seed)
+    layers: list[Layer] = []
+    for _ in range(r.choice((1, 2, 2, 3))):
+        one = any(layer.kind == "concat" for layer in layers)  # what was put together is the only stream then
+        layer = _layer(r, 1 if one else len(streams))
+        if layer.kind == "merge" and not any(attends(old) and old.stream == layer.stream for old in layers):
+            layer = replace(layer, kind="self")  # a stem makes tokens, and mixes none
+        layers.append(layer)
+    kept = alive(tuple(layers), len(streams))
+    kept = kept if any(map(attends, kept)) else (*kept, Layer())
+    return Plan(streams, kept, r.choice(POOLS), r.choice((1, 1, 2, 3)), r.random() < 0.75, seed)
+
+
+def attends(layer: Layer) -> bool:
+    """Whether there is an attention in it."""
+    return layer.kind not in ("merge", "concat")
 
 
 def alive(layers: tuple[Layer, ...], streams: int) -> tuple[Layer, ...]:
@@ -91,19 +123,17 @@ def alive(layers: tuple[Layer, ...], streams: int) -> tuple[Layer, ...]:
 def _layer(r: random.Random, streams: int) -> Layer:
     kind = r.choice((*ALONE, *TOGETHER) if streams > 1 else ("self", *ALONE))
     heads = r.choice((1, 2, 4))
-    how = r.choice(SPELLINGS)
-    key_heads = heads if how == "mha" else r.choice([n for n in (1, 2, 4) if heads % n == 0])
-    fused = how in ("mha", "sdpa")
-    extra = r.choice(
-        ("none", "none", "bias", "rotary") if fused else ("none", "bias", "talking", "sink", "rotary")
-    )
-    if how in ("mha", "divided_late") or ("window" in kind and extra in ("bias", "rotary")):
+    how = "module" if kind in LIBRARY else r.choice(SPELLINGS)
+    key_heads = heads if how in ("mha", "module") else r.choice([n for n in (1, 2, 4) if heads % n == 0])
+    extra = "none" if kind in LIBRARY else r.choice(EXTRAS.get(how, WRITTEN))
+    if kind in ("window", "shifted_window", "masked_shift") and extra in BY_PLACE:
         extra = "none"
-    mask = r.choice(("none", "none", "causal", "causal_additive", "padding"))
+    mask = r.choice(("none", "none", "causal", "causal_additive", "band", "padding"))
     norm = r.choice(("none", "pre", "post"))
     after = r.choice(("none", "mlp", "gated", "beside", "dense_experts", "routed_experts"))
     spelling = Spelling(how, heads, key_heads, mask, extra)
-    return Layer(kind, r.randrange(streams), spelling, norm, after, r.random() < 0.15)
+    stream = 0 if kind == "concat" else r.randrange(streams)
+    return Layer(kind, stream, spelling, norm, after, r.random() < 0.15, r.choice((2, 3, 5)))
 
 
 def simpler(plan: Plan) -> Iterator[Plan]:
@@ -118,7 +148,8 @@ def simpler(plan: Plan) -> Iterator[Plan]:
     yield from (replace(plan, **{n: v}) for n, v in _plainer(plan, Plan(), ("batch", "batch_first", "pool")))
     for i, layer in enumerate(plan.layers):
         simple = [
-            replace(layer, **{n: v}) for n, v in _plainer(layer, Layer(), ("after", "norm", "shared", "kind"))
+            replace(layer, **{n: v})
+            for n, v in _plainer(layer, Layer(), ("after", "norm", "shared", "latents", "kind"))
         ]
         names = tuple(f.name for f in fields(Spelling))
         for n, v in _plainer(layer.spelling, Spelling(), names):

@@ -16,19 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from random_models.build import Attention, Block, Model, rotated
-from random_models.plan import WIDTH, Layer
-
-
-@dataclass(frozen=True)
-class Map:
-    """One attention [batch, heads, rows, columns]; those of one `group` read the state before the group."""
-
-    weights: Tensor
-    rows: list[int]
-    columns: list[int]
-    group: int
-    pools: bool = False  # a new token that counts as those it pools
+from random_models.build import Block, Model
+from random_models.equations import Map, averaged, kinds, relevancy
+from random_models.plan import LIBRARY, WIDTH, Layer
+from random_models.spelled import Attention, rotated
 
 
 @dataclass(frozen=True)
@@ -41,6 +32,9 @@ class Wanted:
     score: Tensor
     kinds: list[list[str]]
     relevance: list[Tensor]
+    maps: list[Map]
+    used: list[bool]
+    """Of each map, whether the score depends on it."""
 
 
 class Reference:
@@ -49,6 +43,8 @@ class Reference:
     def __init__(self, model: Model, inputs: tuple[Tensor, ...]) -> None:
         self.model, self.plan = model, model.plan
         self.maps: list[Map] = []
+        self.made: dict[int, Tensor] = {}
+        """Number of a merging map -> the tokens that it makes."""
         self.group, self.count = 0, 0
         self.tokens = [self._new(s.size + s.register) for s in self.plan.streams]
         self.inputs = [t[s.register :] for t, s in zip(self.tokens, self.plan.streams, strict=True)]
@@ -90,15 +86,16 @@ class Reference:
         if s.extra == "rotary":
             q, k = rotated(q), rotated(k)
         same = [h * s.key_heads // s.heads for h in range(s.heads)]  # the key head of each head
+        if s.extra == "bias_kv":
+            k = torch.cat([k, at.bias_k.view(1, s.key_heads, 1, size).repeat(len(k), 1, 1, 1)], 2)
+            v = torch.cat([v, at.bias_v.view(1, s.key_heads, 1, size).repeat(len(v), 1, 1, 1)], 2)
+            who, ok = (who[0], who[1] + self._new(1)), F.pad(ok, (0, 1), value=True)
         k, v = k[:, same], v[:, same]
-        scores = torch.matmul(q, k.transpose(2, 3)) / size**0.5
-        if s.extra == "bias":
-            scores = scores + at.bias[:, : q.shape[2], : k.shape[2]]
-        e = torch.exp(scores) * ok[:, None]
+        e = torch.exp(self._scores(at, q, k)) * ok[:, None]
         total = e.sum(-1, keepdim=True)
         if s.extra == "sink":
             total = total + at.sink.exp()[:, None, None]
-        weights = e / total
+        weights = e / (total + 1 if s.extra == "zero" else total)
         if s.extra == "talking":
             weights = torch.stack(
                 [
@@ -110,16 +107,73 @@ class Reference:
         self.maps.append(Map(weights, *who, self.group))
         return at.out(torch.matmul(weights, v).permute(0, 2, 1, 3).reshape(len(a), -1, WIDTH))
 
+    def _scores(self, at: Attention, q: Tensor, k: Tensor) -> Tensor:
+        rows, columns = q.shape[2], k.shape[2]
+        if at.spelling.how == "additive":
+            scores = torch.einsum("bhijd,hd->bhij", torch.tanh(q.unsqueeze(3) + k.unsqueeze(2)), at.mix)
+        else:
+            scores = torch.matmul(q, k.transpose(2, 3)) / q.shape[3] ** 0.5
+        if at.spelling.extra == "bias":
+            scores = scores + at.bias[:, :rows, :columns]
+        if at.spelling.extra == "relative":
+            middle = at.relative.num_embeddings // 2
+            table = [[middle + i - j for j in range(columns)] for i in range(rows)]
+            scores = scores + at.relative.weight[torch.tensor(table)].permute(2, 0, 1)
+        return scores
+
+    def _merge(self, given: Tensor, bias: Tensor, columns: list[int]) -> tuple[Tensor, list[int]]:
+        """New tokens, and what each old one gives to them [batch, new, old, width]."""
+        new, made = self._new(given.shape[1]), given.sum(2) + bias
+        self.made[len(self.maps)] = made
+        self.maps.append(Map(given, new, columns, self.group, merges=True))
+        return made, new
+
+    def _replaced(self, layer: Layer, block: Block, i: int, j: int) -> None:
+        """Steps that need no sum with what was there."""
+        x, t = self.x[i], self.tokens[i]
+        if layer.kind == "concat":
+            self.x[i], self.tokens[i], self.pads[i] = torch.cat([x, self.x[j]], 1), t + self.tokens[j], None
+        elif layer.kind == "merge":
+            self.pads[i] = None
+            if len(t) % 2 == 0 and len(t) >= 4:
+                half = torch.eye(WIDTH, dtype=x.dtype) / 2
+                left, right, bias = {
+                    1: lambda: (*block.merge.weight.split(WIDTH, 1), block.merge.bias),
+                    2: lambda: (*block.stride.weight.unbind(2), block.stride.bias),
+                    4: lambda: (half, half, torch.zeros(WIDTH, dtype=x.dtype)),
+                }[layer.spelling.heads]()
+                both = torch.stack([x[:, ::2] @ left.T, x[:, 1::2] @ right.T], 2)
+                given = torch.stack(
+                    [F.pad(both[:, n], (0, 0, 2 * n, len(t) - 2 * n - 2)) for n in range(len(t) // 2)], 1
+                )
+                self.x[i], self.tokens[i] = self._merge(given, bias, t)
+        else:
+            self._library(layer, block, i, j)
+
+    def _library(self, layer: Layer, block: Block, i: int, j: int) -> None:
+        t, ok = self.tokens[i], self._allowed(layer)
+        steps = [lambda y: self.attend(block.there, y, y, (t, t), ok)]
+        if layer.kind == "decoder_layer":
+            steps.append(lambda y: self._cross(block.back, y, self.x[j], (t, self.tokens[j])))
+        steps.append(lambda y: block.after.two(F.relu(block.after.one(y))))
+        for step in steps:
+            self.group += 1
+            x = self.x[i]
+            self.x[i] = x + step(block.norm(x)) if layer.norm == "pre" else block.norm(x + step(x))
+
     def _layer(self, layer: Layer, block: Block) -> None:
         self.group += 1
         i, j = layer.stream, (layer.stream + 1) % len(self.x)
+        if layer.kind in ("concat", "merge", *LIBRARY):
+            self._replaced(layer, block, i, j)
+            return
         pre = block.norm if layer.norm == "pre" else (lambda x: x)
         if layer.kind == "latents":
             old, before = self.x[i], self.tokens[i]
             self.tokens[i], self.pads[i] = self._new(len(block.latents)), None
             self.x[i] = block.latents.repeat(len(old), 1, 1)
             made = {i: self._cross(block.there, pre(self.x[i]), pre(old), (self.tokens[i], before))}
-        elif layer.kind in ("self", "window", "shifted_window"):
+        elif layer.kind in ("self", "window", "shifted_window", "masked_shift"):
             y = pre(self.x[i])
             made = {i: self.attend(block.there, y, y, (self.tokens[i], self.tokens[i]), self._allowed(layer))}
         elif layer.kind == "slice":
@@ -154,16 +208,19 @@ class Reference:
     def _allowed(self, layer: Layer) -> Tensor:
         n, mask, pad = len(self.tokens[layer.stream]), layer.spelling.mask, self.pads[layer.stream]
         place = torch.arange(n)
-        if layer.kind == "self":
+        if layer.kind in ("self", *LIBRARY):
             if mask in ("causal", "causal_additive"):
                 return (place[:, None] >= place)[None]
+            if mask == "band":
+                return ((place[:, None] - place).abs() <= 1)[None]
             if mask == "padding" and pad is not None:
                 first = torch.ones(len(pad), n - pad.shape[1], dtype=torch.bool)
                 return torch.cat([first, pad], 1)[:, None].repeat(1, n, 1)
         elif n % 2 == 0:
-            if layer.kind == "shifted_window":
-                place = (place - 1) % n
-            return (place[:, None] // (n // 2) == place // (n // 2))[None]
+            window = place // (n // 2) if layer.kind == "window" else (place - 1) % n // (n // 2)
+            if layer.kind == "masked_shift":
+                window[0] = 2  # the first is alone where the others of its window come from the end
+            return (window[:, None] == window)[None]
         return torch.ones(1, n, n, dtype=torch.bool)
 
     def _add(self, layer: Layer, block: Block, x: Tensor, change: Tensor) -> Tensor:
@@ -197,6 +254,11 @@ class Reference:
             self.group += 1
             self.maps.append(Map(weights, new, t, self.group, True))
             return (weights[:, 0] @ x)[:, 0], new
+        self.group += 1
+        if pool == "query":
+            new = self._new(1)
+            asked = self._cross(self.model.asking, self.model.ask.repeat(len(x), 1, 1), x, (new, t))
+            return asked[:, 0], new
         if pool == "max":
             share = (x == x.amax(1, keepdim=True)).to(x.dtype)
             share = share / share.sum(1, keepdim=True)  # equal maxima share alike, as in PyTorch's gradient
@@ -205,78 +267,30 @@ class Reference:
             if pool == "masked_mean":
                 share[:, -1] = 0
             share = share / share.sum(1, keepdim=True)
-        self.given = share * x  # what each token gives to the pooled one
-        return self.given.sum(1), self._new(1)
+        made, new = self._merge((share * x)[:, None], torch.zeros(WIDTH, dtype=x.dtype), t)
+        return made[:, 0], new
 
 
 def wanted(model: Model, inputs: tuple[Tensor, ...], target: int) -> Wanted:
     """The equations for class `target` (of token 1, where each token has logits)."""
     run = Reference(model, inputs)
     score = run.output[:, 1, target] if run.plan.pool == "tokens" else run.output[:, target]
-    wrt = [m.weights for m in run.maps] + [run.pooled]
-    *slopes, pooled_slope = torch.autograd.grad(score.sum(), wrt, allow_unused=True)
+    wrt = [run.made.get(n, m.weights) for n, m in enumerate(run.maps)]
+    slopes = torch.autograd.grad(score.sum(), wrt, allow_unused=True)
+    used = [g is not None for g in slopes]
     with torch.no_grad():
-        averaged = [
-            torch.zeros_like(m.weights[:, 0]) if g is None else (g * m.weights).clamp(min=0).mean(1)
-            for m, g in zip(run.maps, slopes, strict=True)
-        ]
-        used = [g is not None for g in slopes]
+        found = [averaged(m, g) for m, g in zip(run.maps, slopes, strict=True)]
         rows = []
         for sample in range(run.plan.batch):
-            R = relevancy(run.maps, [a[sample] for a in averaged], run.count)  # noqa: N806
-            if hasattr(run, "given"):
-                weights = (pooled_slope[sample] * run.given[sample]).sum(-1).clamp(min=0)
-                if weights.sum() == 0:
-                    weights = torch.ones_like(weights)
-                row = weights / weights.sum() @ R[run.tokens[0]]
-            else:
-                row = R[run.read[0]].clone()
-                row[run.read[0]] = 0  # the own entry is set aside
+            row = relevancy(run.maps, [a[sample] for a in found], run.count)[run.read[0]]
+            row[run.read[0]] = 0  # the own entry is set aside
             rows.append(row)
         table = torch.stack(rows)
-    return Wanted(score.detach(), _listed(run.maps, used), [table[:, t] for t in run.inputs])
+    listed = _listed(run.maps, used)
+    return Wanted(score.detach(), listed, [table[:, t] for t in run.inputs], run.maps, used)
 
 
 def _listed(maps: list[Map], used: list[bool]) -> list[list[str]]:
-    choices = itertools.product(*([True] if live else [True, False] for live in used))
+    shown = [live or m.merges for m, live in zip(maps, used, strict=True)]
+    choices = itertools.product(*([True] if live else [True, False] for live in shown))
     return [sorted(kinds(list(itertools.compress(maps, choice)))) for choice in choices]
-
-
-def own(m: Map) -> bool:
-    """Whether this is self attention: the keys hold the queries, or the query is made of the keys alone."""
-    return m.pools or set(m.rows) <= set(m.columns)
-
-
-def kinds(maps: list[Map]) -> list[str]:
-    """self where the keys hold the queries; co where another map goes back; else encoder_decoder."""
-    back = {(r, c) for m in maps for r in m.rows for c in m.columns if not own(m)}
-    made = []
-    for m in maps:
-        if own(m):
-            made.append("self")
-        else:
-            made.append("co" if any((c, r) in back for r in m.rows for c in m.columns) else "encoder_decoder")
-    return made
-
-
-def relevancy(maps: list[Map], averaged: list[Tensor], count: int) -> Tensor:
-    """Eqs. 6 to 11 for one sample: R [token, token] after all maps in order."""
-    R = torch.eye(count, dtype=torch.float64)  # noqa: N806
-    for group in sorted({m.group for m in maps}):
-        old = R.clone()
-        for m, A in zip(maps, averaged, strict=True):  # noqa: N806
-            if m.group != group:
-                continue
-            q, k = torch.tensor(m.rows), torch.tensor(m.columns)
-            change = A @ old[k]  # eqs. 6, 7 and 11
-            if not own(m):
-                change[:, k] = normalised(old[q][:, q]).T @ A @ normalised(old[k][:, k])  # eq. 10
-            R[q] += change
-    return R
-
-
-def normalised(R: Tensor) -> Tensor:  # noqa: N803
-    """Eqs. 8 and 9; a row of zeros stays one."""
-    one = torch.eye(len(R), dtype=R.dtype)
-    sums = (R - one).sum(-1, keepdim=True)
-    return (R - one) / torch.where(sums > 0, sums, 1) + one

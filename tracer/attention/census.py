@@ -11,7 +11,7 @@ from fxplain.attention.records import CensusEntry
 from fxplain.attention.unfollowed import followed
 from fxplain.labels.call import aten, op_name
 from fxplain.labels.findings import Findings
-from fxplain.labels.flows import Site
+from fxplain.labels.flows import EdgeList, Matrix, Sampled, Site
 from fxplain.labels.labels import NOTHING
 from fxplain.ops.sampling import is_sampler
 from fxplain.where import module_path, source_line
@@ -27,6 +27,8 @@ LEARNED = "learned mixture", "weights of parameters only: the same for every inp
 EDGES = "attention", "weights of edges, which add up to 1 where they end"
 MOVING = frozenset(aten("gather take_along_dim index index_select roll"))
 MOVED = "token mixing", "weighs copies of the sequence that are moved along it"
+LOST = "unknown", "labelled data reached an operation without a transfer function"
+PROBED = "token by token", "no transfer function; noise in some tokens changed these tokens only"
 POINTS = "sampling over points", "weighs values sampled at a few places per query"
 
 
@@ -46,19 +48,13 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
         reason = f"sums all tokens into features before the queries read them: {had}"
         entries.setdefault(node, ("linear attention", reason))
     for site in sites:
-        if site.role == "mixing" and site.form == "weights":
+        if isinstance(site.map, Matrix):
             entries.setdefault(site.node, LINEAR)
-        if site.role == "attention" and site.axes and not site.column_axes:
-            entries.setdefault(site.operands[0], EDGES)
-    for node, told in findings.ledger.unfollowed.items():
-        entries[node] = told
-    for node in findings.ledger.losses.values():
-        entries[node] = ("unknown", "labelled data reached an operation without a transfer function")
-    for node in findings.ledger.probed:
-        entries[node] = (
-            "token by token",
-            "no transfer function; noise in some tokens changed these tokens only",
-        )
+        if isinstance(site.map, EdgeList):
+            entries.setdefault(site.map.weights, EDGES)
+    entries |= findings.ledger.unfollowed
+    entries |= dict.fromkeys(findings.ledger.losses.values(), LOST)
+    entries |= dict.fromkeys(findings.ledger.probed, PROBED)
     order = {node: place for place, node in enumerate(_nodes(findings))}
     return tuple(
         CensusEntry(
@@ -94,7 +90,7 @@ def _role(node: fx.Node, over: str, findings: Findings, sites: Sequence[Site]) -
         return VERSIONS
     summaries = set(findings.ledger.summaries)
     uses = list(_uses(node))
-    if any(use in site.path for use, _ in uses for site in sites if site.form == "sampled"):
+    if any(use in site.map.path for use, _ in uses for site in sites if isinstance(site.map, Sampled)):
         return POINTS
     if any(use in summaries for use, _ in uses):
         return (

@@ -16,7 +16,7 @@ from fxplain.attention.unfollowed import makes_scores
 from fxplain.attention.windows import windows_of
 from fxplain.labels.call import op_name
 from fxplain.labels.findings import Findings
-from fxplain.labels.flows import Site
+from fxplain.labels.flows import Elementwise, Gathered, Kernel, Operator, Site, Window
 from fxplain.labels.labels import Value, codes_of
 from fxplain.where import module_path, source_line
 
@@ -66,13 +66,13 @@ def classify(findings: Findings) -> Classified:
     ledger = findings.ledger
     count = sum(space.size for space in ledger.spaces)
     named = [s for s in ledger.sites if not s.absorbed and _joins_tokens(s)]
-    named = [s for s in named if s.form != "operator" or not makes_scores(findings, s.node)]
+    named = [s for s in named if not (isinstance(s.map, Operator) and makes_scores(findings, s.node))]
     living = without_stems(_read(named, findings.outputs), findings.outputs, count)
     used = _used(living, findings.outputs, count)
     sites = tuple(s for s in living if s.attends or bool(used[_tokens(s.rows.labels)].any()))
     made = torch.zeros(count, dtype=torch.bool)
     for site in sites:
-        made[_tokens(site.rows.labels)] |= site.makes_tokens or site.pools
+        made[_tokens(site.rows.labels)] |= site.new_rows
     spaces, renumber = living_spaces(ledger.spaces, used, made)
     names = StreamNames(spaces)
     drafts = [_draft(site, renumber, names) for site in sites]
@@ -111,7 +111,7 @@ def _read(sites: list[Site], outputs: Iterable[Value]) -> list[Site]:
     wanted = {read for value in outputs for slot in value.active for read in slot.reads}
     kept: list[Site] = []
     for site in reversed(sites):
-        if site.index in wanted or site.form not in ("joined", "pooled"):
+        if site.index in wanted or not isinstance(site.map, Elementwise):
             kept.append(site)
             wanted |= site.rows.reads | site.cols.reads
     return kept[::-1]
@@ -154,18 +154,18 @@ def without_stems(sites: Iterable[Site], outputs: Iterable[Value], count: int) -
     attended = torch.zeros(count, dtype=torch.bool)
     before: set[int] = set()
     for site in sites:
-        if site.attends or (site.form == "joined" and (site.rows.reads | site.cols.reads) & before):
+        if site.attends or (site.rows.reads | site.cols.reads) & before:
             before.add(site.index)
         if site.attends:
             attended[_tokens(site.rows.labels)] = True
             attended[_tokens(site.cols.labels)] = True
     if not before:
-        return [site for site in sites if site.window is None]
+        return [site for site in sites if not isinstance(site.map, Window)]
     kept: list[Site] = []
     for site in reversed(sites):
         cols = _tokens(site.cols.labels)
-        stem = site.window is not None and not site.cols.reads & before and not bool(attended[cols].any())
-        if not stem:
+        window = isinstance(site.map, Window) and not site.cols.reads & before
+        if not window or bool(attended[cols].any()):
             kept.append(site)
             if not site.attends and bool(attended[_tokens(site.rows.labels)].any()):
                 attended[cols] = True
@@ -186,7 +186,7 @@ class _Closure:
             (renumber[_tokens(s.rows.labels)], renumber[_tokens(s.cols.labels)])
             for s in sites
             # a state is nobody's but the recurrence's
-            if (s.makes_tokens and s.form != "gathered") or s.pools
+            if s.new_rows and not isinstance(s.map, Gathered)
         ]
 
     def leaves(self, tokens: Iterable[int]) -> Tensor:
@@ -226,11 +226,11 @@ def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream
         queries=queries,
         keys=keys,
         heads=heads_of(site, batch),
-        fused=site.form == "fused",
+        fused=isinstance(site.map, Kernel),
         module=module,
         source=source_line(site.node),
         node=site.node.name,
-        normaliser=site.normaliser,
+        normaliser=site.map.normaliser,
         windows=windows,
         window=window,
     )
@@ -238,16 +238,12 @@ def _attention(site: Site, index: int, kind: Kind, queries: Stream, keys: Stream
 
 def _mixing(site: Site, index: int, kind: Kind | None, queries: Stream, keys: Stream) -> Mixing:
     module = module_path(site.node)
-    first = {"sampled": site.operands, "gathered": site.path, "operator": site.path}.get(
-        site.form, (site.node,)
-    )
-    op = op_name(first[0])
     return Mixing(
         index=index,
         name=module or site.node.name,
         queries=queries,
         keys=keys,
-        op=op.removeprefix("aten::"),
+        op=op_name(site.map.first(site.node)).removeprefix("aten::"),
         module=module,
         source=source_line(site.node),
         node=site.node.name,

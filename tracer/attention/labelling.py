@@ -11,12 +11,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
+from fxplain.attention.samples_shown import names_samples, shown
 from fxplain.capture.captured import Captured, Placeholder
 from fxplain.labels.batch_axis import Guess, batch_guesses
 from fxplain.labels.call import op_name
 from fxplain.labels.elements import Root
 from fxplain.labels.findings import Findings
-from fxplain.labels.labels import DORMANT, NOTHING, STRONG, WEAK, Slot, Value, compact, encode, samples_of
+from fxplain.labels.labels import DORMANT, NOTHING, STRONG, WEAK, Slot, Value, compact, encode
 from fxplain.labels.notebook import Ledger
 from fxplain.ops.catalogue import TABLE, Call
 from fxplain.ops.elementwise import pointwise
@@ -46,27 +47,21 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
         bound: a tensor for each placeholder node, as :meth:`Captured.bind` gives them.
     """
     joined: dict[int, fx.Node] = {}
+    found: list[Findings] = []
     for guess in batch_guesses(captured, bound):
+        if guess.axis is None and found:
+            break
         labelling = Labelling(captured, bound, guess)
         findings = labelling.run()
-        if findings is not None and (guess.axis is None or _names_samples(findings)):
-            return replace(_with_copies(findings, captured, bound), joined=tuple(joined.items()))
         if findings is None and guess.axis is not None and labelling.refuted is not None:
             joined.setdefault(guess.axis, labelling.refuted)
-    raise AssertionError("where there is no batch, nothing crosses it")
-
-
-def _names_samples(findings: Findings) -> bool:
-    """Whether some token is of a sample: where none is, what lies along the axis (ends of edges) are none.
-
-    The things in a list are samples where each has its own place in the output.
-    """
-    if findings.listed:
-        outputs = [samples_of(slot.labels) for value in findings.outputs for slot in value.active]
-        return any(len(torch.unique(own[own >= 0])) == findings.batch for own in outputs)
-    sites = [slot for site in findings.ledger.sites for slot in (site.rows, site.cols)]
-    slots = [*sites, *(slot for value in findings.outputs for slot in value.active)]
-    return not slots or any(bool((samples_of(slot.labels) >= 0).any()) for slot in slots)
+        if findings is not None and (guess.axis is None or names_samples(findings)):
+            found.append(findings)
+            if guess.axis is None or shown(captured, findings):
+                break
+    best = next((each for each in found if shown(captured, each)), found[0])
+    sure = len(found) == 1 or (best.batch > 1 and shown(captured, best))
+    return replace(_with_copies(best, captured, bound), joined=tuple(joined.items()), doubted=not sure)
 
 
 def _with_copies(findings: Findings, captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
@@ -131,9 +126,7 @@ class Labelling:
             ledger=self.ledger,
             outputs=tuple(self.values.get(n, NOTHING) for n in nodes),
             values=self.values,
-            batch=self.guess.batch,
-            batch_axis=self.guess.axis,
-            listed=self.guess.listed,
+            guess=self.guess,
         )
 
     def _step(self, node: fx.Node) -> None:
@@ -233,7 +226,7 @@ class Labelling:
         axis."""
         is_input = placeholder.kind == "input"
         listed = self.guess.listed.get(placeholder.path) if is_input else None
-        axis = self.guess.axis_of(tensor) if is_input and listed is None else None
+        axis = self.guess.axis_of(placeholder.path, tensor) if is_input else None
         shape = [1 if place == axis else size for place, size in enumerate(tensor.shape)]
         # numbers worked out from integers (masks) are positions, not data; ids count once they are embedded
         data = is_input and tensor.is_floating_point()

@@ -19,7 +19,7 @@ def heads_of(site: Site, batch: int, assume: bool = True) -> int:
     choose their queries themselves, some have fewer, and the heads count. A list of pairs has no rows. Where
     windows overlap, so that each query stands in several, rows of other windows are no heads.
     """
-    if not site.column_axes:
+    if not site.axes.columns:
         shown = site.rows.axes | site.cols.axes
         return torch.Size([size for axis, size in enumerate(site.shape) if axis not in shown]).numel()
     ranks, queries = line_ranks(site, batch, assume)
@@ -34,7 +34,7 @@ def heads_of(site: Site, batch: int, assume: bool = True) -> int:
 def _in_one_window(site: Site, queries: Tensor, fewest: int) -> int:
     """How many of a query's rows are of one window: heads ask for all its queries again, while windows
     that overlap have some in common. Heads may also sort all queries into windows of their own."""
-    across, columns = _query_axes(site), site.column_axes
+    across, columns = site.axes.rows, site.axes.columns
     apart = [
         axis for axis in range(queries.ndim) if axis not in (*across, *columns) and queries.shape[axis] > 1
     ]
@@ -86,7 +86,7 @@ def _choosing_heads(site: Site, queries: Tensor) -> Tensor | None:
     counts = torch.unique(queries[queries >= 0], return_counts=True)[1]
     if len(torch.unique(counts)) < 2:
         return None
-    across, columns, keys = _query_axes(site), list(site.column_axes), site.cols.labels
+    across, columns, keys = site.axes.rows, list(site.axes.columns), site.cols.labels
     maps = [axis for axis in range(queries.ndim) if axis not in (*across, *columns)]
     if not across or any(keys.shape[axis] > 1 for axis in across):
         return None
@@ -111,22 +111,14 @@ def _chosen(maps: Tensor, keys: Tensor) -> Tensor | None:
     return heads if differ else None
 
 
-def _query_axes(site: Site) -> list[int]:
-    """The axes of a map along which its queries lie, and no others do."""
-    if not site.axes:
-        return [len(site.shape) - 2]
-    map_letters, values = site.axes.split("->")[0].split(",")
-    return [axis for axis, letter in enumerate(map_letters) if letter not in values]
-
-
 def _lines_of(site: Site) -> list[int]:
-    columns = site.column_axes
+    columns = site.axes.columns
     return [1 if axis in columns else size for axis, size in enumerate(site.shape)]
 
 
 def _over_columns(labels: Tensor, site: Site) -> Tensor:
     """Labels of lines: the largest along the columns, where padding has none."""
-    columns = [axis for axis in site.column_axes if labels.shape[axis] > 1]
+    columns = [axis for axis in site.axes.columns if labels.shape[axis] > 1]
     return labels.amax(columns, keepdim=True) if columns else labels
 
 

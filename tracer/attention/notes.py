@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
+from fxplain.attention.gave_way import endings, unnamed
 from fxplain.attention.labelled import Labelled
 from fxplain.attention.records import Mixing
-from fxplain.attention.unfollowed import carried, followed, makes_scores
+from fxplain.attention.unfollowed import carried, followed
 from fxplain.labels.call import op_name
-from fxplain.labels.labels import STRONG
 from fxplain.where import module_path, source_line
 
 
-def notes_of(labelled: Labelled) -> tuple[str, ...]:
-    """What a reader of an explanation must know: steps taken by approximation, and those not followed."""
+def notes_of(labelled: Labelled, shares: Mapping[str, float] = MappingProxyType({})) -> tuple[str, ...]:
+    """What a reader of an explanation must know: steps taken by approximation, and those not followed.
+
+    Args:
+        labelled: the graph and what is known of its tokens.
+        shares: input -> the part of the score's gradient times input that no relevance tells, where known.
+    """
     notes = list(labelled.captured.notes)
     if labelled.findings.batch_axis is None:
         notes.append(_one_sample(labelled))
+    elif labelled.findings.doubted:
+        notes.append(_taken_to_lie(labelled))
     notes += map(mixing_note, labelled.classified.mixings)
     beyond = followed(labelled.findings)
     for node in (node for node in labelled.findings.ledger.summaries if node not in beyond):
@@ -28,7 +36,7 @@ def notes_of(labelled: Labelled) -> tuple[str, ...]:
     for node in labelled.findings.ledger.blank:
         where = module_path(node) or node.name
         notes.append(f"{where} weighs places that are no tokens too (padding): their share is in no map")
-    notes += [*_taken_for_one(labelled), *_unnamed(labelled)]
+    notes += [*_taken_for_one(labelled), *_unnamed(labelled, shares), *_unreached(labelled, shares)]
     return tuple(dict.fromkeys(notes))
 
 
@@ -41,6 +49,15 @@ def _one_sample(labelled: Labelled) -> str:
     )
     told = "no axis of the inputs holds separate samples: all of them are explained as one sample"
     return "; ".join([told, *joins])
+
+
+def _taken_to_lie(labelled: Labelled) -> str:
+    """Where the samples are taken to lie, though neither a map nor the outputs tell it."""
+    guess = labelled.findings.guess
+    given = zip(labelled.captured.layout.tensors, labelled.captured.example, strict=True)
+    axes = [(known.path, guess.axis_of(known.path, tensor)) for known, tensor in given]
+    told = ", ".join(f"axis {axis} of {path}" for path, axis in axes if axis is not None)
+    return f"ambiguous: the samples are taken to lie on {told}; on other axes they would fit as well"
 
 
 def mixing_note(mixing: Mixing) -> str:
@@ -60,16 +77,30 @@ def _taken_for_one(labelled: Labelled) -> Iterator[str]:
             yield f"approximate: {what}, and are taken for one"
 
 
-def _unnamed(labelled: Labelled) -> Iterator[str]:
-    """Inputs whose data reach an output without tokens of their own: they came to tokens of others, or were
-    never made tokens of. Not those that only make scores, as biases and masks do."""
-    ledger, findings = labelled.findings.ledger, labelled.findings
-    named = {space.source for space in labelled.classified.spaces}
-    data = {root.name for root, *_ in ledger.elements.ranges if root.is_input and root.strength == STRONG}
-    nodes = {node.name: node for node in findings.values if node.op == "placeholder"}
-    unnamed = [p for p in labelled.captured.placeholders if named and p.path in data - named]
-    for placeholder in unnamed:
-        node = nodes[placeholder.node]
-        if node.users and not makes_scores(findings, node):
-            goes = "what it holds goes into those of others, place by place"
-            yield f"{placeholder.path} has no tokens of its own: {goes}"
+def _unnamed(labelled: Labelled, shares: Mapping[str, float]) -> Iterator[str]:
+    """Inputs without tokens of their own, and where what they hold goes; not those that do not move the
+    score."""
+    for source in unnamed(labelled):
+        share = shares.get(source)
+        if share == 0:
+            continue
+        first = next(endings(labelled, source), None)
+        way = "it goes into no tokens" if first is None else str(first)
+        told = "" if share is None else f"; it has {_percent(share)} of the score's gradient x input"
+        yield f"{source} has no tokens of its own, and so no relevance: {way}{told}"
+
+
+def _unreached(labelled: Labelled, shares: Mapping[str, float]) -> Iterator[str]:
+    """Inputs with tokens that move the score, though steps do not lead to them, and what is not followed."""
+    silent = [*labelled.findings.ledger.summaries, *(node for node, _ in carried(labelled.findings))]
+    where = [f"{module_path(node) or 'the model'} ({source_line(node) or node.name})" for node in silent]
+    missing = unnamed(labelled)
+    for source, share in shares.items():
+        if source not in missing and share:
+            why = f": {', '.join(dict.fromkeys(where))} not followed" if where else ""
+            told = f"{_percent(share)} of the score's gradient x input is at tokens of {source}"
+            yield f"{told} that no relevance reaches{why}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else "less than 1%"

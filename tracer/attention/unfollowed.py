@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from fxplain.labels.findings import Findings
+from fxplain.labels.flows import Operator
 from fxplain.labels.labels import Value
 
 
@@ -24,7 +25,7 @@ def carried(findings: Findings) -> Iterator[tuple[fx.Node, str]]:
 
 def followed(findings: Findings) -> set[fx.Node]:
     """All that lies within an operator whose map is had by its gradient."""
-    return {node for site in findings.ledger.sites if site.form == "operator" for node in site.path}
+    return {n for site in findings.ledger.sites if isinstance(site.map, Operator) for n in site.map.path}
 
 
 def _is_map(value: Value) -> bool:

@@ -14,15 +14,15 @@ from fxplain.attribution.scheduled import Explained
 def at_random(prediction: Prediction) -> Explained:
     """A number in [0, 1) for every token, the same each time for the same sample, alone or in a batch."""
     labelled = prediction.labelled
-    axis, batch = labelled.findings.batch_axis, labelled.findings.batch
-    inputs = [prediction.bound[p.node] for p in labelled.captured.placeholders if p.kind == "input"]
+    guess = labelled.findings.guess
+    inputs = {p.path: prediction.bound[p.node] for p in labelled.captured.placeholders if p.kind == "input"}
     like = prediction.resolved.scores
     rows = []
     for sample in range(prediction.batch):
         seed = 0
-        for tensor in inputs:
-            batched = axis is not None and tensor.ndim > axis and tensor.shape[axis] == batch
-            own = tensor.select(axis, sample) if batched and axis is not None else tensor
+        for path, tensor in inputs.items():
+            axis = guess.axis_of(path, tensor)
+            own = tensor if axis is None else tensor.select(axis, sample)
             seed = zlib.crc32(_bytes(own), seed)
         generator = torch.Generator().manual_seed(seed)
         rows.append(torch.rand(labelled.classified.tokens, generator=generator))

@@ -36,7 +36,7 @@ def gradient_alone(prediction: Prediction, plan: Plan, gradient: Tensor | None) 
 
 
 def _check_has_map(plan: Plan, what: str) -> None:
-    if plan.site.form == "sampled":
+    if plan.site.role == "mixing":
         raise MethodError(
             f"{what} needs a map with a gradient of its own, and a sampling at points has none",
             where=place_of(plan.site.node),

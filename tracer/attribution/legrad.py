@@ -25,7 +25,7 @@ from fxplain.labels.flows import Site
 from fxplain.maps.attentions import map_of
 from fxplain.maps.weights import dense
 from fxplain.rules.legrad import sensitivity
-from fxplain.run.replay import Replay, execute, kept_nodes, tap, tap_of
+from fxplain.run.replay import Replay, execute, tap
 from fxplain.run.target import rescored
 
 
@@ -68,9 +68,9 @@ class _Run:
         captured = prediction.labelled.captured
         self.inputs = {tower: _boundary(captured.graph.graph, tower.head) for tower in towers}
         sites = [site for tower in towers for site in tower.sites]
-        taps = {tap_of(site) for site in sites}
+        taps = {site.tap for site in sites}
         wanted = set().union(*self.inputs.values(), *(tower.waists for tower in towers))
-        operands = {node for site in sites for node in kept_nodes(site)}
+        operands = {node for site in sites for node in site.keeps}
         self.tapped: dict[str, Tensor] = {}
         self.kept: dict[str, Any] = {}
         self.values: dict[fx.Node, Any] = {}
@@ -99,7 +99,7 @@ class _Run:
 
     def _layer(self, tower: Tower, layer: int) -> Tensor:
         site = tower.sites[layer]
-        tapped = self.tapped[tap_of(site).name]
+        tapped = self.tapped[site.tap.name]
         scores = self._scores(tower, layer)
         passes = [scores.sum()] if len(self.prediction.passes) == 1 else list(scores.unbind())
         found = []
@@ -153,7 +153,7 @@ def towers_of(prediction: Prediction) -> tuple[Tower, ...]:
         for site, step in zip(classified.sites, classified.steps, strict=True)
         if site.attends and paths.reaches(site.node)
     ]
-    crossing = [step.name for site, step in living if step.kind != "self" or site.form == "sampled"]
+    crossing = [step.name for site, step in living if step.kind != "self" or site.role == "mixing"]
     if crossing:
         raise _refusal(
             "attends across streams, or by sampling", "self attention alone", ", ".join(crossing[:3])

@@ -5,28 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
 from fxplain.attention.labelled import Labelled
 from fxplain.attention.plan import make_plan
-from fxplain.attention.records import TokenSpace
+from fxplain.attribution.frame import frame_of
 from fxplain.capture.verify import tolerance
 from fxplain.errors import NonFiniteError, TargetError, UnknownOpError
-from fxplain.labels.labels import Value, reads_of
+from fxplain.labels.labels import reads_of
 from fxplain.maps.weights import check_rebuilt
-from fxplain.questions import Axis, AxisKind
-from fxplain.run.asked import Frame
 from fxplain.run.broken_gradient import ended, origin
 from fxplain.run.checkpoint import checkpointed
+from fxplain.run.entries import where_missing
 from fxplain.run.libra import balanced
-from fxplain.run.replay import NO_SURROGATES, Gradients, Replay, Surrogates, replay, tap_of
-from fxplain.run.target import Readout, Resolved, batch_axis, choose_output, default_output, resolve
+from fxplain.run.replay import NO_SURROGATES, Gradients, Replay, Surrogates, replay
+from fxplain.run.target import Readout, Resolved, choose_output, default_output, resolve
 from fxplain.schedule.rules_over_steps import Step
 from fxplain.schedule.steps import steps_of
-from fxplain.tasks import task_of
 from fxplain.where import place_of
 
 Mode = Literal["auto", "rows", "matrix", "checkpoint"]
@@ -87,8 +85,11 @@ class Prediction:
         for place, score in enumerate(self.passes[len(found) :], len(found)):
             retain = self.retain or place + 1 < len(self.passes)
             found.append(self.run.gradients(score, retain, self._check_finite))
-        for name, gradient in (pair for gradients in self.given or () for pair in gradients.items()):
-            self._check_finite(name, gradient)
+        for gradients in self.given or ():
+            for name in self.run.tapped:
+                self._check_finite(name, gradients.get(name))
+        if self.run.entries and not any(g.get(name) is not None for g in found for name in self.run.tapped):
+            raise _unreached(self.labelled, self.resolved.output)
         return tuple(found)
 
     def _check_finite(self, name: str, gradient: Tensor | None) -> None:
@@ -164,12 +165,14 @@ def run_graph(
         _check_differentiable(labelled.findings.ledger.without_gradient)
     surrogates = balanced(labelled) if libra else NO_SURROGATES
     tracked = (gradients and rows) or own_scores or _assumes(labelled)
+    plain = gradients and rows and not libra and not own_scores
     sites = labelled.classified.sites
     if mode == "checkpoint":
         shapes = labelled.findings.ledger.shapes
         run = checkpointed(labelled.captured, bound, sites, shapes, tracked, surrogates)
     else:
-        run = replay(labelled.captured, bound, sites, tracked, surrogates)
+        entries = where_missing(labelled, bound) if plain else None
+        run = replay(labelled.captured, bound, sites, tracked, surrogates, entries)
     if verify or not labelled.rebuilt:
         labelled.rebuilt.append(check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs)))
     return Ran(labelled, bound, run, surrogates, tracked, rows)
@@ -185,7 +188,10 @@ def aim(ran: Ran, target: Any, output: str | None, **options: Any) -> Prediction
     captured, findings, sites = labelled.captured, labelled.findings, labelled.classified.sites
     attending = frozenset(site.index for site in sites if not site.makes_tokens)
     wanted = output or default_output(captured.outputs, run.outputs, findings.outputs, attending)
-    frame = None if callable(target) else _frame(ran, choose_output(captured.outputs, run.outputs, wanted))
+    frame = None
+    if not callable(target):
+        place = choose_output(captured.outputs, run.outputs, wanted)
+        frame = frame_of(labelled, ran.bound, run.outputs, place)
     with torch.set_grad_enabled(ran.tracked):
         resolved = resolve(
             run.outputs,
@@ -208,50 +214,6 @@ def aim(ran: Ran, target: Any, output: str | None, **options: Any) -> Prediction
     return Prediction(
         labelled, ran.bound, run, resolved, passes, output, surrogates=ran.surrogates, **options
     )
-
-
-def _frame(ran: Ran, place: int) -> Frame:
-    """What is known of one output beside its numbers: its axes, the model's task, and what is padding."""
-    labelled, outputs = ran.labelled, ran.run.outputs
-    captured, findings = labelled.captured, labelled.findings
-    tensor, value = outputs[place], findings.outputs[place]
-    across = batch_axis(tensor, value, findings.batch)
-    axes = tuple(
-        _axis(labelled, value, axis, size) for axis, size in enumerate(tensor.shape) if axis != across
-    )
-    task = task_of(captured.model)
-    given = {p.path: ran.bound[p.node] for p in captured.placeholders if p.kind == "input"}
-    masks = [given[name] for name in task.padding if name in given]
-    placed = bool(axes) and axes[0].kind != "features"
-    fits = [mask for mask in masks if placed and tuple(mask.shape) == (findings.batch, axes[0].size)]
-    named = dict(zip(captured.outputs, outputs, strict=True))
-    boxes = named[task.boxes].detach() if task.boxes in named else None
-    real = (fits[0] != 0).cpu() if fits else None
-    if real is not None and not bool(real.any(-1).all()):
-        real = None
-    name = captured.outputs[place]
-    beside = tuple(other for other in task.outputs if other in named and other != name)
-    return Frame(name, axes, task, real, boxes, beside)
-
-
-def _axis(labelled: Labelled, value: Value, axis: int, size: int) -> Axis:
-    """What one axis of an output ranges over, read off its labels: a row of tokens one after the other, of
-    the space that has most of them."""
-    slot = next((slot for slot in value.active if axis in slot.token_axes), None)
-    if slot is None:
-        return Axis("features", "", size)
-    tokens = labelled.classified.token_ids(slot.labels).movedim(axis, 0).reshape(size, -1)[:, 0]
-    steps = tokens - torch.arange(size, device=tokens.device)
-    rows: dict[int, tuple[int, TokenSpace, int]] = {}
-    for space in labelled.classified.spaces:
-        inside = steps[(tokens >= space.start) & (tokens < space.start + space.size)]
-        if len(inside) and bool((inside == inside[0]).all()):
-            rows[space.start] = (len(inside), space, int(inside[0]) - space.start)
-    if not rows or max(count for count, _, _ in rows.values()) < 2 <= size:
-        return Axis("tokens", "", size)
-    _, space, first = max(rows.values(), key=lambda row: (row[1].size == size, row[0]))
-    kind = "queries" if space.origin == "parameter" else "places" if len(space.grid) > 1 else "tokens"
-    return Axis(cast(AxisKind, kind), space.name, size, first)
 
 
 def _unreached(labelled: Labelled, output: str) -> TargetError:
@@ -321,12 +283,14 @@ def _without_wrong_assumptions(labelled: Labelled, run: Replay, scores: Sequence
     If one does, the map is of no sample, or of all: it counts for every one, each by its own gradient.
     """
     assumed = {index: plan for index, plan in labelled.plans.items() if plan.assumed}
-    tapped = {tap_of(plan.site).name: run.tapped[tap_of(plan.site).name] for plan in assumed.values()}
+    tapped = {plan.site.tap.name: run.tapped[plan.site.tap.name] for plan in assumed.values()}
     plans = dict(labelled.plans)
     for sample, score in enumerate(scores):
-        gradients = replace(run, tapped=tapped).gradients(score, True, lambda name, gradient: None)
+        gradients = replace(run, tapped=tapped, entries=()).gradients(
+            score, True, lambda name, gradient: None
+        )
         for index, plan in reversed(assumed.items()):
-            gradient = gradients.get(tap_of(plan.site).name)
+            gradient = gradients.get(plan.site.tap.name)
             if gradient is not None and not plan.only(sample, gradient):
                 plans[index] = make_plan(plan.site, labelled.classified, plan.batch, assume=False)
     return replace(labelled, plans=plans)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fxplain.attention.plan import Plan
 from fxplain.attribution.prediction import Prediction
+from fxplain.labels.flows import Sampled
 from fxplain.maps.attentions import map_of
 from fxplain.maps.products import Elsewhere, Formed, MapProducts, Summed
 from fxplain.maps.sparse import mixing_products
@@ -18,7 +19,7 @@ from fxplain.maps.weights import HeadMean, attention_weights, folded_heads
 from fxplain.rules.adjoint import Dense, Weights
 from fxplain.rules.net_relevancy import centred_gradients, net
 from fxplain.run.checkpoint import PassingGradients
-from fxplain.run.replay import Gradients, tap_of
+from fxplain.run.replay import Gradients
 from fxplain.run.target import Readout
 from fxplain.schedule.row_schedule import rows_of, uses
 from fxplain.schedule.rules_over_steps import Rules, Step
@@ -40,11 +41,11 @@ class ByHeads:
     """Whether gradients are taken beside the mean of their row; not for samplings, which have no map."""
 
     def __call__(self, prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
-        if not self.centred or gradient is None or plan.site.form == "sampled":
+        if not self.centred or gradient is None or isinstance(plan.site.map, Sampled):
             return attention_weights(plan, prediction.run, gradient, self.head_mean)
         maps, gradients = map_of(plan.site, prediction.run, gradient)
         assert gradients is not None
-        gradients = centred_gradients(maps, gradients, plan.site.column_axes)
+        gradients = centred_gradients(maps, gradients, plan.site.axes.columns)
         return folded_heads(plan, maps, gradients, self.head_mean)
 
     def step(self, weights: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ def _maps(
         columns, members = step_columns(plan, step), of_site[site]
         whole = columns is None and len(members) == 1
         own = members[0][0] if whole else Summed(members, columns, len(plan.keys))
-        place = prediction.run.tapped[tap_of(plan.site).name].device
+        place = prediction.run.tapped[plan.site.tap.name].device
         found.append(own if place == prediction.resolved.scores.device else Elsewhere(own, place))
     return found
 
@@ -210,7 +211,7 @@ def _map(
 
 def _gradient(plan: Plan, gradients: Gradients | None) -> Tensor | None:
     """That of a site's tapped tensor, which may be worked out only now."""
-    return None if gradients is None else gradients.get(tap_of(plan.site).name)
+    return None if gradients is None else gradients.get(plan.site.tap.name)
 
 
 def _mixing(prediction: Prediction, plan: Plan, gradients: Gradients | None) -> Weights:

@@ -14,7 +14,7 @@ from fxplain.attribution.prediction import Prediction, only
 from fxplain.attribution.row_mode import ByHeads, Weigh, passes_of, read_rows
 from fxplain.errors import MethodError
 from fxplain.maps.weights import mixing_weights
-from fxplain.run.replay import Gradients, tap_of
+from fxplain.run.replay import Gradients
 from fxplain.run.target import Readout
 from fxplain.schedule.row_schedule import obstacle
 from fxplain.schedule.rules_over_steps import Relevancy, Rules, Step, schedule
@@ -137,7 +137,7 @@ class Scheduled:
         )
 
     def _weights(self, prediction: Prediction, plan: Plan, gradients: Gradients | None) -> Tensor:
-        gradient = None if gradients is None else gradients.get(tap_of(plan.site).name)
+        gradient = None if gradients is None else gradients.get(plan.site.tap.name)
         if plan.site.attends:
             return self.weigh(prediction, plan, gradient)
         return mixing_weights(plan, prediction.run, gradient)

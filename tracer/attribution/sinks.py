@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fxplain.attention.plan import Plan
 from fxplain.attribution.prediction import Prediction
+from fxplain.labels.flows import Kernel, WrittenOut
 from fxplain.maps.products import MapProducts
 from fxplain.rules.raw_attention import head_mean
 from fxplain.rules.sinks import is_sink, parked_on, short
@@ -78,19 +79,20 @@ def _counted(prediction: Prediction) -> tuple[Tensor, Tensor]:
 
 def _sizes(prediction: Prediction, plan: Plan) -> Tensor | None:
     """[batch, key]: the lengths of an attention's values, mean over heads; None if they are not at hand."""
-    site, kept = plan.site, prediction.run.kept
-    if site.parts or len(site.operands) < 2 or site.operands[-1].name not in kept:
+    map = plan.site.map
+    node = map.value if isinstance(map, Kernel) else map.values if isinstance(map, WrittenOut) else None
+    if node is None or node.name not in prediction.run.kept:
         return None
-    value = kept[site.operands[-1].name].detach()
+    value = prediction.run.kept[node.name].detach()
     value = value.to(torch.promote_types(value.dtype, torch.float32))
-    if site.form == "fused":
-        lengths = value.norm(dim=-1).unsqueeze(-2)
-    else:
-        map_letters, value_letters = site.axes.split("->")[0].split(",")
-        known = [letter for letter in map_letters if letter in value_letters]
-        lengths = torch.einsum(f"{value_letters}->{''.join(known)}", value**2).sqrt()
+    if isinstance(map, WrittenOut):
+        axes = map.layout
+        known = [letter for letter in axes.map if letter in axes.values]
+        lengths = torch.einsum(f"{axes.values}->{''.join(known)}", value**2).sqrt()
         sizes = dict(zip(known, lengths.shape, strict=True))
-        lengths = lengths.reshape([sizes.get(letter, 1) for letter in map_letters])
+        lengths = lengths.reshape([sizes.get(letter, 1) for letter in axes.map])
+    else:
+        lengths = value.norm(dim=-1).unsqueeze(-2)
     if lengths.ndim != plan.cols.ndim:
         return None
     if plan.heads:

@@ -16,8 +16,10 @@ from fxplain.capture.guard import random_state, same_random_numbers, untouched, 
 from fxplain.capture.inputs import Layout, flatten
 from fxplain.capture.outputs import flatten as flatten_output
 from fxplain.capture.outputs import skeleton
+from fxplain.capture.passes.added_products import apart
 from fxplain.capture.passes.causal_masks import as_flags
 from fxplain.capture.passes.clean import draws_random_numbers
+from fxplain.capture.passes.dense import without_sparse
 from fxplain.capture.program import as_module
 from fxplain.capture.record import record
 from fxplain.capture.verify import call, check_finite_outputs, check_finite_weights, verify_draft
@@ -76,7 +78,7 @@ def capture(
     for name, strategy in (*before, *STRATEGIES):
         try:
             with untouched(model), values_kept(model, tensors, watch=False), same_random_numbers():
-                draft = pruned(as_flags(strategy(model, tensors, layout)))
+                draft = pruned(as_flags(apart(without_sparse(strategy(model, tensors, layout)))))
             return _finish(model, draft, tensors, layout, output, name, reasons)
         except VerificationError as error:
             mismatch, reasons[name] = error, _reason(error)

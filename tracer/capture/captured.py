@@ -87,6 +87,12 @@ class Captured:
     drawn_from: Callable[[], None] | None = field(default=None, repr=False)
     """Puts back the random states that the graph's random constants were drawn from."""
 
+    @property
+    def output_nodes(self) -> tuple[torch.fx.Node | None, ...]:
+        """For each output the node that makes it; None for one that is no node."""
+        (returned,) = (node for node in self.graph.graph.nodes if node.op == "output")
+        return tuple(made if isinstance(made, torch.fx.Node) else None for made in returned.args[0])
+
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """The tensor for each placeholder node: the model's as they are now, the inputs as given.
 
@@ -156,7 +162,10 @@ def owned(tensor: Tensor) -> Tensor:
 
 
 def usable(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy where it was made in inference mode and autograd would refuse it."""
+    """The tensor itself; a copy where it was made in inference mode and autograd would refuse it, or where it
+    is sparse (:mod:`fxplain.capture.passes.dense`)."""
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
     if not tensor.is_inference():
         return tensor
     with torch.inference_mode(False):

@@ -34,6 +34,7 @@ from fxplain.capture.passes.clean import (
     tidy,
     tidy_graph,
 )
+from fxplain.capture.passes.inplace import make_recording_out_of_place
 from fxplain.capture.passes.specialise import Lifted, specialise
 
 _SWITCHES = (torch._C._set_grad_enabled,)
@@ -227,6 +228,9 @@ class _Recorded(nn.Module):
 
 def _functional(recorded: GraphModule, placeholders: list[Placeholder], values: dict[str, Tensor]) -> Draft:
     """The draft; in-place operations become functional in the same way as those of an exported program."""
+    if needs_work(recorded.graph):
+        with values_kept(recorded, list(values.values())), same_random_numbers():
+            make_recording_out_of_place(recorded, list(values.values()))
     notes: tuple[str, ...] = ("captured by recording one run: the graph holds for this input only",)
     graph, names = recorded, [placeholder.node for placeholder in placeholders]
     if needs_work(recorded.graph):

@@ -46,7 +46,7 @@ def run_demo(out_dir: str | Path) -> tuple[Path, ...]:
         traced = fxplain.trace(demo.model, inputs)
     with working("explaining both objects"):
         result = traced.explain(inputs, target=_targets(canvas))
-    typer.echo(overview(demo.loaded, traced) + "\n")
+    typer.echo(overview(demo.loaded.name, traced, demo.loaded.notes) + "\n")
     names = " and ".join(thing.label for thing in canvas.things)
     typer.echo("\n".join(_answers(canvas, result)) + "\n")
     captions = [f"Where is the {thing.label}?" for thing in canvas.things]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from fxplain.cli.inspect import table
-from fxplain.cli.options import Ask, working
+from fxplain.cli.options import Ask, tell, working
 from fxplain.errors import LoadError
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def _graph(ask: Ask) -> Graph:
     from fxplain.traced import trace
 
     loaded = ask.load()
-    inputs = ask.prepare(loaded)[0] if ask.has_inputs else loaded.example()
+    inputs, notes = ask.example(loaded)
+    tell(notes, f"{ask.model}: ")
     with working(f"capturing {ask.model} and finding its attentions"):
         return trace(loaded.model, inputs).graph
 

@@ -13,7 +13,7 @@ import typer
 from torch import Tensor
 
 from fxplain.cli.methods import parse_methods
-from fxplain.cli.options import Ask, working
+from fxplain.cli.options import Ask, tell, working
 from fxplain.cli.target import parse_target
 from fxplain.errors import InputError, MethodError, OutputError
 
@@ -127,6 +127,7 @@ def _own(ask: Ask, methods: Sequence[str], wanted: Wanted) -> Iterator[Table]:
         raise InputError("this cannot be scored", expected="accuracy or target", found=wanted.score)
     loaded = ask.load()
     inputs, display = ask.prepare(loaded)
+    tell((*loaded.notes, *display.notes))
     target = parse_target(wanted.target, loaded.labels) if wanted.target is not None else None
     with working("capturing the model and finding its attentions"):
         traced = fxplain.trace(loaded.model, inputs)

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from fxplain.attention.records import Attention, Mixing
-from fxplain.cli.options import Ask, Form, working
+from fxplain.cli.options import Ask, Form, tell, working
 from fxplain.errors import OutputError
 
 if TYPE_CHECKING:
     from fxplain import Traced
-    from fxplain.adapters import Loaded
 
 APPROXIMATE = "~"
 LEGEND = "  ~ approximate: a linear step that no paper has a rule for; gradient times contribution weighs it"
@@ -39,14 +38,15 @@ def run_inspect(ask: Ask, form: Form | None, out: Path | None) -> None:
 
         check_folder(out)
     loaded = ask.load()
-    inputs = ask.prepare(loaded)[0] if ask.has_inputs else loaded.example()
+    inputs, notes = ask.example(loaded)
     with working("capturing the model and finding its attentions"):
         traced = trace(loaded.model, inputs)
     if form is Form.table:
-        text = overview(loaded, traced)
+        text = overview(loaded.name, traced, notes)
     else:
         from fxplain.render.graph_files import graph_text
 
+        tell(notes)
         text = graph_text(traced.graph, form.value, loaded.name)
     if out is None and form is Form.html:  # nobody wants a page in the terminal
         from fxplain.adapters.names import file_stem
@@ -75,13 +75,13 @@ def _form_of(out: Path | None) -> Form:
     return form
 
 
-def overview(loaded: Loaded, traced: Traced) -> str:
+def overview(name: str, traced: Traced, prepared: Iterable[str]) -> str:
     """All that inspect prints, as text."""
     from fxplain.attention.notes import mixing_note
 
     captured = traced.captured
     lines = [
-        f"{loaded.name}: {_count(len(traced.attentions), 'attention')}",
+        f"{name}: {_count(len(traced.attentions), 'attention')}",
         f"captured by {captured.strategy}; graph and model differ by {captured.verified:.1e} at most",
     ]
     if traced.steps:
@@ -95,7 +95,7 @@ def overview(loaded: Loaded, traced: Traced) -> str:
         lines.append(f"  {entry.op}  {entry.role}: {entry.reason}")
         lines.append(f"    {entry.module or 'the model itself'}  {entry.source}")
     told = {mixing_note(mixing) for mixing in traced.mixings}  # the table has them already
-    notes = dict.fromkeys((*loaded.notes, *(note for note in traced.notes if note not in told)))
+    notes = dict.fromkeys((*prepared, *(note for note in traced.notes if note not in told)))
     return "\n".join([*lines, *([""] if notes else []), *(f"note: {note}" for note in notes)])
 
 

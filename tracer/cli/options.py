@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -71,6 +71,19 @@ class Ask:
         return loaded.prepare(
             image=self.images, text=self.texts, input=self.input, decoder_text=self.decoder_text
         )
+
+    def example(self, loaded: Loaded) -> tuple[Any, tuple[str, ...]]:
+        """Inputs to trace with, those that were given or made-up ones, and notes on how they were made."""
+        if not self.has_inputs:
+            return loaded.example(), tuple(loaded.notes)
+        inputs, display = self.prepare(loaded)
+        return inputs, (*loaded.notes, *display.notes)
+
+
+def tell(notes: Iterable[str], of: str = "") -> None:
+    """Print notes on standard error, each once."""
+    for note in dict.fromkeys(notes):
+        typer.echo(f"note: {of}{note}", err=True)
 
 
 @contextmanager

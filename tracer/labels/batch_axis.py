@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, product
 
 import torch
 from torch import Tensor
 
 from fxplain.capture.captured import Captured
+
+MOST_PLACINGS = 8
+"""How many ways to tell the axes of inputs that fit on two are tried."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +24,15 @@ class Guess:
     batch: int
     listed: Mapping[str, int] = field(default_factory=dict)
     """Path of an input -> the sample that it is."""
+    elsewhere: Mapping[str, int] = field(default_factory=dict)
+    """Path of an input -> the axis that it has them on, where that is another one than the others'."""
 
-    def axis_of(self, tensor: Tensor) -> int | None:
+    def axis_of(self, path: str, tensor: Tensor) -> int | None:
         """The axis of an input that holds the samples."""
+        if path in self.listed:
+            return None
+        if path in self.elsewhere:
+            return self.elsewhere[path]
         return batch_axis_of(tensor, self.axis, self.batch)
 
 
@@ -32,14 +42,28 @@ def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[Guess
 
     The first axis, then the second; but one that has the same size in all floating inputs (masks may be
     laid out otherwise), or in all inputs, goes first. Then that of the integers alone, beside patches of
-    all samples' pictures in one row. A guess that fits all inputs goes before all others. Then inputs in
+    all samples' pictures in one row. A guess that fits all inputs goes before all others, and one on another
+    axis for each input (:func:`on_own_axes`) before those that fit fewer. Then inputs in
     lists may be a sample each. At last: there is no batch. What nobody reads has no say; nor has a mask in
     whether a guess fits, for it has no tokens.
     """
     read = {node.name for node in captured.graph.graph.nodes if node.op == "placeholder" and node.users}
-    given = [bound[p.node] for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim]
-    named = [bound[p.node] for p in captured.placeholders if p.kind == "input" and p.node in read]
-    tensors = [tensor for tensor in named if tensor.ndim] or given
+    given = [p for p in captured.placeholders if p.kind == "input" and bound[p.node].ndim]
+    named = [p for p in captured.placeholders if p.kind == "input" and p.node in read]
+    paths = {p.path: bound[p.node] for p in named if bound[p.node].ndim} or {
+        p.path: bound[p.node] for p in given
+    }
+    data = {path: tensor for path, tensor in paths.items() if tensor.dtype != torch.bool}
+    found = [Guess(axis, size) for axis, size in on_one_axis(list(paths.values()))]
+    found += on_own_axes({path: tensor for path, tensor in data.items() if tensor.ndim > 1}, found)
+    found.sort(key=lambda guess: 1 if guess.elsewhere else 2 * bool(_misfits(guess, data)))
+    lists = samples_in_lists([p.path for p in named])
+    listed = [Guess(0, max(lists.values()) + 1, lists)] if lists else []
+    return [*found, *listed, Guess(None, 1)]
+
+
+def on_one_axis(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Guesses of an axis that all inputs have the samples on, and their number; the likelier first."""
     floating = [tensor for tensor in tensors if tensor.is_floating_point()]
     guesses: list[tuple[bool, bool, int, int]] = []
     for axis in (0, 1):
@@ -48,15 +72,36 @@ def batch_guesses(captured: Captured, bound: Mapping[str, Tensor]) -> list[Guess
             common = max(sizes or all_sizes, key=(sizes or all_sizes).count)
             differ = len(set(all_sizes)) > 1 or len(all_sizes) < len(tensors)
             guesses.append((len(set(sizes)) > 1, differ, axis, common))
-    found: list[tuple[int | None, int]] = [(axis, size) for _, _, axis, size in sorted(guesses)]
+    found = [(axis, size) for _, _, axis, size in sorted(guesses)]
     firsts = [t.shape[0] for t in tensors if not t.is_floating_point()]
     if floating and firsts and (apart := max(firsts, key=firsts.count)) > 1 and (0, apart) not in found:
         found.append((0, apart))
-    data = [tensor for tensor in tensors if tensor.dtype != torch.bool]
-    found.sort(key=lambda guess: any(batch_axis_of(tensor, *guess) is None for tensor in data))
-    lists = samples_in_lists([p.path for p in captured.placeholders if p.kind == "input" and p.node in read])
-    listed = [Guess(0, max(lists.values()) + 1, lists)] if lists else []
-    return [*(Guess(axis, size) for axis, size in found), *listed, Guess(None, 1)]
+    return found
+
+
+def on_own_axes(data: Mapping[str, Tensor], others: Sequence[Guess]) -> Iterator[Guess]:
+    """Guesses that some inputs have their samples on the first axis and some on the second, as features with
+    the time first beside pictures have.
+
+    Where both axes of an input are of the right size, either may be. Only such as fit all inputs, or more
+    than any of the ``others`` does; a single sample, which nothing refutes, must be found in all.
+    """
+    most = max((len(data) - _misfits(guess, data) for guess in others), default=0)
+    sizes = {size: None for tensor in data.values() for size in tensor.shape[:2]}
+    for size in sizes:
+        fitting = {p: [axis for axis in (0, 1) if t.shape[axis] == size] for p, t in data.items()}
+        fitting = {path: axes for path, axes in fitting.items() if axes}
+        if len(fitting) < len(data) and (size == 1 or len(fitting) <= most):
+            continue
+        for axes in islice(product(*fitting.values()), MOST_PLACINGS):
+            if len(set(axes)) > 1:
+                main = max(axes, key=axes.count)
+                placed = zip(fitting, axes, strict=True)
+                yield Guess(main, size, elsewhere={path: axis for path, axis in placed if axis != main})
+
+
+def _misfits(guess: Guess, data: Mapping[str, Tensor]) -> int:
+    return sum(guess.axis_of(path, tensor) is None for path, tensor in data.items())
 
 
 def samples_in_lists(paths: Sequence[str]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import fx
 
@@ -19,17 +19,27 @@ class Findings:
     ledger: Ledger
     outputs: tuple[Value, ...]
     values: Mapping[fx.Node, Value | tuple[Value, ...]]
-    batch: int
-    batch_axis: int | None
+    guess: Guess
+    """Where the samples lie."""
     joined: tuple[tuple[int, fx.Node], ...] = ()
     """Axes that were taken for the batch at first, each with the operation that joins places along it."""
-    listed: Mapping[str, int] = field(default_factory=dict)
-    """Path of an input -> the sample that it is, where the inputs of a list are a sample each."""
+    doubted: bool = False
+    """Whether the outputs do not tell the samples apart, and another guess of where they lie fits as well."""
 
     @property
-    def guess(self) -> Guess:
-        """Where the samples lie."""
-        return Guess(self.batch_axis, self.batch, self.listed)
+    def batch(self) -> int:
+        """How many samples there are."""
+        return self.guess.batch
+
+    @property
+    def batch_axis(self) -> int | None:
+        """The axis that the inputs, or most of them, have their samples on."""
+        return self.guess.axis
+
+    @property
+    def listed(self) -> Mapping[str, int]:
+        """Path of an input -> the sample that it is, where the inputs of a list are a sample each."""
+        return self.guess.listed
 
     def value(self, node: fx.Node) -> Value:
         """What is known of a node; of several results, of the first."""

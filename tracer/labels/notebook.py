@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.elements import Elements, Root
-from fxplain.labels.flows import Born, Partial, Site, Stack
+from fxplain.labels.flows import Born, Partial, Site, Stack, Window
 from fxplain.labels.labels import FAINT, STRONG, Slot, codes_of, compact, encode, samples_of
 
 if TYPE_CHECKING:
@@ -107,9 +107,9 @@ class Ledger:
     def window_over(self, slot: Slot) -> fx.Node | None:
         """What a convolution (or a pooling) read that made a slot's tokens; None if none did."""
         codes = _tokens(slot.labels)
-        made = (site for site in self.sites if site.makes_tokens and site.form == "taps")
-        found = (s for s in made if bool(torch.isin(codes, _tokens(s.rows.labels)).any()))
-        return next((site.operands[0] for site in found), None)
+        made = ((s.rows, s.map.operand) for s in self.sites if isinstance(s.map, Window))
+        found = (data for rows, data in made if bool(torch.isin(codes, _tokens(rows.labels)).any()))
+        return next(found, None)
 
     def mixed_from(self, slot: Slot, others: Sequence[Slot]) -> bool:
         """Whether a slot's tokens were made by mixings, in the end, of tokens of the others."""
@@ -129,7 +129,7 @@ class Ledger:
 
     def beyond_stem(self, reads: frozenset[int]) -> bool:
         """Whether some of these sites are more than windows of a convolution before any attention."""
-        return any(self.sites[read].window is None for read in reads)
+        return not all(isinstance(self.sites[read].map, Window) for read in reads)
 
     def attended(self, reads: frozenset[int]) -> bool:
         """Whether an attention is among these sites."""

@@ -7,14 +7,17 @@ of these sites that is a claim on what the element can depend on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fxplain.attention.labelled import Labelled
 from fxplain.labels.findings import Findings
 from fxplain.labels.flows import Site
-from fxplain.labels.labels import Slot, broadcast, codes_of, samples_of
+from fxplain.labels.labels import Slot, broadcast, codes_of, reads_of, samples_of
 from fxplain.ops.windows import concrete
+from fxplain.run.target import Resolved
 
 
 class Reach:
@@ -93,3 +96,64 @@ class Reach:
         numbers = self.numbers(labels)
         found = self._known(self.of(slot.reads))[numbers.clamp_min(0)] & (numbers >= 0)[..., None]
         return found.movedim(-1, 0).expand(-1, *shape), (numbers >= 0).expand(tuple(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The rows that a score is read from, and what lies behind them there."""
+
+    rows: Tensor
+    """[sample, token], tokens of no known sample after all samples."""
+    reads: frozenset[int]
+    """The sites behind them."""
+
+
+def readable(sites: Sequence[Site], batch: int, reading: Reading) -> Tensor:
+    """[sample, token]: what a readout can depend on by way of these sites, its own rows among it.
+
+    Tokens of no known sample come after all samples. Sites are in order of execution.
+    """
+    wanted: dict[frozenset[int], Tensor] = {reading.reads: reading.rows}
+    total = reading.rows.clone()
+    for site in reversed(sites):
+        behind = [mask for reads, mask in wanted.items() if site.index in reads]
+        if not behind:
+            continue
+        hit, cols = _hit(concrete(site), torch.stack(behind).any(0), batch)
+        for slot, more in ((site.rows, hit), (site.cols, cols)):
+            wanted[slot.reads] = wanted.get(slot.reads, torch.zeros_like(more)) | more
+            total |= more
+    return total
+
+
+def _hit(site: Site, wanted: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """The rows of a site that are wanted, and the columns that lie in them: [sample, token] each."""
+    wanted = wanted | wanted[-1:]  # a place of no known sample may stand for that of any
+    wanted[-1] = wanted.any(0)
+    try:
+        rows, cols = (labels.reshape(-1) for labels in broadcast(site.rows.labels, site.cols.labels))
+    except RuntimeError:  # laid out one beside the other: all rows with all columns
+        ends = (torch.unique(slot.labels) for slot in (site.rows, site.cols))
+        rows, cols = torch.cartesian_prod(*ends).unbind(1)
+    codes = codes_of(rows), codes_of(cols)
+    owners = [torch.where((own := samples_of(labels)) >= 0, own, batch) for labels in (rows, cols)]
+    owner = torch.where(owners[0] < batch, owners[0], owners[1])
+    inside = (codes[0] >= 0) & (codes[1] >= 0)
+    inside &= wanted[owner, codes[0].clamp_min(0)]
+    found = torch.zeros_like(wanted), torch.zeros_like(wanted)
+    found[0][owner[inside], codes[0][inside]] = True
+    own = torch.where(owners[1] < batch, owners[1], owner)
+    found[1][own[inside], codes[1][inside]] = True
+    return found
+
+
+def reached(labelled: Labelled, resolved: Resolved) -> Tensor:
+    """[sample, token]: what the rows that are read can depend on by way of the steps, tokens of no known
+    sample after all samples."""
+    batch = labelled.findings.batch
+    rows = torch.zeros(batch + 1, len(labelled.classified.renumber), dtype=torch.bool)
+    for own in resolved.rows:
+        for sample, token in own:
+            rows[sample, token] = True
+    found = readable(labelled.classified.sites, batch, Reading(rows, reads_of(resolved.slots)))
+    return torch.cat([found[:-1] | found[-1:], found.any(0, keepdim=True)])

@@ -15,7 +15,17 @@ import torch
 from fxplain.attention.layers import Layers
 from fxplain.errors import FxplainError, InputError
 from fxplain.many.records import Explained, Sample, of_result
-from fxplain.many.samples import Group, Places, check_order, count_of, digest, digest_of, entries, groups
+from fxplain.many.samples import (
+    Group,
+    Places,
+    check_entries,
+    check_order,
+    count_of,
+    digest,
+    digest_of,
+    entries,
+    groups,
+)
 from fxplain.many.store import Explanations, Writer, claim_job, only_worker
 from fxplain.many.workers import part_of_environment
 from fxplain.result import Result
@@ -82,6 +92,7 @@ def explain_all(
         [(0, (5,)), (1, (4,))]
     """
     wanted = Wanted(target, method, output, layers, batch_size, keep_errors, prepare)
+    check_entries(dataset)
     number, count = _checked(part)
     total = count_of(dataset)
     total = None if total is None else len(range(number, total, count))
@@ -137,6 +148,7 @@ def explain_dataset(
         ...     len(found), tuple(found[2][0].relevance["src"].shape)
         (3, (5,))
     """
+    check_entries(dataset)
     check_order(dataset)
     wanted = Wanted(target, method, output, layers, batch_size, keep_errors, prepare)
     (number, count), folder = _checked(part), Path(folder)
@@ -217,7 +229,7 @@ def _records(
             else:
                 failed.append(_failed(index, sample, sample, wanted))
 
-    for group in groups(traced.model, good(), wanted.batch_size, traced.batch_axis):
+    for group in groups(traced.model, good(), wanted.batch_size, traced.batch_axes):
         yield [*failed, *_of_group(traced, group, wanted)]
         failed.clear()
     if failed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,20 @@ def count_of(dataset: Any) -> int | None:
         return None
 
 
+def check_entries(dataset: Any) -> None:
+    """Refuse what has no entries.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
+        raise InputError(
+            "this is no dataset",
+            expected="a sequence, a map-style or iterable dataset, or a DataLoader",
+            found=type(dataset).__name__,
+        )
+
+
 def check_order(dataset: Any) -> None:
     """Refuse a DataLoader that shuffles: what was done could not be told from what was not.
 
@@ -111,7 +125,7 @@ def digest_of(inputs: Any) -> str:
 
 
 def groups(
-    model: Any, samples: Iterable[tuple[int, Sample]], batch_size: int, axis: int | None
+    model: Any, samples: Iterable[tuple[int, Sample]], batch_size: int, axes: Mapping[str, int | None]
 ) -> Iterator[Group]:
     """Entries in groups of at most ``batch_size``: such of one sample, one layout and a like target.
 
@@ -119,7 +133,7 @@ def groups(
         model: whose ``forward`` the inputs are for.
         samples: entries with their places.
         batch_size: how many go together.
-        axis: where inputs have the batch; None: nothing can be put together.
+        axes: name of an input -> where it has the batch. Only where all have one can entries be put together.
     """
     waiting: dict[Any, list[tuple[int, Sample, str]]] = {}
     count = 0
@@ -127,7 +141,8 @@ def groups(
         args, kwargs = normalise(sample.inputs)
         tensors, layout = flatten(model, args, kwargs)
         member = (index, sample, digest_of(sample.inputs))
-        single = axis is not None and all(t.ndim > axis and t.shape[axis] == 1 for t in tensors)
+        own = [axes.get(tensor.path) for tensor in layout.tensors]
+        single = all(axis is not None and t.shape[axis] == 1 for t, axis in zip(tensors, own, strict=True))
         if batch_size < 2 or not single or isinstance(sample.target, (list, Tensor)):
             yield Group((member,), sample.inputs)
             continue
@@ -139,18 +154,20 @@ def groups(
             # the full one, or else the one that has waited longest
             chosen = key if len(waiting[key]) == batch_size else next(iter(waiting))
             count -= len(waiting[chosen])
-            yield together(model, waiting.pop(chosen), axis or 0)
+            yield together(model, waiting.pop(chosen), axes)
     for members in waiting.values():
-        yield together(model, members, axis or 0)
+        yield together(model, members, axes)
 
 
-def together(model: Any, members: list[tuple[int, Sample, str]], axis: int) -> Group:
+def together(model: Any, members: list[tuple[int, Sample, str]], axes: Mapping[str, int | None]) -> Group:
     """Entries of one layout as one batch."""
     if len(members) == 1:
         return Group(tuple(members), members[0][1].inputs)
     found = [flatten(model, *normalise(sample.inputs)) for _, sample, _ in members]
     columns = zip(*(tensors for tensors, _ in found), strict=True)
-    args, kwargs = found[0][1].fill([torch.cat(column, axis) for column in columns])
+    layout = found[0][1]
+    own = [axes[tensor.path] or 0 for tensor in layout.tensors]
+    args, kwargs = layout.fill([torch.cat(c, axis) for c, axis in zip(columns, own, strict=True)])
     if args and kwargs:
         kwargs = {**dict(zip(positional_names(model, len(args)), args, strict=True)), **kwargs}
         args = ()

@@ -2,73 +2,85 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import singledispatch
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from fxplain.labels.call import literal
-from fxplain.labels.flows import Site
+from fxplain.labels.axes import Axes
+from fxplain.labels.flows import Kernel, Map, Sampled, Site, Sum, WrittenOut
+from fxplain.maps.blocks import MOST, Block, cuts
+from fxplain.maps.kernels import kernel_blocks, kernel_map
 from fxplain.maps.samplings import sampled_map
-from fxplain.ops.kernels import flex_scores, is_flex, masked_softmax
-from fxplain.recognise.divided_late import layout_of
 from fxplain.run.replay import Replay
 
+MapAndGradient = tuple[Tensor, Tensor | None]
 
-def map_of(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+
+def map_of(site: Site, replay: Replay, gradient: Tensor | None) -> MapAndGradient:
     """The map A of an attention, and ∇A from the gradient of the tensor that is tapped for it."""
-    if site.form == "fused":
-        return fused_map(site, replay, gradient)
-    if site.form == "sampled":
-        return sampled_map(site, replay, gradient)
-    if site.parts:
-        return summed_map(site, replay, gradient)
-    if site.by_output:
-        return unnormalised_map(site, replay, gradient)
-    return replay.kept[site.operands[0].name].detach(), gradient
+    if site.map.tapped is not None:
+        return replay.kept[site.map.tapped.name].detach(), gradient
+    return rebuilt(site.map, site, replay, gradient)
 
 
-def unnormalised_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+@singledispatch
+def rebuilt(map: Map, site: Site, replay: Replay, gradient: Tensor | None) -> MapAndGradient:
+    """The map A of an attention, and ∇A from the gradient of its output."""
+    raise NotImplementedError(type(map).__name__)
+
+
+rebuilt.register(Sampled)(sampled_map)
+rebuilt.register(Kernel)(kernel_map)
+
+
+@rebuilt.register
+def _written_out(map: WrittenOut, site: Site, replay: Replay, gradient: Tensor | None) -> MapAndGradient:
     """A = E and ∇A = dO valueᵀ from the gradient dO of the output O = E value.
 
     Where sum(E) divides the output later on, A = E / sum(E) and ∇A = sum(E) dO valueᵀ: the gradient of
     (E / sum(E)) value to its map. The gradient to E itself would pass the sum as well.
     """
-    inputs, output = site.axes.split("->")
-    letters, of_value = inputs.split(",")
-    weights, value = (replay.kept[node.name].detach() for node in site.operands)
-    weights = weights.expand(site.shape) if site.tied else weights
+    axes = map.layout
+    weights, values = (replay.kept[node.name].detach() for node in map.operands)
+    weights = weights.expand(site.shape) if map.shared else weights
     dtype = torch.promote_types(weights.dtype, torch.float32)
-    columns = [axis for axis, letter in enumerate(letters) if letter not in output]
-    sums = weights.to(dtype).sum(columns, keepdim=True) if site.divided else weights.new_ones(())
+    sums = weights.to(dtype).sum(axes.columns, keepdim=True) if map.divided else weights.new_ones(())
     sums = torch.where(sums == 0, 1.0, sums)
     if gradient is not None:
-        if site.ones:
-            keys = [axis for axis, letter in enumerate(of_value) if letter not in output]
-            value = torch.where((value == 1).all(keys, keepdim=True), 0.0, value)
-        sides = [*zip(letters, weights.shape, strict=True), *zip(of_value, value.shape, strict=True)]
-        sizes = {letter: max(n for c, n in sides if c == letter) for letter, _ in sides}
-        gradient = gradient.to(dtype).reshape([sizes[letter] for letter in output])
-        known = "".join(c for c in letters if c in output + of_value)  # one key may have no axis in its value
-        gradient = torch.einsum(f"{output},{of_value}->{known}", gradient, value.to(dtype))
-        gradient = gradient.reshape([gradient.shape[known.index(c)] if c in known else 1 for c in letters])
-        gradient = (gradient * sums).sum_to_size(weights.shape)
+        values = _without_ones(values, axes) if map.ones else values
+        gradient = _outer(gradient.to(dtype), values.to(dtype), axes, weights.shape) * sums
+        gradient = gradient.sum_to_size(weights.shape)
     return weights / sums, gradient
 
 
-def summed_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _without_ones(values: Tensor, axes: Axes) -> Tensor:
+    """The values without the feature that is 1 for every key."""
+    keys = [place for place, letter in enumerate(axes.values) if letter not in axes.output]
+    return torch.where((values == 1).all(keys, keepdim=True), 0.0, values)
+
+
+def _outer(gradient: Tensor, values: Tensor, axes: Axes, shape: Sequence[int]) -> Tensor:
+    """dO valueᵀ, laid out as a map of this shape, or broadcast against it."""
+    sides = [*zip(axes.map, shape, strict=True), *zip(axes.values, values.shape, strict=True)]
+    sizes = {letter: max(n for c, n in sides if c == letter) for letter, _ in sides}
+    gradient = gradient.reshape([sizes[letter] for letter in axes.output])
+    known = "".join(c for c in axes.map if c in axes.output + axes.values)  # one key may have no axis there
+    found = torch.einsum(f"{axes.output},{axes.values}->{known}", gradient, values)
+    return found.reshape([found.shape[known.index(c)] if c in known else 1 for c in axes.map])
+
+
+@rebuilt.register
+def _summed(map: Sum, site: Site, replay: Replay, gradient: Tensor | None) -> MapAndGradient:
     """The map of an attention whose output is a sum of others': one on the other, or side by side.
 
     O = sum of f E value over the parts, so A = f E and ∇A = dO valueᵀ, both with the columns last.
     """
     maps, gradients = [], []
-    for part, scale in zip(site.parts, site.scales, strict=True):
-        own = replace(part, normaliser="none") if part.form == "weights" else part
-        weights, found = map_of(own, replay, gradient)
-        letters, target, _ = layout_of(part)
-        order = [letters.index(letter) for letter in target]
+    for part, scale in zip(map.parts, map.scales, strict=True):
+        weights, found = rebuilt(part.map, part, replay, gradient)
+        order = [part.axes.map.index(letter) for letter in part.axes.rows_first]
         shape = (*site.shape[:-1], weights.shape[order[-1]])
         maps.append((weights.permute(order) * scale.to(weights)).expand(shape))
         gradients.append(None if found is None else found.permute(order).expand(shape))
@@ -80,78 +92,24 @@ def summed_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Ten
     return torch.cat(maps, -1), torch.cat(known, -1) if known else None
 
 
-def grouped(tensor: Tensor, like: Tensor) -> Tensor:
-    """Keys or values [..., head, key, dim] of grouped heads, repeated for the heads of ``like``."""
-    if tensor.ndim > 2 and tensor.shape[-3] not in (1, like.shape[-3]):
-        tensor = tensor.repeat_interleave(like.shape[-3] // tensor.shape[-3], -3)
-    return tensor
+def blocks(
+    site: Site,
+    replay: Replay,
+    gradients: Sequence[Tensor | None],
+    live: Mapping[int, range],
+    whole: Sequence[int] = (),
+) -> Iterator[Block]:
+    """The blocks of an attention's map; elements that are 0 for sure may be left out.
 
-
-def fused_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A = softmax(query keyᵀ · scale + mask), and ∇A = dO valueᵀ from the gradient dO of the output.
-
-    Returns both as [..., head, query, key] in float32 or better. Rows that may attend to nothing are 0, as in
-    the kernel.
+    Args:
+        gradients: those of the site's tapped tensor, one for each score; None where there is none.
+        live: by axis of the map, the only places that are asked for.
+        whole: axes that no block may be cut along, beside those of the columns.
     """
-    query, key, value = (replay.kept[node.name].detach() for node in site.operands)
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    key, value = grouped(key, query), grouped(value, query)
-    maps = masked_softmax(_scores(query, key, site.node, replay))
-    return maps, None if gradient is None else gradient.to(dtype) @ value.transpose(-1, -2)
-
-
-def _scores(query: Tensor, key: Tensor, node: fx.Node, replay: Replay) -> Tensor:
-    if is_flex(node):
-        args, kwargs = _arguments(node, replay)
-        return flex_scores(*args, **kwargs).detach()
-    scale = argument(node, replay, "scale", None)
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    return _masked((query * scale) @ key.transpose(-1, -2), node, replay)
-
-
-def flex_block(node: fx.Node, replay: Replay, where: tuple[slice, ...]) -> Tensor:
-    """The scores of flex attention for a block of its map."""
-    args, kwargs = _arguments(node, replay)
-    return partial(flex_scores, where=where)(*args, **kwargs).detach()
-
-
-def own_output(site: Site, replay: Replay) -> Tensor:
-    """What the kernel itself gives for the operands of the replay."""
-    if not is_flex(site.node):
-        whole = replay.kept[site.node.name]
-        first: Tensor = whole[0] if isinstance(whole, tuple | list) else whole
-        return first.detach()
-    args, kwargs = _arguments(site.node, replay)
-    with torch.no_grad():
-        output: Tensor = site.node.target(*args, **kwargs)[0]  # type: ignore[operator]
-    return output
-
-
-def _masked(scores: Tensor, node: fx.Node, replay: Replay) -> Tensor:
-    if argument(node, replay, "is_causal", False):
-        rows, cols = scores.shape[-2:]
-        allowed = torch.ones(rows, cols, dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~allowed, -torch.inf)
-    for name in ("attn_mask", "attn_bias"):
-        mask = argument(node, replay, name, None)
-        if isinstance(mask, Tensor):
-            mask = mask.detach()
-            scores = (
-                scores.masked_fill(~mask, -torch.inf)
-                if mask.dtype == torch.bool
-                else scores + mask.to(scores.dtype)
-            )
-    return scores
-
-
-def _arguments(node: fx.Node, replay: Replay) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return fx.node.map_arg((node.args, node.kwargs), lambda used: replay.kept[used.name])
-
-
-def argument(node: fx.Node, replay: Replay, name: str, default: Any) -> Any:
-    """An argument of the fused call by its name in the schema, nodes replaced by their values."""
-    found = literal(node, name)
-    if isinstance(found, fx.Node):
-        return replay.kept[found.name]
-    return default if found is None else found
+    if isinstance(site.map, Kernel):
+        yield from kernel_blocks(site, replay, gradients, live, whole)
+        return
+    maps, first = map_of(site, replay, gradients[0])
+    grown = [first, *(map_of(site, replay, gradient)[1] for gradient in gradients[1:])]
+    for where in cuts(maps.shape, (*site.axes.columns, *whole), MOST, live):
+        yield Block(where, maps[where], [None if own is None else own[where] for own in grown])

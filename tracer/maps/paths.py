@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels.flows import Site
 from fxplain.run.replay import Replay
 
 
-def through_path(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
-    """A site's operands, and the gradient that its path alone carries from its output to each of them.
+def through_path(
+    operands: Sequence[fx.Node],
+    path: Sequence[fx.Node],
+    replay: Replay,
+    gradient: Tensor | None,
+    shape: Sequence[int] | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Operands, and the gradient that a path alone carries from its last operation to each of them.
 
     Without a gradient of the output, that is of the sum of the output: what the path weighs operands by.
     """
-    leaves, first = along(site, replay)
-    wanted = torch.ones_like(first) if gradient is None else gradient.to(first.dtype)
-    found = torch.autograd.grad(first, leaves, wanted, allow_unused=True)
+    leaves, output = along(operands, path, replay, shape)
+    wanted = torch.ones_like(output) if gradient is None else gradient.to(output.dtype)
+    found = torch.autograd.grad(output, leaves, wanted, allow_unused=True)
     pairs = zip(leaves, found, strict=True)
     local = [torch.zeros_like(leaf) if grown is None else grown for leaf, grown in pairs]
     return [leaf.detach() for leaf in leaves], local
 
 
-def along(site: Site, replay: Replay) -> tuple[list[Tensor], Tensor]:
-    """Leaves with the values of a site's operands, and what its path makes of them, with its graph."""
+def along(
+    operands: Sequence[fx.Node],
+    path: Sequence[fx.Node],
+    replay: Replay,
+    shape: Sequence[int] | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """Leaves with the values of operands, and what a path makes of them, with its graph.
+
+    ``shape``: what the operands are broadcast to.
+    """
     real: dict[fx.Node, Any] = {}
     leaves: list[Tensor] = []
     with torch.enable_grad():
-        for node in site.operands:
+        for node in operands:
             value = replay.kept[node.name] if node.name in replay.kept else _call(node, real, replay)
-            real[node] = value.detach().clone().requires_grad_()
+            value = value.detach() if shape is None else value.detach().expand(tuple(shape))
+            real[node] = value.clone().requires_grad_()
             leaves.append(real[node])
-        for node in site.path:
+        for node in path:
             real[node] = _call(node, real, replay)
-        output = real[site.node]
+    output = real[path[-1]]
     return leaves, output[0] if isinstance(output, tuple | list) else output
 
 

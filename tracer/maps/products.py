@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from fxplain.attention.plan import Plan
-from fxplain.maps.blocks import Where, blocks
+from fxplain.maps.attentions import blocks
+from fxplain.maps.blocks import Where
 from fxplain.maps.weights import HeadMean, every_head
 from fxplain.rules.adjoint import Weights
 from fxplain.rules.net_relevancy import net
-from fxplain.run.replay import Gradients, Replay, tap_of
+from fxplain.run.replay import Gradients, Replay
 
 
 @dataclass(eq=False)
@@ -98,16 +99,13 @@ class MapProducts:
         """By then the backward pass has let go of far more than that."""
         if not self.again:
             return False
-        site, kept = self.plan.site, self.replay.kept
-        held = (
-            site.operands if site.form == "fused" else [node for node in site.operands if node.name in kept]
-        )
-        most = 2 * sum(kept[node.name].numel() for node in held)
+        operands, kept = self.plan.site.map.operands, self.replay.kept
+        most = 2 * sum(kept[node.name].numel() for node in operands if node.name in kept)
         return bool(torch.Size(self.plan.shape).numel() <= most)
 
     def _own(self) -> list[Tensor | None]:
         """The gradients of the site's tapped tensor."""
-        name = tap_of(self.plan.site).name
+        name = self.plan.site.tap.name
         return [None if of_score is None else of_score.get(name) for of_score in self.gradients]
 
     def _formed(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Iterator[Tensor]]]:
@@ -133,7 +131,7 @@ def _live(spread: Tensor, plan: Plan) -> dict[int, range] | None:
     """The only rows of the map that count, by axis; None if there is none."""
     found = {}
     for axis in range(spread.ndim - 1):
-        if plan.rows.shape[axis] > 1 and axis not in plan.site.column_axes:
+        if plan.rows.shape[axis] > 1 and axis not in plan.site.axes.columns:
             others = [other for other in range(spread.ndim) if other != axis + 1]
             places = (spread != 0).any(others).nonzero().flatten() if others else spread.nonzero().flatten()
             if not places.numel():

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from fxplain.attention.lines import samples_on_map
 from fxplain.labels.call import literal
-from fxplain.labels.flows import Site
+from fxplain.labels.flows import Sampled, Site
 from fxplain.maps.paths import through_path
 from fxplain.ops.sampling import NEAREST
 from fxplain.run.replay import Replay
@@ -23,15 +23,17 @@ BORDER, REFLECTION = 1, 2
 """Codes of grid sampling's padding; 0 fills with zeros."""
 
 
-def sampled_map(site: Site, replay: Replay, gradient: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def sampled_map(
+    map: Sampled, site: Site, replay: Replay, gradient: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """The map A [head, *points, place] of a sampled site, places of several grids side by side.
 
     With a gradient, what is returned for A is ∇A ⊙ A (gradient times contribution of each place, see
     ``DESIGN.md``), and ones for ∇A: a weight need not be one number for all features, but their product is.
     """
-    _, wanted = through_path(site, replay, gradient)
+    _, wanted = through_path(map.operands, map.path, replay, gradient)
     parts = []
-    for node, local in zip(site.operands, wanted, strict=True):
+    for node, local in zip(map.operands, wanted, strict=True):
         data, grid = (replay.kept[used.name].detach() for used in node.all_input_nodes[:2])
         dtype = torch.promote_types(data.dtype, torch.float32)
         data, grid, local = data.to(dtype), grid.to(dtype), local.to(dtype)
@@ -46,7 +48,7 @@ def point_weights(site: Site, replay: Replay, batch: int) -> Tensor:
     Queries are in the order of the rows, points in that of the axes they lie on. Where features are weighed
     differently, it is their mean.
     """
-    _, local = through_path(site, replay, None)
+    _, local = through_path(site.map.operands, site.map.path, replay, None)
     rows = [axis for axis, size in enumerate(site.shape[:-1]) if axis and size > 1]
     parts = []
     for weights in (wide.mean(1) for wide in local):

@@ -61,7 +61,7 @@ def mixing_products(plan: Plan, replay: Replay, gradient: Tensor | None) -> Weig
         values = mixing_values(plan, replay, gradient)
         weights = values.new_zeros(len(found)).index_add_(0, entry, values.reshape(-1)[inside.to(device)])
         weights = weights.clamp_min(0)
-        if not plan.site.adds:
+        if plan.site.new_rows:
             sums = weights.new_zeros(plan.batch * queries).index_add_(0, rows, weights)
             weights = torch.where(sums[rows] == 0, 1.0, weights)
     cols = rows // max(queries, 1) * keys + found % max(keys, 1)

@@ -11,9 +11,9 @@ from fxplain.attention.lines import line_ranks
 from fxplain.attention.plan import Plan
 from fxplain.attention.records import Attention
 from fxplain.errors import VerificationError
-from fxplain.labels.flows import Site
-from fxplain.maps.attentions import map_of, own_output
-from fxplain.maps.blocks import largest_score, rebuilt_outputs
+from fxplain.labels.flows import Kernel, Site
+from fxplain.maps.attentions import map_of
+from fxplain.maps.kernels import largest_score, own_output, rebuilt_outputs
 from fxplain.maps.mixings import contributions
 from fxplain.run.replay import Replay
 from fxplain.where import place_of
@@ -77,7 +77,7 @@ def mixing_weights(plan: Plan, replay: Replay, gradient: Tensor | None) -> Tenso
         return support.to(replay.outputs[0].device)
     values = mixing_values(plan, replay, gradient)
     weights = plan.scatter(values).clamp_min(0)
-    if plan.site.adds:
+    if not plan.site.new_rows:
         return weights
     empty = weights.sum(-1, keepdim=True) == 0
     return torch.where(empty, support.to(weights), weights)
@@ -101,7 +101,7 @@ def check_rebuilt(plans: Mapping[int, Plan], replay: Replay, tolerance: float) -
     worst = 0.0
     for plan in plans.values():
         site = plan.site
-        if site.form != "fused":
+        if not isinstance(site.map, Kernel):
             continue
         gap = _gap(site, replay)
         worst = max(worst, gap)

@@ -110,7 +110,7 @@ def _taken_in(call: Call, read: Read, base: Operand, source: Operand, new: Slot)
     other = codes_of(at) != codes_of(new.labels)
     rows = replace(kept, labels=compact(torch.where(other, at, 0)))
     cols = replace(new, labels=compact(torch.where(other, new.labels, 0)))
-    site = record(call, "pooled", [source], rows, cols, source.shape, adds=True)
+    site = record(call, source, rows, cols, adds=True)
     return replace(kept, reads=site.reads)
 
 
@@ -118,7 +118,7 @@ def _merged(call: Call, read: Read, source: Operand, new: Slot) -> Slot:
     """New tokens, made of the old ones."""
     rows = _places(call, source, new)
     spread = replace(rows, labels=compact(read(rows.expanded(call.result.shape)).contiguous()))
-    made = record(call, "pooled", [source], spread, new, source.shape)
+    made = record(call, source, spread, new)
     return replace(rows, reads=made.reads)
 
 

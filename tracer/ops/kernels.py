@@ -5,31 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from fxplain.labels.axes import kernel_axes
 from fxplain.labels.call import Call, aten
-from fxplain.labels.labels import (
-    NOTHING,
-    Slot,
-    Value,
-    codes_of,
-    compact,
-    fill_samples,
-    reads_of,
-    same_tokens,
-    samples_of,
-)
+from fxplain.labels.flows import Kernel
+from fxplain.labels.labels import NOTHING, Slot, Value, align, compact, reads_of
 from fxplain.labels.merge import merge
 from fxplain.labels.operand import Operand
-from fxplain.ops.meeting.features import one_token_a_place, values_of_others
-from fxplain.ops.meeting.mixing import check_lines, check_samples
+from fxplain.ops.meeting.attending import Numbers, attend
+from fxplain.ops.meeting.features import one_token_a_place
+from fxplain.ops.meeting.reading import Side
 from fxplain.ops.table import transfer
 from fxplain.ops.tokens import woken
-from fxplain.recognise.divided_late import begin
-from fxplain.recognise.repeated import note_blanks, note_rows, note_twins
 
 KERNELS = """scaled_dot_product_attention _scaled_dot_product_flash_attention
 _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
@@ -41,7 +33,6 @@ _scaled_dot_product_fused_attention_overrideable"""
 def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     """Rows are the queries' labels, columns the keys'; the output carries the rows."""
     query, key, value = (one_token_a_place(call, _awake(call, operand)) for operand in call.operands()[:3])
-    result = call.result[0] if isinstance(call.result, tuple | list) else call.result
     if not (query.value.active and key.value.active):
         out = call.carry(query, key, value, sampled=frozenset())
         call.ledger.losses.setdefault(call.node.name, call.node)
@@ -55,41 +46,74 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     if _of_versions(key) and _of_versions(value):
         call.ledger.softmaxes[call.node.name] = (call.node, "versions")
         return _with_sums(call, _mixed_versions(call, query, key, value))
-    rows, cols = query.value.active[0], key.value.active[0]
-    ours = value.value.active[0] if value.value.active else cols
-    if cols.strength < ours.strength:
-        cols = ours
-    reads = ours.reads if same_tokens(cols, ours) else cols.reads | ours.reads
-    if cols is not ours and key.shape[:-1] == value.shape[:-1]:
-        keys = replace(cols, labels=compact(cols.labels.narrow(-1, 0, 1)))
-        reads |= values_of_others(call, value, keys, ours)
-    cols = replace(cols, reads=reads)
-    shape = (*result.shape[:-1], key.shape[-2])
-    on_rows = replace(rows, labels=compact(rows.labels.narrow(-1, 0, 1)))
-    on_cols = replace(cols, labels=_as_columns(cols, query, key))
-    check_samples(call, on_rows, on_cols, lambda: _on_samples(call, cols, on_cols))
-    check_lines(call, on_rows, on_cols, [on_cols.labels.ndim - 1], lambda: _on_samples(call, cols, on_cols))
-    note_twins(call, value, ours, value.ndim - 2)
-    note_blanks(call, on_rows, on_cols, lambda: _weight_of(call, codes_of(cols.labels.narrow(-1, 0, 1)) < 0))
-    note_rows(call, on_rows, shape, [len(shape) - 2])
-    nodes = tuple(operand.node for operand in (query, key, value))
-    site = call.ledger.add_site(
-        node=call.node,
-        role="attention",
-        form="fused",
-        operands=nodes,
-        shape=shape,
-        rows=on_rows,
-        cols=on_cols,
+    call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
+    weights, values = _sides(call, query, key, value)
+    ndim = weights.operand.ndim
+    kernel = Kernel(*[operand.node for operand in (query, key, value) if operand.node is not None])
+    numbers = Numbers(lambda axes: kernel, torch.ones((1,) * ndim), True, partial(_by_group, call))
+    slots = attend(call, weights, values, kernel_axes(ndim).output, numbers)
+    out = call.carry(query, key, value, slots=slots, softmaxes=frozenset(), sampled=frozenset(), asked=())
+    return _with_sums(call, out)
+
+
+def _sides(call: Call, query: Operand, key: Operand, value: Operand) -> tuple[Side, Side]:
+    """Weights and values, as if the kernel were written out; of the weights only the labels are there."""
+    result = call.result[0] if isinstance(call.result, tuple | list) else call.result
+    axes, heads = kernel_axes(result.ndim), query.shape[-3] if query.ndim > 2 else 1
+    rows, cols = (_of_places(operand.value.active[0]) for operand in (query, key))
+    key = _for_heads(key.with_slots([cols]), heads)
+    value = _for_heads(value if value.value.active else value.with_slots([cols]), heads)
+    cols = replace(cols, labels=key.value.active[0].labels.transpose(-1, -2))
+    held = Value(
+        slots=(align(rows, result.ndim), align(cols, result.ndim)),
+        from_input=query.value.from_input or key.value.from_input,
         softmaxes=frozenset({call.node.name}),
     )
-    call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
-    begin(call, site, torch.ones(()), positive=True)
-    labels = fill_samples(on_rows.labels, [on_cols.labels.amax(-1, keepdim=True)])
-    strength = max(rows.strength, cols.strength)  # a learned token that has read an input is as firm as it
-    lived = Slot(labels, strength, rows.reads | {site.index})
-    out = call.carry(query, key, value, slots=[lived], softmaxes=frozenset(), sampled=frozenset(), asked=())
-    return _with_sums(call, out)
+    map = Operand(None, torch.empty((*result.shape[:-1], key.shape[-2]), device="meta"), held)
+    return Side(map, axes.map, axes.key), Side(value, axes.values[-value.ndim :], axes.key)
+
+
+def _of_places(slot: Slot) -> Slot:
+    return replace(slot, labels=compact(slot.labels.narrow(-1, 0, 1)))
+
+
+def _for_heads(operand: Operand, heads: int) -> Operand:
+    """Keys or values, repeated for the heads of the queries where labels tell their grouped heads apart."""
+    axis = operand.ndim - 3
+    if axis < 0 or operand.shape[axis] == heads or not any(s.varies(axis) for s in operand.value.slots):
+        return operand
+    times = heads // operand.shape[axis]
+    slots = [
+        replace(slot, labels=slot.labels.repeat_interleave(times, axis)) if slot.varies(axis) else slot
+        for slot in operand.value.slots
+    ]
+    return replace(operand, tensor=operand.tensor.repeat_interleave(times, axis)).with_slots(slots)
+
+
+def _by_group(call: Call, groups: Tensor) -> Tensor:
+    """What every row weighs the keys of each key's group together: [..., query, key].
+
+    The kernel itself tells, by values that are 1 for one group and else 0; 1 where it cannot be asked.
+    """
+    total = torch.zeros(())
+    for group in torch.unique(groups[groups > 0]).tolist():
+        total = total + _weight_of(call, groups == group) * (groups == group)
+    return total
+
+
+def _weight_of(call: Call, keys: Tensor) -> Tensor:
+    """What every row weighs some keys [..., 1, key] together: [..., query, 1]."""
+    places = [place for place, argument in enumerate(call.args) if isinstance(argument, Tensor)]
+    if len(places) < 3:
+        return torch.ones(())
+    args, value = list(call.args), call.args[places[2]]
+    chosen = keys.mT.reshape(keys.mT.shape[-value.ndim :])
+    if chosen.ndim > 2 and chosen.shape[-3] not in (1, value.shape[-3]):
+        chosen = chosen[..., :: chosen.shape[-3] // value.shape[-3], :, :]  # each was repeated
+    args[places[2]] = chosen.to(value).expand_as(value).contiguous()
+    result = compute(call.node, args, call.kwargs)
+    output: Tensor = result[0] if isinstance(result, tuple | list) else result
+    return output[..., :1].cpu()
 
 
 def _along_features(operand: Operand) -> bool:
@@ -115,30 +139,6 @@ def _mixed_versions(call: Call, query: Operand, key: Operand, value: Operand) ->
     return call.carry(value, key, query, slots=slots, softmaxes=frozenset(), sampled=frozenset())
 
 
-def _on_samples(call: Call, keys: Slot, cols: Slot) -> Tensor:
-    """What every row weighs the keys of each key's sample together: [..., query, key].
-
-    The kernel itself tells, by values that are 1 for one sample and else 0.
-    """
-    owners, on_map = samples_of(keys.labels.narrow(-1, 0, 1)), samples_of(cols.labels)
-    total = torch.zeros(())
-    for sample in torch.unique(owners[owners >= 0]).tolist():
-        total = total + _weight_of(call, owners == sample) * (on_map == sample)
-    return total
-
-
-def _weight_of(call: Call, keys: Tensor) -> Tensor:
-    """What every row weighs some keys [..., key, 1] together: [..., query, 1]; 1 where it cannot be asked."""
-    places = [place for place, argument in enumerate(call.args) if isinstance(argument, Tensor)]
-    if len(places) < 3:
-        return torch.ones(())
-    args, value = list(call.args), call.args[places[2]]
-    args[places[2]] = keys.to(value).expand_as(value).contiguous()
-    result = compute(call.node, args, call.kwargs)
-    output: Tensor = result[0] if isinstance(result, tuple | list) else result
-    return output[..., :1].cpu()
-
-
 def _with_sums(call: Call, out: Value) -> Value | tuple[Value, ...]:
     """The output's value, and those of what some kernels give besides: sums of rows, the state of dropout."""
     if not isinstance(call.result, tuple | list):
@@ -153,14 +153,6 @@ def _awake(call: Call, operand: Operand) -> Operand:
     """Raw queries and keys: a token for each place of the second to last axis; heads share them."""
     heads = [1] if operand.ndim == 4 else []
     return woken(call, operand, [operand.ndim - 1], heads)
-
-
-def _as_columns(cols: Slot, query: Operand, key: Operand) -> Tensor:
-    """Key labels [..., key, dim] as columns [..., 1, key]; grouped heads are repeated for their queries."""
-    labels = cols.labels.narrow(-1, 0, 1).transpose(-1, -2)
-    if labels.ndim > 3 and labels.shape[-3] > 1 and key.shape[-3] != query.shape[-3]:
-        labels = labels.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-    return labels
 
 
 NAME = "flex_attention"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten
+from fxplain.labels.flows import Gathered
 from fxplain.labels.labels import NOTHING, Slot, Value, codes_of, compact, encode, samples_of
 from fxplain.labels.merge import merge
 from fxplain.labels.operand import Operand
@@ -84,13 +85,11 @@ def _state(
     rows = Slot(encode(owners, torch.full_like(owners, code)), strength, reads)
     site = ledger.add_site(
         node=node,
-        role="mixing",
-        form="gathered",
-        operands=tuple(o.node for o in operands),
+        map=Gathered(tuple(o.node for o in operands if o.node is not None), path),
         shape=tuple(cols.shape),
         rows=rows,
         cols=Slot(cols, strength, reads),
-        path=path,
+        new_rows=True,
     )
     return replace(born, labels=compact(born.labels), reads=reads | {site.index})
 

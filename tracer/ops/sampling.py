@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten, op_name
+from fxplain.labels.flows import Sampled
 from fxplain.labels.labels import NOTHING, Slot, Value, compact, encode, reads_of, samples_of
 from fxplain.labels.operand import Operand
 from fxplain.ops.meeting.mixing import check_samples
@@ -114,14 +115,10 @@ def _record(call: Call, group: Sequence[_Source]) -> int:
     nodes = tuple(source.node for source in group)
     site = call.ledger.add_site(
         node=call.node,
-        role="mixing",
-        form="sampled",
-        operands=nodes,
+        map=Sampled(nodes, between(call.node, set(nodes))),
         shape=shape,
         rows=rows,
         cols=cols,
-        adds=True,
-        path=between(call.node, set(nodes)),
     )
     return site.index
 
@@ -168,7 +165,7 @@ def regions(call: Call) -> Value | tuple[Value, Value]:
         return call.carry(grid, boxes)
     sites = call.ledger.sites
     before = [sites[index] for index in reads_of(grid.value.active)]
-    if any(site.role == "attention" or site.form == "sampled" for site in before):
+    if any(site.attends for site in before):
         raise ValueError("regions of tokens that have attended")
     old = grid.value.active[0]
     images = boxes.tensor[:, 0].detach().cpu().long()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten
+from fxplain.labels.flows import Operator
 from fxplain.labels.labels import STRONG, Slot, Spectrum, Value, codes_of
 from fxplain.labels.operand import Operand
 from fxplain.ops.sampling import between
@@ -43,14 +44,10 @@ def follow_operator(call: Call, source: fx.Node, given: Slot, made: Slot, alone:
         return None
     site = ledger.add_site(
         node=call.node,
-        role="mixing",
-        form="operator",
-        operands=(source,),
+        map=Operator((source,), path),
         shape=(*made.labels.shape, *given.labels.shape),
         rows=on_map[0],
         cols=on_map[1],
-        adds=True,
-        path=path,
     )
     return replace(made, reads=made.reads | given.reads | {site.index})
 

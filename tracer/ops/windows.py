@@ -13,7 +13,7 @@ from fxplain.labels.call import Call, aten, literal, op_name
 from fxplain.labels.flows import Site, Window
 from fxplain.labels.labels import Slot, Value, compact
 from fxplain.labels.operand import Operand
-from fxplain.ops.meeting.mixing import new_tokens, pooled, record
+from fxplain.ops.meeting.mixing import new_tokens, pooled, record, record_map
 from fxplain.ops.table import transfer
 from fxplain.ops.tokens import grid_birth
 
@@ -117,22 +117,23 @@ def taps(call: Call, operand: Operand, old: Slot, kernel: Sequence[int]) -> Slot
     gone = [channel, *features]
     sizes = [1 if axis in gone else size for axis, size in enumerate(shape)]
     rows = new_tokens(call, old, kept, sizes, kernel)
-    window = Window(tuple(kernel), channel, shape)
-    new = record(call, "taps", [operand], rows, old, tuple(operand.shape), window=window)
+    assert operand.node is not None
+    window = Window(operand.node, tuple(kernel), channel, shape)
+    new = record_map(call, window, operand.shape, rows, old)
     return replace(rows, reads=new.reads)
 
 
 def concrete(site: Site) -> Site:
-    """A site of taps with its map spelled out: rows and columns as [..., grid, tap]. Others stay as they
-    are."""
-    if site.window is None:
+    """A site of windows with its map spelled out: rows and columns as [..., grid, place of the kernel].
+    Others stay as they are."""
+    window = site.map
+    if not isinstance(window, Window):
         return site
-    window = site.window
     places = site.cols.expanded(site.shape).narrow(window.channel, 0, 1)
     neighbours = torch.stack(tap_views(places, site.node, window.shape, window.kernel, window.channel), -1)
     rows = replace(site.rows, labels=site.rows.labels.unsqueeze(-1))
     cols = replace(site.cols, labels=compact(neighbours))
-    return replace(site, rows=rows, cols=cols, shape=(*window.shape, neighbours.shape[-1]), window=None)
+    return replace(site, rows=rows, cols=cols, shape=(*window.shape, neighbours.shape[-1]))
 
 
 def tap_views(
@@ -254,7 +255,7 @@ def _regrid(call: Call, operand: Operand, old: Slot, channel: int, shape: tuple[
     for axis in range(channel + 1, operand.ndim):
         index = torch.arange(operand.shape[axis]) * spread.shape[axis] // operand.shape[axis]
         spread = spread.index_select(axis, index)
-    new = record(call, "pooled", [operand], replace(rows, labels=spread), old, tuple(operand.shape))
+    new = record(call, operand, replace(rows, labels=spread), old)
     return replace(rows, reads=new.reads)
 
 
@@ -327,5 +328,5 @@ def _summed(call: Call, operand: Operand, old: Slot) -> Slot:
     grid = rows.labels.expand(-1, 1, height, width).double()
     windows = torch.ops.aten.im2col(grid, *geometry).round().long()
     spread = replace(rows, labels=compact(windows.repeat(1, channels, 1)))
-    new = record(call, "pooled", [operand], spread, old, tuple(operand.shape))
+    new = record(call, operand, spread, old)
     return replace(rows, reads=new.reads)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import aten, op_name
-from fxplain.labels.flows import Site
+from fxplain.labels.flows import Copied, Site
 from fxplain.labels.labels import DORMANT, Slot, Value, codes_of, compact, completed, encode, samples_of
 from fxplain.labels.notebook import Ledger
 
@@ -80,7 +80,7 @@ def _ranks(slot: Slot) -> tuple[Tensor, Tensor]:
 
 def _side_by_side(site: Site) -> set[int]:
     """Tokens that stand several times among the keys of one query, and several times among queries."""
-    columns = [axis for axis in site.column_axes if axis < site.cols.labels.ndim]
+    columns = [axis for axis in site.axes.columns if axis < site.cols.labels.ndim]
     rows = [axis for axis in sorted(site.rows.token_axes) if axis not in columns]
     if not rows or not site.cols.token_axes & set(columns):
         return set()
@@ -123,12 +123,11 @@ def renamed(
         return whole
     site = ledger.add_site(
         node=node,
-        role="mixing",
-        form="copied",
-        operands=(),
+        map=Copied(),
         shape=shape,
         rows=replace(slot, labels=torch.where(lived, renewed, 0)),
         cols=replace(slot, labels=torch.where(lived, slot.labels, 0)),
+        new_rows=True,
     )
     return replace(whole, reads=whole.reads | {site.index})
 

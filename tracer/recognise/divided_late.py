@@ -15,8 +15,9 @@ from functools import reduce
 import torch
 from torch import Tensor, fx
 
+from fxplain.labels.axes import Axes
 from fxplain.labels.call import Call, aten
-from fxplain.labels.flows import Partial, Site, Stack
+from fxplain.labels.flows import Kernel, Map, Partial, Site, Stack, Sum, WrittenOut
 from fxplain.labels.labels import Slot, broadcast, compact, reads_of
 from fxplain.labels.notebook import Ledger
 from fxplain.ops.meeting.reading import moved
@@ -56,7 +57,7 @@ def follow(call: Call) -> None:
 
 
 def _unnormalised(ledger: Ledger, known: Partial) -> bool:
-    return len(known.factors) == 1 and ledger.sites[next(iter(known.factors))].normaliser != "softmax"
+    return len(known.factors) == 1 and ledger.sites[next(iter(known.factors))].map.normaliser != "softmax"
 
 
 def _scaled(call: Call, known: list[Partial | None], divides: bool) -> None:
@@ -80,10 +81,11 @@ def _scaled(call: Call, known: list[Partial | None], divides: bool) -> None:
 
 def _mark_divided(call: Call, index: int, positive: bool, ones: bool) -> None:
     site = call.ledger.sites[index]
-    if site.form != "weights" or site.normaliser == "softmax":
+    if not isinstance(site.map, WrittenOut) or site.map.normaliser == "softmax":
         return
-    normaliser = "softmax" if positive else site.normaliser
-    call.ledger.sites[index] = replace(site, divided=True, ones=ones, normaliser=normaliser)
+    normaliser = "softmax" if positive else site.map.normaliser
+    divided = replace(site.map, divided=True, ones=ones, normaliser=normaliser)
+    call.ledger.sites[index] = replace(site, map=divided)
     call.ledger.data_dependent = True  # that the divisor is the sum was seen for these inputs
 
 
@@ -177,15 +179,17 @@ def _join_if_whole(call: Call, new: Partial) -> None:
 def _alone(ledger: Ledger, index: int) -> Site:
     """An attention as it was before blocks that came earlier were divided, or joined, on their own."""
     site = ledger.sites[index]
-    site = site.parts[-1] if site.parts else site
-    return site if site.ones else replace(site, divided=False, absorbed=False)
+    site = site.map.parts[-1] if site.map.parts else site
+    if not isinstance(site.map, WrittenOut):
+        return replace(site, absorbed=False)
+    return site if site.map.ones else replace(site, map=replace(site.map, divided=False), absorbed=False)
 
 
 def _same_map(sites: list[Site]) -> bool:
     """Whether maps of the same tokens weigh the same values."""
     first = sites[0]
     return all(
-        site.operands[-1] is first.operands[-1]
+        site.map.operands[-1] is first.map.operands[-1]
         and site.shape == first.shape
         and torch.equal(*broadcast(site.rows.labels, first.rows.labels))
         and torch.equal(*broadcast(site.cols.labels, first.cols.labels))
@@ -196,42 +200,34 @@ def _same_map(sites: list[Site]) -> bool:
 def _can_join(call: Call, sites: list[Site]) -> bool:
     """Whether nothing has read some parts before the last came."""
     group = {site.index for site in sites}
-    if any(site.form not in ("weights", "fused") or site.divided for site in sites):
+    if not all(isinstance(site.map, Kernel) or _undivided(site.map) for site in sites):
         return False
-    joined = [{part.index for part in site.parts} for site in call.ledger.sites]
+    joined = [{part.index for part in site.map.parts} for site in call.ledger.sites]
     if any(parts & group and not parts <= group for parts in joined):
         return False
     later = call.ledger.sites[sites[0].index + 1 :]
     return not any((site.rows.reads | site.cols.reads) & group for site in later)
 
 
+def _undivided(map: Map) -> bool:
+    return isinstance(map, WrittenOut) and not map.divided
+
+
 def _on_map(call: Call, site: Site, factor: Tensor) -> tuple[Slot, Slot, Tensor] | None:
     """Rows, columns and factors of one part with the axes [rows of the output..., column]; None if it has
     other axes."""
-    letters, target, features = layout_of(site)
-    ndim = call.result.ndim
-    if len(target) != ndim or (site.axes and len(site.axes.split("->")[1]) != ndim) or len(features) != 1:
+    axes, ndim = site.axes, call.result.ndim
+    if len(axes.map) != ndim or len(axes.output) != ndim or len(axes.dim) != 1:
         return None
-    row = factor.narrow(features[0], 0, 1)
+    features = axes.output.index(axes.dim)
+    row = factor.narrow(features, 0, 1)
     if not bool((factor == row).all()):
         return None
-    scale = row.squeeze(features[0]).unsqueeze(-1)
+    scale = row.squeeze(features).unsqueeze(-1)
     rows, cols = (
-        replace(slot, labels=moved(slot.labels, letters, target)) for slot in (site.rows, site.cols)
+        replace(slot, labels=moved(slot.labels, axes.map, axes.rows_first)) for slot in (site.rows, site.cols)
     )
     return rows, cols, compact(scale.contiguous())
-
-
-def layout_of(site: Site) -> tuple[str, str, list[int]]:
-    """Letters of a part's map; the same with its column last; the axes of features in its output."""
-    if not site.axes:
-        letters = "".join(chr(ord("a") + axis) for axis in range(len(site.shape)))
-        return letters, letters, [len(site.shape) - 1]
-    inputs, output = site.axes.split("->")
-    letters = inputs.split(",")[0]
-    rows = "".join(letter for letter in output if letter in letters)
-    columns = "".join(letter for letter in letters if letter not in output)
-    return letters, rows + columns, [axis for axis, c in enumerate(output) if c not in letters]
 
 
 def _join(
@@ -240,23 +236,18 @@ def _join(
     """Write the parts down as one attention in the place of the last."""
     group, last = frozenset(site.index for site in sites), sites[-1].index
     rows, cols = [part[0] for part in laid], [part[1] for part in laid]
-    columns = [site.shape[site.column_axes[0]] for site in sites]
-    shape = (*_row_sizes(call, sites[0]), columns[0] if over else sum(columns))
+    columns = [site.shape[site.axes.columns[0]] for site in sites]
+    shape = (*_row_sizes(call, sites[0].axes), columns[0] if over else sum(columns))
     labels = cols[0].labels if over else _side_by_side(cols, columns)
     soft = frozenset().union(*(site.softmaxes for site in sites))
     call.ledger.sites[last] = Site(
         index=last,
         node=call.node,
-        role="attention",
-        form="summed",
-        operands=tuple(node for site in sites for node in site.operands),
+        map=Sum(tuple(sites), tuple(part[2] for part in laid), "softmax" if whole or soft else "none"),
         shape=shape,
         rows=replace(rows[0], reads=reads_of(rows) - group),
         cols=replace(cols[0], labels=labels, reads=reads_of(cols) - group),
         softmaxes=soft,
-        normaliser="softmax" if whole or soft else "none",
-        parts=tuple(sites),
-        scales=tuple(part[2] for part in laid),
     )
     absorbed: Mapping[int, Site] = {site.index: site for site in sites[:-1]}
     for index, site in absorbed.items():
@@ -264,9 +255,9 @@ def _join(
     call.ledger.data_dependent = True  # the factors are those of these inputs
 
 
-def _row_sizes(call: Call, site: Site) -> list[int]:
-    features = layout_of(site)[2]
-    return [size for axis, size in enumerate(call.result.shape) if axis not in features]
+def _row_sizes(call: Call, axes: Axes) -> list[int]:
+    sizes = zip(axes.output, call.result.shape, strict=True)
+    return [size for letter, size in sizes if letter not in axes.dim]
 
 
 def _side_by_side(cols: list[Slot], sizes: list[int]) -> Tensor:

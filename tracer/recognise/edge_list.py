@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten, op_name
+from fxplain.labels.flows import EdgeList
 from fxplain.labels.labels import NOTHING, Slot, Value, broadcast, compact, samples_of
 from fxplain.labels.operand import Operand, Taken
 from fxplain.ops.meeting.mixing import check_samples
-from fxplain.ops.meeting.reading import letters_for
 from fxplain.recognise.normaliser import all_ones, is_positive
 
 ACCUMULATORS = frozenset(aten("index_add index_reduce scatter_add scatter_reduce"))
@@ -96,7 +96,8 @@ def along_edges(call: Call, source: Operand, pooled: Callable[[Slot], Slot]) -> 
             if asked is not None and _each_its_own(asked, keys, axis, index):
                 return None  # rows that a loop sends away and adds back, as mixtures of experts do
             rows = asked or replace(pooled(keys), reads=frozenset())
-            read = _attention(call, product.node, weights, values, rows, line, asked is None)
+            ends = replace(rows, labels=_ends(rows, axis, index, weights.ndim))
+            read = _attention(call, product.node, weights, values, ends, asked is None)
             return replace(rows, reads=rows.reads | {read})
     return None
 
@@ -139,32 +140,19 @@ def _first(labels: Tensor, count: int) -> tuple[int, ...]:
     return tuple(labels.shape[:count])
 
 
-def _attention(
-    call: Call,
-    node: fx.Node,
-    weights: Operand,
-    values: Operand,
-    rows: Slot,
-    line: tuple[int, Tensor],
-    pools: bool,
-) -> int:
+def _attention(call: Call, node: fx.Node, weights: Operand, values: Operand, rows: Slot, pools: bool) -> int:
     """A map that is a list of pairs: its rows and columns lie along one axis, and none is summed over."""
-    axis, index = line
     cols = values.value.active[0]
-    on_map = replace(rows, labels=_ends(rows, axis, index, weights.ndim))
-    check_samples(call, on_map, cols)
-    nodes = tuple(operand.node for operand in (weights, values) if operand.node is not None)
-    letters = letters_for(weights.ndim)
+    check_samples(call, rows, cols)
+    assert weights.node is not None
+    assert values.node is not None
     site = call.ledger.add_site(
         node=node,
-        role="attention",
-        form="weights",
-        operands=nodes,
+        map=EdgeList(weights.node, values.node),
         shape=weights.shape,
-        rows=on_map,
+        rows=rows,
         cols=cols,
-        pools=pools,
         softmaxes=weights.value.softmaxes,
-        axes=f"{letters},{letters}->{letters}",
+        new_rows=pools,
     )
     return site.index

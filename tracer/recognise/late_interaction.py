@@ -34,7 +34,7 @@ def features_of_rows(call: Call, operand: Operand, axes: Sequence[int], alive: S
         return list(alive)
     if _samples_apart(alive[0], columns[0]) or _scales(call, alive[0], columns[0]):
         return list(alive)
-    return [record(call, "pooled", [operand], alive[0], columns[0], operand.shape, adds=True)]
+    return [record(call, operand, alive[0], columns[0], adds=True)]
 
 
 EXTREMES, TOTALS = aten("amax max logsumexp"), aten("sum")

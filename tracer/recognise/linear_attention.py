@@ -43,5 +43,5 @@ def _only_scales(reader: Slot, tokens: Slot) -> bool:
 
 def still_summed(call: Call, value: Value) -> frozenset[fx.Node]:
     """The summaries that a product holds and that no query has read in it."""
-    read = {node for site in call.ledger.sites if site.node is call.node for node in site.path}
+    read = {node for site in call.ledger.sites if site.node is call.node for node in site.map.path}
     return value.summed - read

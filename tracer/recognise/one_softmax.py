@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxplain.labels.axes import Axes
 from fxplain.labels.call import Call, aten, op_name
-from fxplain.labels.flows import Site
+from fxplain.labels.flows import Site, WrittenOut
 from fxplain.labels.labels import Slot, Value, reads_of, same_tokens
 from fxplain.ops.meeting.reading import LAYING, before, letters_for, run_on
 
@@ -27,7 +28,7 @@ KEEPING = aten("clone contiguous detach dropout alias to _to_copy")
 def weighing_once(call: Call, site: Site) -> tuple[Site, bool]:
     """The attention that a site is, and whether it is one by itself."""
     for other in reversed(call.ledger.sites[: site.index]):
-        if other.role != site.role or other.form != site.form or other.by_output or site.by_output:
+        if not (isinstance(other.map, WrittenOut) and other.map.tapped and site.map.tapped):
             continue
         one = _weighed_again(call, site, other) or _of_one_softmax(call, site, other)
         if one is not None:
@@ -41,7 +42,7 @@ def _weighed_again(call: Call, site: Site, other: Site) -> Site | None:
     """The one of two attentions whose map the other's is too, laid out otherwise."""
     if not _weigh_alike(call, site, other):
         return None
-    nodes = site.operands[0], other.operands[0]
+    nodes = site.map.operands[0], other.map.operands[0]
     if nodes[1] in before(nodes[0], LAYING):
         return other
     return replace(site, index=other.index) if nodes[0] in before(nodes[1], LAYING) else None
@@ -52,7 +53,7 @@ def _weigh_alike(call: Call, one: Site, other: Site) -> bool:
     pairs = (one.rows, other.rows), (one.cols, other.cols)
     if not all(same_tokens(*pair) for pair in pairs):
         return False
-    learned = not all(call.values[site.operands[1]].from_input for site in (one, other))
+    learned = not all(call.values[site.map.operands[1]].from_input for site in (one, other))
     return learned or all(a.reads == b.reads for a, b in pairs)
 
 
@@ -62,7 +63,7 @@ def _of_one_softmax(call: Call, site: Site, other: Site) -> Site | None:
         return None
     if site.rows.reads != other.rows.reads or other.index in site.cols.reads:
         return None
-    ours, theirs = (before(each.operands[0], CUTTING) for each in (site, other))
+    ours, theirs = (before(each.map.operands[0], CUTTING) for each in (site, other))
     whole = next((node for node in ours if node in theirs), None)
     value = call.values.get(whole) if whole is not None else None
     if whole is None or not isinstance(value, Value) or len(value.active) != 2:
@@ -74,14 +75,12 @@ def _of_one_softmax(call: Call, site: Site, other: Site) -> Site | None:
     rows = [slot for slot in value.active if axis is not None and not slot.varies(axis)]
     if axis is None or len(cols) != 1:
         return None
-    reads = reads_of([site.cols, other.cols])
     return replace(
         other,
-        operands=(whole, other.operands[1]),
+        map=WrittenOut(whole, other.map.operands[1], _axes(rows[0], shape, axis)),
         shape=shape,
         rows=replace(rows[0], reads=other.rows.reads),
-        cols=replace(cols[0], reads=reads),
-        axes=_axes(rows[0], shape, axis),
+        cols=replace(cols[0], reads=reads_of([site.cols, other.cols])),
     )
 
 
@@ -108,10 +107,10 @@ def _apart(one: Tensor, other: Tensor, shape: tuple[int, ...]) -> int | None:
     return differ[0] if min(map(len, sets[differ[0]])) > 1 else None
 
 
-def _axes(rows: Slot, shape: tuple[int, ...], column: int) -> str:
-    """Letters of the product of a whole map and values, as if all values had lain side by side."""
+def _axes(rows: Slot, shape: tuple[int, ...], column: int) -> Axes:
+    """Those of the product of a whole map and values, as if all values had lain side by side."""
     letters = letters_for(len(shape) + 1)
     feature, letters = letters[-1], letters[:-1]
     values = "".join(c for axis, c in enumerate(letters) if axis not in rows.token_axes)
     output = "".join(c for axis, c in enumerate(letters) if axis != column)
-    return f"{letters},{values}{feature}->{output}{feature}"
+    return Axes(letters, values + feature, output + feature, letters)

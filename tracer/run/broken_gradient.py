@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
-from fxplain.run.replay import Surrogates, execute, tap, tap_of
+from fxplain.run.replay import Surrogates, execute, tap
 from fxplain.run.target import Resolved, rescored
 from fxplain.where import place_of
 
@@ -22,7 +22,7 @@ def origin(
 ) -> fx.Node | None:
     """The operation whose result has a finite gradient and whose operand has none, if that is seen."""
     captured = labelled.captured
-    taps = {tap_of(site) for site in labelled.classified.sites}
+    taps = {site.tap for site in labelled.classified.sites}
     tapped: list[Tensor] = []
     finite: dict[fx.Node, bool] = {}
 

@@ -28,10 +28,8 @@ from fxplain.run.replay import (
     Replay,
     Surrogates,
     gradients_of,
-    kept_nodes,
     run_node,
     tap,
-    tap_of,
 )
 from fxplain.run.slices import Slice, slices_of
 from fxplain.where import place_of
@@ -75,8 +73,8 @@ class Sliced:
         masks = PlainMasks(sites)
         self.surrogates = {**dict.fromkeys(masks.nodes, masks.run), **surrogates}
         self.causal = masks.causal
-        self.taps = {tap_of(site) for site in sites}
-        self.wanted = {node for site in sites for node in kept_nodes(site)}
+        self.taps = {site.tap for site in sites}
+        self.wanted = {node for site in sites for node in site.keeps}
         self.carriers: set[fx.Node] = set()
         """What a gradient goes back from to something that is tapped."""
         self.outputs = [n for n in next(iter(reversed(graph.nodes))).args[0] if isinstance(n, fx.Node)]

@@ -38,15 +38,17 @@ def _written(output: str) -> str:
 
 
 def _of_classes(out: str, shape: Sequence[int]) -> tuple[Choice, ...]:
+    label = min(3, shape[0] - 1)
     return (
-        ("one class, over the places where it is predicted", "target=3, or its name"),
-        ("one class at one place", "target=(3, row, column)"),
+        ("one class, over the places where it is predicted", f"target={label}, or its name"),
+        ("one class at one place", f"target=({label}, row, column)"),
     )
 
 
 def _of_boxes(out: str, shape: Sequence[int]) -> tuple[Choice, ...]:
     if len(shape) == 2:
-        return (("one number of one query", "target=(7, 0), the first number of query 7"),)
+        query = min(7, shape[0] - 1)
+        return (("one number of one query", f"target=({query}, 0), the first number of query {query}"),)
     return (("one number", f"target=({', '.join('0' for _ in shape)})"),)
 
 
@@ -64,15 +66,22 @@ def _of_masks(out: str, shape: Sequence[int]) -> tuple[Choice, ...]:
 
 
 def _of_words(out: str, shape: Sequence[int]) -> tuple[Choice, ...]:
+    place, word = min(4, shape[0] - 1), min(17, shape[-1] - 1)
     return (
-        ("one word at one place, such as a masked one", "target=(4, 17), word 17 at place 4"),
-        ("the likeliest word at one place", "target=(4,)"),
+        (
+            "one word at one place, such as a masked one",
+            f"target=({place}, {word}), word {word} at place {place}",
+        ),
+        ("the likeliest word at one place", f"target=({place},)"),
     )
 
 
 def _of_coordinates(out: str, shape: Sequence[int]) -> tuple[Choice, ...]:
     vector = {1: out, 2: f"{out}.mean(1)"}.get(len(shape), f"{out}.flatten(2).mean(-1)")
-    one = {1: "target=3", 2: "target=(place, 3)"}.get(len(shape), "target=(3, row, column)")
+    feature = min(3, shape[0 if len(shape) > 2 else -1] - 1)
+    one = {1: f"target={feature}", 2: f"target=(place, {feature})"}.get(
+        len(shape), f"target=({feature}, row, column)"
+    )
     return (
         ("the similarity to another text or picture", f"target=lambda out: {vector} @ other"),
         ("one coordinate", one),

@@ -18,11 +18,12 @@ from fxplain.attention.labelled import Labelled
 from fxplain.attention.labelling import is_pointwise
 from fxplain.labels.call import aten, op_name, pick
 from fxplain.labels.findings import Findings
+from fxplain.labels.flows import Kernel
 from fxplain.labels.labels import STRONG
 from fxplain.ops.kernels import compute
 from fxplain.ops.sampling import SAMPLERS
 from fxplain.rules import libra
-from fxplain.run.replay import Surrogate, Surrogates, has_map
+from fxplain.run.replay import Surrogate, Surrogates
 
 PRODUCTS = {
     **dict.fromkeys(aten("mul multiply matmul mm bmm mv dot"), (0, 1)),
@@ -51,9 +52,9 @@ class Balance:
         self.live: set[fx.Node] = set()
         self.found: dict[fx.Node, Surrogate] = {}
         whole = [site for site in labelled.classified.sites if site.role == "attention"]
-        sites = [part for site in whole for part in site.parts or (site,)]
-        self.maps = {site.operands[0] for site in sites if has_map(site) or site.by_output}
-        self.fused = {site.node for site in sites if site.form == "fused"}
+        sites = [part for site in whole for part in site.map.parts or (site,)]
+        self.maps = {site.map.held for site in sites}
+        self.fused = {site.node for site in sites if isinstance(site.map, Kernel)}
         entries = census(self.findings, labelled.classified.sites)
         returned = {entry.node for entry in entries if entry.role == "output distribution"}
         self.weights = {

@@ -24,7 +24,7 @@ class PlainMasks:
     """The masks of one run, as they are met."""
 
     def __init__(self, sites: Iterable[Site]) -> None:
-        parts = [part for site in sites for part in site.parts or (site,)]
+        parts = [part for site in sites for part in site.map.parts or (site,)]
         self.nodes = [
             part.node
             for part in parts

@@ -14,6 +14,7 @@ from fxplain.capture.captured import Captured
 from fxplain.capture.guard import same_random_numbers
 from fxplain.labels.flows import Site
 from fxplain.ops.kernels import compute
+from fxplain.run.entries import Entries, Entry
 from fxplain.run.mask_flags import PlainMasks
 
 Surrogate = Callable[[fx.Node, "tuple[Any, ...]", "dict[str, Any]"], Any]
@@ -39,6 +40,8 @@ class Replay:
     """Kernel -> whether its mask is causal, where that or nothing is all that the mask says."""
     largest: int = 0
     """Bytes of the largest value with a gradient."""
+    entries: tuple[Entry, ...] = ()
+    """Where inputs enter, if gradients there are wanted."""
     backward: Callable[[Tensor, Check], Gradients] | None = None
     """How gradients are taken, where the graph does not hold what they need."""
 
@@ -46,20 +49,21 @@ class Replay:
         """The gradients of a score to all that is tapped, each checked as soon as it is there."""
         if self.backward is not None:
             return self.backward(score, check)
-        found = gradients_of(score, self.tapped, retain)
-        for name, gradient in found.items():
-            check(name, gradient)
+        found = gradients_of(score, self.differentiated, retain)
+        for name in self.tapped:
+            check(name, found.get(name))
         return found
 
+    @property
+    def differentiated(self) -> Mapping[str, Tensor]:
+        """All tensors that gradients are taken of, by name; entries by theirs."""
+        entered = {entry_name(place): entry.tensor for place, entry in enumerate(self.entries)}
+        return {**self.tapped, **entered} if entered else self.tapped
 
-def tap_of(site: Site) -> fx.Node:
-    """The node whose gradient a site needs: its map where the graph holds one, else its output."""
-    return site.operands[0] if has_map(site) else site.node
 
-
-def has_map(site: Site) -> bool:
-    """Whether the graph holds the very map of an attention, not only what it can be rebuilt from."""
-    return site.role == "attention" and site.form == "weights" and not site.by_output
+def entry_name(place: int) -> str:
+    """What the gradient at an entry goes by among those at nodes."""
+    return f"entry {place}"
 
 
 def replay(
@@ -68,20 +72,24 @@ def replay(
     sites: Iterable[Site],
     gradients: bool,
     surrogates: Surrogates = NO_SURROGATES,
+    entries: Entries | None = None,
 ) -> Replay:
-    """Run the graph, keeping the operands of the sites; with gradients from the first of them on.
+    """Run the graph, keeping the operands of the sites; with gradients from the first of them on, or from
+    where inputs enter.
 
-    Nothing before the first attention is differentiated, and no parameter is.
+    Nothing before that is differentiated, and no parameter is.
     """
     sites = tuple(sites)
-    taps = {tap_of(site) for site in sites}
-    wanted = {node for site in sites for node in kept_nodes(site)}
+    taps = {site.tap for site in sites}
+    wanted = {node for site in sites for node in site.keeps}
     tapped: dict[str, Tensor] = {}
     kept: dict[str, Any] = {}
     largest = 0
 
     def change(node: fx.Node, value: Any) -> Any:
         nonlocal largest
+        if entries is not None:
+            value = entries.change(node, value)
         if node in taps:
             value, tapped[node.name] = tap(value, gradients)
         if node in wanted:
@@ -94,7 +102,7 @@ def replay(
     plain: dict[fx.Node, Surrogate] = dict.fromkeys(masks.nodes, masks.run)
     with same_random_numbers(), torch.set_grad_enabled(gradients):  # those that labels were made with
         outputs = execute(captured, bound, change, {**plain, **surrogates})
-    return Replay(outputs, tapped, kept, masks.causal, largest)
+    return Replay(outputs, tapped, kept, masks.causal, largest, tuple(entries.found) if entries else ())
 
 
 def execute(
@@ -170,20 +178,6 @@ def tap(value: Any, gradients: bool) -> tuple[Any, Tensor]:
     if gradients and not tensor.requires_grad:
         tensor = tensor.detach().requires_grad_()
     return ((tensor, *value[1:]) if several else tensor), tensor
-
-
-def kept_nodes(site: Site) -> list[fx.Node]:
-    """The nodes whose values are needed to rebuild a site's map; beside a map the values that it weighs."""
-    if has_map(site):
-        return list(site.operands[:2])
-    if site.parts:
-        return [
-            node for part in site.parts for node in (*part.node.all_input_nodes, *part.operands, part.node)
-        ]
-    if site.path:
-        beside = [used for node in site.path for used in node.all_input_nodes if used not in site.path]
-        return [*beside, *(used for node in site.operands for used in node.all_input_nodes)]
-    return [*site.node.all_input_nodes, *site.operands, site.node]
 
 
 def gradients_of(

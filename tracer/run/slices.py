@@ -13,7 +13,6 @@ from torch import fx
 from fxplain.capture.passes.clean import draws
 from fxplain.labels.call import aten, op_name
 from fxplain.labels.flows import Site
-from fxplain.run.replay import kept_nodes, tap_of
 
 LOOKS = aten("reshape contiguous dropout to flatten unflatten")
 """Operations that mostly hand on what they are given, though their schemas do not say so."""
@@ -50,10 +49,10 @@ def slices_of(
     uses = [(place[node], used) for node in nodes for used in node.all_input_nodes if used in place]
     taps: dict[int, None] = {}
     for site in sites:
-        if (at := place.get(tap_of(site))) is not None:
+        if (at := place.get(site.tap)) is not None:
             taps[at] = None
             # what an attention is rebuilt from must be alive with it, or be made in its slice
-            uses += [(at, node) for node in kept_nodes(site) if place.get(node, at) < at]
+            uses += [(at, node) for node in site.keeps if place.get(node, at) < at]
     cuts = _Cuts(nodes, place, uses, shapes).before(sorted(taps))
     bounds = [0, *cuts, len(nodes)]
     number = [n for n, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)]

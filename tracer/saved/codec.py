@@ -16,7 +16,8 @@ from torch import Tensor, fx
 
 from fxplain import tasks
 from fxplain.capture import inputs, tree
-from fxplain.labels import elements, findings, flows, labels, notebook
+from fxplain.labels import axes, elements, findings, flows, labels, notebook
+from fxplain.saved.older import OLDER
 from fxplain.saved.record import Record, as_record
 
 CLASSES: Mapping[str, type] = {
@@ -24,7 +25,10 @@ CLASSES: Mapping[str, type] = {
     for home, module, names in (
         ("find", findings, ("Findings",)),
         ("ledger", notebook, ("Ledger",)),
-        ("sites", flows, ("Born", "Site", "Window")),
+        ("sites", flows, ("Born",)),
+        ("axes", axes, ("Axes",)),
+        ("flows", flows, ("Site", "Copied", "EdgeList", "Elementwise", "Gathered", "Kernel", "Matrix")),
+        ("flows", flows, ("Operator", "Sampled", "Sum", "Window", "WrittenOut")),
         ("elements", elements, ("Elements", "Root")),
         ("labels", labels, ("Asked", "Slot", "Spectrum", "Value")),
         ("inputs", inputs, ("InputTensor", "Layout")),
@@ -154,11 +158,14 @@ class _Reader:
         return plain[kind](content)
 
     def record(self, entry: Mapping[str, Any]) -> Any:
-        name = entry["of"]
-        expected = {field.name for field in fields(CLASSES[name])} - WHILE_LABELLING.get(name, set())
-        if set(entry["with"]) != expected:
+        name, kind = entry["of"], CLASSES.get(entry["of"])
+        own = {key: self.read(value) for key, value in entry["with"].items()}
+        known = {field.name for field in fields(kind)} if kind is not None else set()
+        if kind is not None and set(own) == known - WHILE_LABELLING.get(name, set()):
+            return kind(**own)
+        if name not in OLDER:
             raise ValueError(f"a {name} of another version of fxplain")
-        return CLASSES[name](**{key: self.read(value) for key, value in entry["with"].items()})
+        return OLDER[name](own)
 
 
 def _tensor(entry: Mapping[str, Any]) -> Tensor:

@@ -35,7 +35,8 @@ from fxplain.saved.model import SavedModel, parameters_of
 from fxplain.saved.program import constants_of, exported, listed, placeholders_of, restored, run_flat
 from fxplain.tasks import UNKNOWN, task_of
 
-FORMAT = "fxplain traced model 1"
+FORMAT = "fxplain traced model 2"
+READ = (FORMAT, "fxplain traced model 1")
 FOUND = "fxplain.json"
 MOST = 1 << 16
 """How many numbers of an output are kept, evenly spread, to compare with at load."""
@@ -153,8 +154,8 @@ def libraries_of(graph: fx.Graph) -> set[str]:
 
 
 def _labelled(program: Any, facts: Mapping[str, Any]) -> tuple[Labelled, Sequence[Tensor], Sequence[Tensor]]:
-    if facts["format"] != FORMAT:
-        raise ValueError(f"the format {facts['format']!r}, not {FORMAT!r}")
+    if facts["format"] not in READ:
+        raise ValueError(f"the format {facts['format']!r}, none of {READ}")
     graph = restored(program, facts["nodes"])
     found = decode(facts["found"], {node.name: node for node in graph.graph.nodes})
     layout, findings = found["layout"], found["findings"]

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fxplain.attribution.lrp.table import Call, Part, Shares, relevance_rule
 from fxplain.labels.call import aten
-from fxplain.maps.attentions import grouped
 from fxplain.ops.kernels import KERNELS, flex_scores, is_flex, masked_softmax
 from fxplain.rules.lrp_products import Product, bilinear_rule, epsilon_rule
 from fxplain.rules.lrp_sums import epsilon_split
@@ -23,7 +22,7 @@ def scored(query: Tensor, key: Tensor) -> Tensor:
 def fused_attention(call: Call) -> Shares:
     """``softmax(query keyᵀ · scale + mask) value``, step by step: map times values, softmax, scores."""
     query = call.argument("query")
-    key, value = (grouped(call.argument(name), query) for name in ("key", "value"))
+    key, value = (_grouped(call.argument(name), query) for name in ("key", "value"))
     scores, allowed, bias = _scores(call, query, key)
     maps = masked_softmax(scores)
     looks = call.carries("query") or call.carries("key") or call.carries("attn_mask")
@@ -107,6 +106,13 @@ def _past_bias(call: Call, raw: Tensor, bias: Tensor, relevance: Tensor, shares:
     kept, apart = split or call.rules.addition(terms, relevance, call.total)
     shares.append((None, apart))
     return kept
+
+
+def _grouped(tensor: Tensor, like: Tensor) -> Tensor:
+    """Keys or values [..., head, key, dim] of grouped heads, repeated for the heads of ``like``."""
+    if tensor.ndim > 2 and tensor.shape[-3] not in (1, like.shape[-3]):
+        tensor = tensor.repeat_interleave(like.shape[-3] // tensor.shape[-3], -3)
+    return tensor
 
 
 def _ungrouped(call: Call, name: str, relevance: Tensor) -> tuple[Any, Tensor]:

@@ -19,6 +19,7 @@ from fxplain.attribution.lrp.tokens import Reader
 from fxplain.attribution.prediction import Prediction
 from fxplain.attribution.scheduled import Explained, Scheduled, read
 from fxplain.errors import MethodError
+from fxplain.labels.flows import Kernel
 from fxplain.maps.attentions import map_of
 from fxplain.maps.weights import HeadMean, folded_heads
 from fxplain.run.target import rescored
@@ -75,7 +76,8 @@ class _Weigh:
     head_mean: HeadMean
 
     def __call__(self, prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
-        if plan.site.form not in ("weights", "fused"):
+        held = plan.site.node if isinstance(plan.site.map, Kernel) else plan.site.map.held
+        if held is None:
             raise MethodError(
                 "the relevance of a map is asked for, and the graph holds no map that LRP passes",
                 where=place_of(plan.site.node),
@@ -83,8 +85,7 @@ class _Weigh:
                 found="attention that samples its keys between tokens",
                 hint="use relevancy, or an LRP method to the inputs (lrp, attnlrp)",
             )
-        node = plan.site.operands[0] if plan.site.form == "weights" else plan.site.node
-        parts = [one.maps[node.name] for one in self.found if node.name in one.maps]
+        parts = [one.maps[held.name] for one in self.found if held.name in one.maps]
         maps, gradient = map_of(plan.site, prediction.run, gradient)
         relevance = sum(parts[1:], parts[0]).to(maps.dtype) if parts else torch.zeros_like(maps)
         return folded_heads(plan, relevance, gradient, self.head_mean)

@@ -152,11 +152,7 @@ def analyse(labelled: Labelled, values: Mapping[fx.Node, Any]) -> Sides:
         tokens=tokens,
         embedded=frozenset(embedded),
         roots=roots,
-        maps=frozenset(
-            site.operands[0]
-            for site in labelled.classified.sites
-            if site.role == "attention" and site.form == "weights"
-        ),
+        maps=frozenset(site.map.held for site in labelled.classified.sites if site.map.held is not None),
     )
 
 

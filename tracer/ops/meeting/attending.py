@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+from torch import Tensor
 
+from fxplain.labels.axes import Axes
 from fxplain.labels.call import Call
-from fxplain.labels.labels import Asked, Slot, encode, fill_samples, same_tokens, samples_of
+from fxplain.labels.flows import Map, WrittenOut
+from fxplain.labels.labels import Asked, Slot, codes_of, encode, fill_samples, same_tokens, samples_of
+from fxplain.labels.operand import Operand
 from fxplain.ops.meeting.features import values_of_others
 from fxplain.ops.meeting.mixing import check_lines, check_samples, new_tokens
 from fxplain.ops.meeting.reading import Side, moved, sizes_of
@@ -18,65 +24,93 @@ from fxplain.recognise.repeated import note_blanks, note_rows, note_twins
 from fxplain.recognise.shared_map import spread_over_rows
 
 
-def attend(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
-    """The site: its map is the weights' value, its rows the weights' living slot, its columns the summed
-    one."""
-    shape = tuple(weights.operand.shape)
+@dataclass(frozen=True)
+class Numbers:
+    """What is known of the numbers of a map: all of them, or what a kernel tells."""
+
+    map: Callable[[Axes], Map]
+    """How the map is had."""
+    sums: Tensor
+    """What each row adds up to; laid out as the map, its columns at size 1."""
+    positive: bool
+    """Whether no weight is negative."""
+    weights: Callable[[Tensor], Tensor]
+    """The map; or one that has, at each key of a group above 0, what a row weighs all keys of the group."""
+
+
+def held(call: Call, weights: Side, values: Operand) -> Numbers:
+    """The numbers of a map that is a tensor of the graph."""
+    map = weights.operand
+    assert map.node is not None
+    assert values.node is not None
+    sums = row_sums(map.tensor, weights.axes_of(weights.summed))
+    how = partial(WrittenOut, map.node, values.node, normaliser=normaliser_of(call, map, sums))
+    return Numbers(how, sums, is_positive(map), lambda groups: map.tensor)
+
+
+def attend(
+    call: Call, weights: Side, values: Side, output: str, numbers: Numbers | None = None
+) -> list[Slot]:
+    """Write an attention down: its rows are the weights' living slot, its columns the summed one.
+
+    ``numbers``: those of a map that no tensor holds.
+    """
+    numbers = numbers or held(call, weights, values.operand)
+    cols = _columns(call, weights, values)
+    query = None if weights.alive else _query_told(call, weights, cols) or _query_beside(weights)
+    rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
+    shape, axes = weights.operand.shape, Axes(weights.letters, values.letters, output, weights.letters)
+    tied = spread_over_rows(weights, values, rows, output)
+    if tied is not None:
+        shape, rows, cols = tied.shape, tied.rows, replace(tied.cols, reads=cols.reads)
+        axes = replace(axes, map=tied.letters)
+    labels = cols.labels
+    check_samples(call, rows, cols, lambda: numbers.weights(samples_of(labels) + 1))
+    note_content(call, values)
+    note_rows(call, rows, shape, free(weights, values))
+    if tied is None:
+        note_blanks(call, rows, cols, lambda: numbers.weights((codes_of(labels) < 0).long()))
+        check_lines(call, rows, cols, axes.columns, lambda: numbers.weights(samples_of(labels) + 1))
+    site = call.ledger.add_site(
+        node=call.node,
+        map=numbers.map(axes),
+        shape=shape,
+        rows=rows,
+        cols=cols,
+        softmaxes=weights.operand.value.softmaxes,
+        new_rows=not weights.alive and query is None,
+    )
+    site, alone = weighing_once(call, site)
+    if alone and isinstance(call.result, Tensor) and call.result.ndim == len(output):
+        begin(call, site, moved(numbers.sums, weights.letters, output), numbers.positive)
+    lived = _lived(rows, cols, axes, site.index)
+    others = values.alive if values.killed else values.slots[1:]
+    return [lived, *[values.moved(slot, output) for slot in others]]
+
+
+def _columns(call: Call, weights: Side, values: Side) -> Slot:
+    """The tokens that are weighed, on the map: the firmer of the weights' own and the values'."""
     cols = weights.killed[0] if weights.killed else weights.slots[-1]
     ours = values.killed[0] if values.killed else values.slots[0]
     told = bool(values.killed) and not weights.killed  # a query weighs places: the values tell whose they are
     if (told or cols.strength < ours.strength) and set(values.letters) & set(weights.letters):
-        cols = Slot(
-            moved(ours.labels, values.letters, weights.letters), ours.strength, ours.reads | cols.reads
-        )
-    reads = ours.reads if same_tokens(cols, ours) else ours.reads | cols.reads
-    if not told and not any(
-        cols.varies(weights.letters.index(c)) for c in {*weights.letters} - {*values.letters}
-    ):
+        labels = moved(ours.labels, values.letters, weights.letters)
+        cols = Slot(labels, ours.strength, ours.reads | cols.reads)
+    if same_tokens(cols, ours):
+        return replace(cols, reads=ours.reads)
+    reads, apart = ours.reads | cols.reads, {*weights.letters} - {*values.letters}
+    if not told and not any(cols.varies(weights.letters.index(letter)) for letter in apart):
         keys = replace(cols, labels=moved(cols.labels, weights.letters, values.letters))
         reads |= values_of_others(call, values.operand, keys, ours)
-    cols = replace(cols, reads=reads)
-    query = None if weights.alive else _query_told(call, weights, cols) or _query_beside(weights)
-    rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
-    tied = spread_over_rows(weights, values, rows, output)
-    letters = weights.letters if tied is None else tied.letters
-    if tied is not None:
-        shape, rows, cols = tied.shape, tied.rows, replace(tied.cols, reads=cols.reads)
-    check_samples(call, rows, cols, lambda: weights.operand.tensor)
-    nodes = (weights.operand.node, values.operand.node)
-    note_content(call, values)
-    note_rows(call, rows, shape, free(weights, values))
-    summed = weights.axes_of(weights.summed)
-    if tied is None:
-        note_blanks(call, rows, cols, lambda: weights.operand.tensor)
-        check_lines(call, rows, cols, summed, lambda: weights.operand.tensor)
-    sums = row_sums(weights.operand.tensor, summed)
-    site = call.ledger.add_site(
-        node=call.node,
-        role="attention",
-        form="weights",
-        operands=nodes,
-        shape=shape,
-        rows=rows,
-        cols=cols,
-        pools=not weights.alive and query is None,
-        softmaxes=weights.operand.value.softmaxes,
-        normaliser=normaliser_of(call, weights.operand, sums),
-        axes=f"{letters},{values.letters}->{output}",
-        tied=letters != weights.letters,
-    )
-    site, alone = weighing_once(call, site)
-    if alone and call.result.ndim == len(output):
-        begin(call, site, moved(sums, weights.letters, output), is_positive(weights.operand))
-    columns = [axis for axis, letter in enumerate(letters) if letter not in output]
-    known = cols.labels.amax(columns, keepdim=True)  # keys that have met no sample yet know of none
+    return replace(cols, reads=reads)
+
+
+def _lived(rows: Slot, cols: Slot, axes: Axes, site: int) -> Slot:
+    """The rows on the output, with what they have read here."""
+    known = cols.labels.amax(axes.columns, keepdim=True)  # keys that have met no sample yet know of none
+    labels = moved(fill_samples(rows.labels, [known]), axes.map, axes.output)
     strength = max(rows.strength, cols.strength)  # a learned token that has read an input is as firm as it
-    lived = Slot(fill_samples(rows.labels, [known]), strength, rows.reads | {site.index})
-    others = values.alive if values.killed else values.slots[1:]
-    return [
-        replace(lived, labels=moved(lived.labels, letters, output)),
-        *[values.moved(slot, output) for slot in others],
-    ]
+    return Slot(labels, strength, rows.reads | {site})
 
 
 def _query_told(call: Call, weights: Side, cols: Slot) -> Slot | None:

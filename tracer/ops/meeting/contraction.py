@@ -185,24 +185,7 @@ def _by_its_sides(weights: Side, values: Side) -> Side:
 def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     """Data times data: scores (both slots live on), or weights times values (an attention)."""
     if left.killed and right.killed:
-        if is_map(left, right) and is_map(right, left):
-            # a product of maps is a map: what multiplies the values in the end is their product
-            return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
-        pooled = summed_place_by_place(call, left, right, output)
-        if pooled is not None:
-            return pooled
-        weights, values = _weights_and_values(call, left, right, output)
-        if weights is not None and values is not None:
-            if not weights.operand.value.softmaxes and has_columns(values, weights):
-                return [side.moved(slot, output) for side in (weights, values) for slot in side.alive]
-            return attend(call, weights, values, output)
-        scores = tied_scores(left, right, output)
-        if scores is not None:
-            call.ledger.tied.add(call.node)
-            return scores
-        assert right.operand.node is not None
-        call.ledger.summaries[call.node] = right.operand.node, right.killed[0]
-        return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
+        return _both_summed(call, left, right, output)
     for side, rest in ((left, right), (right, left)):
         if side.killed and not side.alive and side.operand.value.from_input:
             if rest.alive and (rest.operand.value.softmaxes or told_by_rows(rest)):
@@ -233,6 +216,28 @@ def _bilinear(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
     if alike and not has_both_sides(left, right):
         return list(merge([lefts, rights]))
     return [*lefts, *rights]
+
+
+def _both_summed(call: Call, left: Side, right: Side, output: str) -> list[Slot]:
+    """Data times data, where tokens of both lie along what is summed: an attention, or a sum over tokens."""
+    if is_map(left, right) and is_map(right, left):
+        # a product of maps is a map: what multiplies the values in the end is their product
+        return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
+    pooled = summed_place_by_place(call, left, right, output)
+    if pooled is not None:
+        return pooled
+    weights, values = _weights_and_values(call, left, right, output)
+    if weights is not None and values is not None:
+        if not weights.operand.value.softmaxes and has_columns(values, weights):
+            return [side.moved(slot, output) for side in (weights, values) for slot in side.alive]
+        return attend(call, weights, values, output)
+    scores = tied_scores(left, right, output)
+    if scores is not None:
+        call.ledger.tied.add(call.node)
+        return scores
+    assert right.operand.node is not None
+    call.ledger.summaries[call.node] = right.operand.node, right.killed[0]
+    return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
 
 
 def _weights_and_values(call: Call, left: Side, right: Side, output: str) -> tuple[Side | None, Side | None]:

@@ -128,7 +128,7 @@ def _made_of(call: Call, operand: Operand, slot: Slot, axis: int) -> Slot:
     shape = [operand.shape[place] for place in order[:-1]] + [1]
     rows = new_tokens(call, old, sorted(old.axes - {operand.ndim - 1}), shape)
     rows = replace(rows, labels=rows.labels.permute(back))
-    return record(call, "pooled", [operand], rows, slot, operand.shape)
+    return record(call, operand, rows, slot)
 
 
 def features_pooled(call: Call, operand: Operand, axis: int) -> Operand:
@@ -151,5 +151,5 @@ def values_of_others(call: Call, values: Operand, keys: Slot, theirs: Slot) -> f
     sources = [{call.ledger.source_of(token) for token in both} for both in ends]
     if sources[0] & sources[1]:
         return frozenset()
-    made = record(call, "pooled", [values], replace(keys, reads=frozenset()), theirs, values.shape, adds=True)
+    made = record(call, values, replace(keys, reads=frozenset()), theirs, adds=True)
     return made.reads

@@ -7,10 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
+from fxplain.labels.axes import Axes
 from fxplain.labels.call import Call, op_name
+from fxplain.labels.flows import Matrix
 from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, compact, same_tokens
 from fxplain.ops.meeting.features import crossed
-from fxplain.ops.meeting.mixing import new_tokens, pooled, record
+from fxplain.ops.meeting.mixing import check_samples, new_tokens, pooled, record, record_map
 from fxplain.ops.meeting.reading import LAYING, Side, before, moved, sizes_of
 
 
@@ -50,7 +52,7 @@ def _taken_in(call: Call, data: Side, new: Slot, first: Slot, other: Slot) -> Sl
     if not bool(apart.any()) or new.axes != other.axes - set(data.axes_of(data.summed)):
         return new
     cols = replace(other, labels=compact(torch.where(apart, two, 0)))
-    grown = record(call, "pooled", [data.operand], new, cols, tuple(data.operand.shape))
+    grown = record(call, data.operand, new, cols)
     return replace(grown, reads=grown.reads | new.reads)
 
 
@@ -61,7 +63,7 @@ def _with_columns(call: Call, data: Side, output: str) -> list[Slot]:
     alone = len(rows) == len(columns) == 1 and bool(rows[0].token_axes) and data.operand.value.softmaxes
     if not alone or columns[0].strength < STRONG or _weighs_data(call, data.operand.node):
         return []
-    found = record(call, "pooled", [data.operand], rows[0], columns[0], data.operand.shape, adds=True)
+    found = record(call, data.operand, rows[0], columns[0], adds=True)
     return [data.moved(found, output)]
 
 
@@ -112,18 +114,13 @@ def _token_mixing(call: Call, data: Side, weight: Side, old: Slot, row: str, out
     cols_letters = "".join(letter for letter in output if letter in kept + row) + col
     rows_on_map = replace(rows, labels=moved(rows.labels, output + col, cols_letters))
     cols = Slot(moved(old.labels, data.letters, cols_letters), old.strength, old.reads)
-    spec = f"{weight.letters},{data.letters}->{output}|{cols_letters}"
     sizes = sizes_of(weight, data)
-    new = record(
-        call,
-        "weights",
-        [weight.operand, data.operand],
-        rows_on_map,
-        cols,
-        tuple(sizes[c] for c in cols_letters),
-        spec,
-        weights=lambda: _largest(weight, cols_letters),
-    )
+    check_samples(call, rows_on_map, cols, lambda: _largest(weight, cols_letters))
+    assert weight.operand.node is not None
+    assert data.operand.node is not None
+    layout = Axes(weight.letters, data.letters, output, cols_letters)
+    matrix = Matrix(weight.operand.node, data.operand.node, layout)
+    new = record_map(call, matrix, tuple(sizes[c] for c in cols_letters), rows_on_map, cols)
     return Slot(compact(rows.labels.squeeze(-1)), rows.strength, new.reads)
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fxplain.labels.call import Call
-from fxplain.labels.flows import Window
+from fxplain.labels.flows import Elementwise, Map
 from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, compact, samples_of
 from fxplain.labels.operand import Operand
 from fxplain.ops.tokens import places
-
-Form = Literal["weights", "pooled", "taps"]
 
 
 def new_tokens(
@@ -44,56 +41,34 @@ def pooled(call: Call, operand: Operand, old: Slot, killed: Iterable[int]) -> Sl
     kept = [axis for axis in sorted(old.axes) if axis not in gone]
     shape = [1 if axis in gone else size for axis, size in enumerate(operand.shape)]
     rows = new_tokens(call, old, kept, shape)
-    return record(call, "pooled", [operand], rows, old, tuple(operand.shape))
+    return record(call, operand, rows, old)
 
 
 def join(call: Call, operand: Operand, kept: Slot, other: Slot, where: Tensor) -> int:
     """Write down that tokens that stay take in others, ``where`` both lie; returns the number of the step."""
     assert operand.node is not None
-    site = call.ledger.add_site(
-        node=call.node,
-        role="mixing",
-        form="joined",
-        adds=True,
-        operands=(operand.node,),
-        shape=tuple(call.result.shape),
-        rows=replace(kept, labels=compact(torch.where(where, kept.labels, 0))),
-        cols=replace(other, labels=compact(torch.where(where, other.labels, 0))),
-    )
-    return site.index
+    rows, cols = (replace(s, labels=compact(torch.where(where, s.labels, 0))) for s in (kept, other))
+    shape = tuple(call.result.shape)
+    return call.ledger.add_site(
+        node=call.node, map=Elementwise(operand.node), shape=shape, rows=rows, cols=cols
+    ).index
 
 
-def record(
-    call: Call,
-    form: Form,
-    operands: Sequence[Operand],
-    rows: Slot,
-    cols: Slot,
-    shape: tuple[int, ...],
-    axes: str = "",
-    window: Window | None = None,
-    weights: Callable[[], Tensor] | None = None,
-    adds: bool = False,
-) -> Slot:
-    """Write a mixing site down; the new tokens' rows hold its increments from here on.
+def record(call: Call, operand: Operand, rows: Slot, cols: Slot, adds: bool = False) -> Slot:
+    """Write down that every element of the operand, whose token ``cols`` tells, goes into that of ``rows``.
 
     With ``adds`` the rows are tokens that exist, and keep what they have.
     """
-    nodes = tuple(operand.node for operand in operands if operand.node is not None)
-    if window is None:
-        check_samples(call, rows, cols, weights)
-    site = call.ledger.add_site(
-        node=call.node,
-        role="mixing",
-        form=form,
-        operands=nodes,
-        shape=shape,
-        rows=rows,
-        cols=cols,
-        axes=axes,
-        window=window,
-        adds=adds,
-    )
+    assert operand.node is not None
+    check_samples(call, rows, cols)
+    return record_map(call, Elementwise(operand.node), operand.shape, rows, cols, adds)
+
+
+def record_map(
+    call: Call, map: Map, shape: tuple[int, ...], rows: Slot, cols: Slot, adds: bool = False
+) -> Slot:
+    """Write a mixing site down; the rows hold its increments from here on."""
+    site = call.ledger.add_site(node=call.node, map=map, shape=shape, rows=rows, cols=cols, new_rows=not adds)
     return replace(rows, reads=cols.reads | {site.index} | (rows.reads if adds else frozenset()))
 
 

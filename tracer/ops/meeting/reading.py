@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from string import ascii_letters
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten, op_name
-from fxplain.labels.labels import STRONG, Slot, same_tokens
+from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, same_tokens
 from fxplain.labels.operand import Operand
 
 LAYING = aten(
@@ -184,8 +185,16 @@ def weighs_one(weights: Side, values: Side) -> Side | None:
     single = bool(weights.summed) and all(sizes[letter] == 1 for letter in weights.summed)
     if not single or len(weights.slots) < 2 or not values.slots:
         return None
-    alone = [slot for slot in weights.slots if not slot.token_axes and same_tokens(slot, values.slots[0])]
-    if len(weights.slots) == 2 and alone and not values.slots[0].token_axes:
+    alone = [slot for slot in weights.slots if _lies_on(slot, weights, values)]
+    if len(weights.slots) == 2 and alone:
         rows = [slot for slot in weights.slots if slot is not alone[-1]]
         return replace(weights, operand=weights.operand.with_slots([*rows, alone[-1]]))
     return weights if weights.operand.value.softmaxes else None
+
+
+def _lies_on(slot: Slot, weights: Side, values: Side) -> bool:
+    """Whether a slot of weights names, window by window, the very tokens that the values are of."""
+    if any(weights.letters[axis] not in values.letters for axis in slot.token_axes):
+        return False
+    ours = codes_of(moved(slot.labels, weights.letters, values.letters))
+    return torch.equal(*broadcast(ours, codes_of(values.slots[0].labels)))

@@ -1,0 +1,94 @@
+"""Where inputs enter the graph: at themselves, at the first numbers that are made of ids, at births of their
+tokens. A run that goes by them can be differentiated there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxplain.attention.births import Birth, born, living
+from fxplain.attention.gave_way import unnamed
+from fxplain.attention.labelled import Labelled
+from fxplain.attention.unfollowed import carried
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A tensor in which inputs enter, as one run had it: gradients can be taken of it."""
+
+    node: fx.Node
+    sources: frozenset[str]
+    """The inputs that it is made of; empty for a birth."""
+    tensor: Tensor
+    birth: Birth | None = None
+
+
+class Entries:
+    """Sees the values of one run as they are made, and keeps those at which inputs enter.
+
+    Args:
+        labelled: the graph with its labels.
+        births: the tensors at which tokens are born.
+        sources: inputs that are looked at themselves.
+    """
+
+    def __init__(self, labelled: Labelled, births: Iterable[Birth], sources: Collection[str]) -> None:
+        self.findings = labelled.findings
+        self.births = {birth.node: birth for birth in births}
+        inputs = (p for p in labelled.captured.placeholders if p.kind == "input")
+        self.paths = {p.node: p.path for p in inputs if p.path in sources}
+        self.found: list[Entry] = []
+        self._ids: dict[fx.Node, frozenset[str]] = {}
+        """Integers and booleans, with the inputs that they are made of."""
+
+    def change(self, node: fx.Node, value: Any) -> Any:
+        """The value to go on with."""
+        if not isinstance(value, Tensor):
+            return value
+        if self._enters(node, value):
+            value = self._kept(Entry(node, self._sources(node), _leaf(value)))
+        if node in self.births and value.is_floating_point():
+            value = self._kept(Entry(node, frozenset(), _leaf(value), self.births[node]))
+        return value
+
+    def _kept(self, entry: Entry) -> Tensor:
+        self.found.append(entry)
+        return entry.tensor.clone()  # which may be written into
+
+    def _sources(self, node: fx.Node) -> frozenset[str]:
+        own = {self.paths[node.name]} if node.name in self.paths else set()
+        return frozenset(own).union(*(self._ids.get(used, frozenset()) for used in node.all_input_nodes))
+
+    def _enters(self, node: fx.Node, value: Tensor) -> bool:
+        """Whether numbers are an input, or made of ids and of nothing else that comes from an input: what
+        ids only pick or mask enters elsewhere."""
+        sources = self._sources(node)
+        if not value.is_floating_point():
+            compared = value.dtype == torch.bool and node.op != "placeholder"  # a mask holds no ids
+            self._ids[node] = frozenset() if compared else sources
+            return False
+        others = (used for used in node.all_input_nodes if used not in self._ids)
+        return bool(sources) and not any(self.findings.value(used).from_input for used in others)
+
+
+def _leaf(value: Tensor) -> Tensor:
+    return value if value.requires_grad else value.detach().requires_grad_()
+
+
+def gradients_at(score: Tensor, entries: Iterable[Entry]) -> list[Tensor]:
+    """The gradient of a score to each entry, zero where it does not depend on it; the graph is kept."""
+    tensors = [entry.tensor for entry in entries]
+    found = torch.autograd.grad(score, tensors, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g.detach() for t, g in zip(tensors, found, strict=True)]
+
+
+def where_missing(labelled: Labelled, bound: Mapping[str, Tensor]) -> Entries | None:
+    """The entries that tell how much of the score no relevance does: where an input has no tokens of its own,
+    or something is not followed; else None, for gradients before the first attention are not free."""
+    missing = unnamed(labelled)
+    silent = missing or labelled.findings.ledger.summaries or any(carried(labelled.findings))
+    return Entries(labelled, born(labelled, bound, living(labelled)), missing) if silent else None

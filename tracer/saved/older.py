@@ -1,0 +1,80 @@
+"""Records of files that earlier versions wrote, as records of today.
+
+A class whose fields change gets a function here; ``tests/test_saved_older.py`` reads a file of 0.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fxplain.labels.axes import Axes
+from fxplain.labels.flows import (
+    Copied,
+    EdgeList,
+    Elementwise,
+    Gathered,
+    Kernel,
+    Map,
+    Matrix,
+    Operator,
+    Sampled,
+    Site,
+    Sum,
+    Window,
+    WrittenOut,
+)
+
+Fields = Mapping[str, Any]
+
+
+def site_of(old: Fields) -> Site:
+    """A site of 0.1, which said by a word how its map is had, and had the fields of all kinds."""
+    attention = old["role"] == "attention"
+    return Site(
+        index=old["index"],
+        node=old["node"],
+        map=_map_of(old),
+        shape=old["shape"],
+        rows=old["rows"],
+        cols=old["cols"],
+        softmaxes=old["softmaxes"],
+        new_rows=old["pools"] if attention else not old["adds"],
+        absorbed=old["absorbed"],
+    )
+
+
+def _map_of(old: Fields) -> Map:
+    operands, path = old["operands"], old["path"]
+    makers: Mapping[str, Callable[[], Map]] = {
+        "weights": lambda: _weights_of(old),
+        "fused": lambda: Kernel(*operands),
+        "summed": lambda: Sum(old["parts"], old["scales"], old["normaliser"]),
+        "pooled": lambda: Elementwise(*operands),
+        "joined": lambda: Elementwise(*operands),
+        "taps": lambda: Window(*operands, **old["window"]),
+        "copied": Copied,
+        "gathered": lambda: Gathered(operands, path),
+        "operator": lambda: Operator(operands, path),
+        "sampled": lambda: Sampled(operands, path),
+    }
+    return makers[old["form"]]()
+
+
+def _weights_of(old: Fields) -> Map:
+    """A map that is a node's value. The letters were ``map,values->output`` for an attention, and
+    ``weights,values->output|map`` for a matrix; of tied rows the matrix lacks the first."""
+    held, weighed = old["operands"]
+    product, _, matrix = old["axes"].partition("|")
+    inputs, output = product.split("->")
+    weights, values = inputs.split(",")
+    if matrix:
+        return Matrix(held, weighed, Axes(weights, values, output, matrix))
+    if set(weights) <= set(output) and weights == values:
+        return EdgeList(held, weighed)
+    axes = Axes(weights[1:] if old["tied"] else weights, values, output, weights)
+    return WrittenOut(held, weighed, axes, old["normaliser"], old["divided"], old["ones"])
+
+
+OLDER: Mapping[str, Callable[[Fields], Any]] = {"sites.Site": site_of, "sites.Window": dict}
+"""Name of a record -> what it is today, from its fields."""
