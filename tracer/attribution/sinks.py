@@ -12,6 +12,7 @@ from torch import Tensor
 from fxplain.attention.plan import Plan
 from fxplain.attribution.prediction import Prediction
 from fxplain.labels.flows import Kernel, WrittenOut
+from fxplain.labels.labels import broadcast
 from fxplain.maps.products import MapProducts
 from fxplain.rules.raw_attention import head_mean
 from fxplain.rules.sinks import is_sink, parked_on, short
@@ -83,7 +84,7 @@ def _sizes(prediction: Prediction, plan: Plan) -> Tensor | None:
     node = map.value if isinstance(map, Kernel) else map.values if isinstance(map, WrittenOut) else None
     if node is None or node.name not in prediction.run.kept:
         return None
-    value = prediction.run.kept[node.name].detach()
+    value: Tensor = prediction.run.kept[node.name].detach()
     value = value.to(torch.promote_types(value.dtype, torch.float32))
     if isinstance(map, WrittenOut):
         axes = map.layout
@@ -97,7 +98,7 @@ def _sizes(prediction: Prediction, plan: Plan) -> Tensor | None:
         return None
     if plan.heads:
         lengths = lengths.mean(plan.heads, keepdim=True)
-    cols, lengths = torch.broadcast_tensors(plan.cols.to(lengths.device), lengths)
+    cols, lengths = broadcast(plan.cols.to(lengths.device), lengths)
     places, count = cols.reshape(-1), plan.batch * len(plan.keys)
     places = torch.where((places >= 0) & (places < count), places, count)
     sums = lengths.new_zeros(2, count + 1)
