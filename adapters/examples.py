@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fxplain.adapters.images import encode_images, sample_image, spec_of
-from fxplain.adapters.processors import Processors, accepted, cast, decoder_start
+from fxplain.adapters.processors import Processors, cast, decoder_start
+from fxplain.adapters.tensors import accepted
 
 TEXT = "a photo"
 _TOKENS = 8

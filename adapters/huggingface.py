@@ -15,8 +15,8 @@ from typing import Any
 
 from fxplain.adapters.examples import example_inputs
 from fxplain.adapters.loaded import Loaded, LoadOptions
-from fxplain.adapters.names import near
-from fxplain.adapters.processors import encoder, load_processors, target_names
+from fxplain.adapters.names import near, target_names
+from fxplain.adapters.processors import encoder, load_processors
 from fxplain.errors import LoadError, UnsafeFileError, first_line
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -43,10 +43,11 @@ def load(text: str, options: LoadOptions) -> Loaded:
         model,
         folder.name if folder else text.rpartition("/")[2],
         encode=encoder(model, processors),
-        show=processors.show(),
+        show=processors.show(model),
         dummy=lambda: example_inputs(model, processors),
         labels=target_names(model, processors),
         notes=(*notes, *processors.notes),
+        processors=processors,
     )
 
 

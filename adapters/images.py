@@ -62,6 +62,35 @@ def open_image(path: Path, notes: list[str] | None = None) -> Image:
     return found
 
 
+def picture_of(given: Any, notes: list[str] | None = None) -> Image:
+    """A picture as RGB with 8 bits, of a file or of what is in memory.
+
+    Args:
+        given: a path, a picture of Pillow, or an array or tensor uint8 [H, W, 3] or [H, W].
+        notes: lines about what was changed are added here.
+
+    Raises:
+        InputError: it is no picture.
+    """
+    from PIL import Image
+
+    if isinstance(given, (str, Path)):
+        return open_image(Path(given), notes)
+    if not isinstance(given, Image.Image):
+        import numpy as np
+
+        array = np.asarray(given)
+        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3)):
+            raise InputError(
+                "this is no picture",
+                expected="a file, a picture of Pillow, or an array uint8 [height, width, 3]",
+                found=f"{type(given).__name__} {array.dtype} {list(array.shape)}",
+                hint="tensors as the model is called with go by name: explainer({'pixel_values': ...})",
+            )
+        given = Image.fromarray(array)
+    return _rgb(given, notes if notes is not None else [], deep=False)
+
+
 def _rgb(image: Image, said: list[str], deep: bool) -> Image:
     """What Pillow's own conversion clips, drops or guesses is done here, and said."""
     from PIL import Image

@@ -12,6 +12,7 @@ from fxplain.adapters.tensors import on_device_of, read_tensors, tensor_items
 from fxplain.errors import InputError
 
 if TYPE_CHECKING:
+    from fxplain.adapters.processors import Processors
     from fxplain.display import Display
 
 
@@ -34,19 +35,59 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """What a person hands over to be explained: pictures, texts, and what the decoder has said so far.
+    """What a person hands over to be explained.
 
-    The encoder adds to ``notes`` what a person should know of how the request was read: a text was cut.
+    Args:
+        images: picture files, or pictures.
+        texts: one for each sample.
+        pairs: to each text a second one.
+        chat: a conversation in place of a text.
+        sounds: sound files, or arrays.
+        decoder_text: what the decoder has said so far.
+        given: whatever was handed over, for a function that makes inputs of it.
+        special: whether the tokenizer adds its special tokens.
+        learned: what the encoder has found out.
     """
 
-    images: tuple[Path, ...] = ()
+    images: tuple[Any, ...] = ()
     texts: tuple[str, ...] = ()
     decoder_text: str | None = None
+    pairs: tuple[str, ...] = ()
+    chat: tuple[Mapping[str, Any], ...] = ()
+    sounds: tuple[Any, ...] = ()
+    given: Any = None
+    special: bool = True
+    learned: Learned = field(default_factory=lambda: Learned())
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how the request was read; the encoder adds to it."""
+        return self.learned.notes
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was handed over."""
+        things = (self.images, self.texts, self.chat, self.sounds)
+        return not any(things) and self.decoder_text is None and self.given is None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an encoder finds out about a request.
+
+    Args:
+        notes: what a person should know of how it was read: a text was cut.
+        turns: input of ids -> for each sample where turns lie: first token, the one after the last, whose.
+        texts: input of ids -> the texts its rows were made from, where these are not the request's.
+    """
+
     notes: list[str] = field(default_factory=list)
+    turns: dict[str, tuple[tuple[tuple[int, int, str], ...], ...]] = field(default_factory=dict)
+    texts: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
-Encode = Callable[[Request], Mapping[str, Any]]
-"""Turns a request into the model's keyword inputs; raises InputError for what the model cannot take."""
+Encode = Callable[[Request], Any]
+"""Turns a request into the model's inputs, by name if it can; raises InputError for what it cannot take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +97,13 @@ class Loaded:
     Args:
         model: a module, or an exported program.
         name: how to call it in titles and file names.
-        encode: pictures and texts -> keyword inputs.
+        encode: pictures and texts -> the model's inputs; or a pair of them and a Display.
         show: inputs -> pictures and token texts.
         inputs: inputs that came with the model (a factory's, a program's), or None.
         dummy: makes inputs of the right form when a person gives none, or None.
         labels: names of the targets, index -> name.
         notes: what a person should know about the loading.
+        processors: the tokenizer and its like, where they are known.
 
     Example:
         >>> import torch
@@ -78,22 +120,27 @@ class Loaded:
     dummy: Callable[[], Any] | None = None
     labels: Mapping[int, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    processors: Processors | None = None
 
     def prepare(
         self,
         *,
-        image: Path | str | Sequence[Path | str] = (),
+        image: Any = (),
         text: str | Sequence[str] = (),
         input: Path | str | None = None,
         decoder_text: str | None = None,
+        **more: Any,
     ) -> tuple[Any, Display]:
         """Inputs for the model, and what to show for them.
 
         Args:
-            image: picture files, one per sample.
+            image: picture files, or pictures (of Pillow, or uint8 [H, W, 3]), one per sample.
             text: texts, one per sample (or the candidate texts of a model that compares).
             input: a file of tensors; merged with the rest when it holds named ones.
             decoder_text: what the decoder of an encoder-decoder has said so far.
+            more: ``text_pair``, a second text to each; ``chat``, a list of messages; ``audio``, sounds as
+                :func:`fxplain.adapters.audio.sound_of` takes them; ``given``, anything, for a model whose
+                processor is a function.
 
         Returns:
             The inputs, and a Display whose spaces are named as the *inputs* they come from.
@@ -101,12 +148,11 @@ class Loaded:
         Raises:
             InputError: nothing was given and the model came with nothing, or it cannot take what was given.
         """
-        images = tuple(Path(one) for one in _several(image))
-        request = Request(images, tuple(_several(text)), decoder_text)
-        named = self._encoded(request)
+        request = _request(image, text, decoder_text, more)
+        named, shown = self._encoded(request)
         if input is not None:
             inputs = _merged(named, read_tensors(Path(input)), Path(input))
-        elif named:
+        elif named is not None:
             inputs = named
         elif self.inputs is not None:
             inputs = self.inputs
@@ -117,12 +163,7 @@ class Loaded:
                 found="none of them",
             )
         inputs = on_device_of(self.model, inputs)
-        captions = [path.name for path in request.images] if request.images else []
-        texts = {"input_ids": request.texts}
-        if decoder_text is not None:
-            texts["decoder_input_ids"] = (decoder_text,)
-        shown = self.show.display(tensor_items(self.model, inputs), self.labels, self.name, captions, texts)
-        return inputs, replace(shown, notes=tuple(dict.fromkeys(request.notes)))
+        return inputs, self._shown(inputs, request) if shown is None else shown
 
     def example(self) -> Any:
         """Inputs to trace the model with when a person gives none.
@@ -143,26 +184,64 @@ class Loaded:
         """Pictures and token texts of these inputs, by the name of the input."""
         return self.show.display(tensor_items(self.model, inputs), self.labels, self.name, captions)
 
-    def _encoded(self, request: Request) -> dict[str, Any]:
-        if not request.images and not request.texts and request.decoder_text is None:
-            return {}
+    def _shown(self, inputs: Any, request: Request) -> Display:
+        captions = [one.name if isinstance(one, Path) else "" for one in request.images]
+        written: Sequence[Any] = request.texts
+        if request.pairs:
+            written = tuple(zip(request.texts, request.pairs, strict=True))
+        texts: dict[str, Sequence[Any]] = {self.show.ids: written, **request.learned.texts}
+        if request.decoder_text is not None:
+            texts["decoder_input_ids"] = (request.decoder_text,)
+        shown = self.show.display(tensor_items(self.model, inputs), self.labels, self.name, captions, texts)
+        return replace(shown, notes=tuple(dict.fromkeys(request.notes)), turns=request.learned.turns)
+
+    def _encoded(self, request: Request) -> tuple[Any, Display | None]:
+        """The inputs, or None if nothing was given; and what to show, if that comes along."""
+        if request.empty:
+            return None, None
         if self.encode is None:
             raise InputError(
                 f"{self.name} comes with nothing that turns pictures or texts into its inputs",
                 expected="tensors, as the model is called with",
                 hint="save them with torch.save and give --input FILE.pt",
             )
-        return dict(self.encode(request))
+        made = self.encode(request)
+        if isinstance(made, tuple) and len(made) == 2 and hasattr(made[1], "tokens"):
+            return made
+        return dict(made) if isinstance(made, Mapping) else made, None
+
+
+def _request(image: Any, text: Any, decoder_text: str | None, more: Mapping[str, Any]) -> Request:
+    unknown = set(more) - {"text_pair", "chat", "audio", "given"}
+    if unknown:
+        raise TypeError(f"there is no {unknown.pop()}=")
+    return Request(
+        images=tuple(Path(one) if isinstance(one, str) else one for one in _several(image)),
+        texts=tuple(_several(text)),
+        decoder_text=decoder_text,
+        pairs=tuple(_several(more.get("text_pair", ()))),
+        chat=tuple(more.get("chat", ())),
+        sounds=_sounds(more.get("audio", ())),
+        given=more.get("given"),
+    )
 
 
 def _several(value: Any) -> tuple[Any, ...]:
-    return (value,) if isinstance(value, (str, Path)) else tuple(value)
+    """Several things, of one thing or of several."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-def _merged(named: dict[str, Any], read: Any, path: Path) -> Any:
+def _sounds(value: Any) -> tuple[Any, ...]:
+    """Several sounds, of one or of several; a pair of an array and its rate is one."""
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int)
+    array = isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], float)
+    return (value,) if pair or array else _several(value)
+
+
+def _merged(named: Any, read: Any, path: Path) -> Any:
     if not named:
         return read
-    if isinstance(read, dict):
+    if isinstance(read, dict) and isinstance(named, dict):
         return {**named, **read}
     raise InputError(
         "a picture or text can only be joined by tensors that have names",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fxplain.adapters.images import encode_images, open_image, spec_of
+from fxplain.adapters.audio import sound_of
+from fxplain.adapters.images import encode_images, picture_of, spec_of
 from fxplain.adapters.loaded import Encode, Request
 from fxplain.adapters.show import Show
-from fxplain.adapters.tensors import mapped_tensors
+from fxplain.adapters.tensors import MAIN_INPUTS, accepted, argument, mapped_tensors, takes_no
 from fxplain.adapters.text import Speller
+from fxplain.adapters.tokenizing import as_one_text, encode_texts, learn_turns, length_of, note_cut
 from fxplain.errors import InputError, first_line
 
 _TOKENIZER_FILES = (
@@ -38,25 +39,47 @@ class Processors:
         joint: one object that takes pictures and texts together.
         image: turns pictures into pixels.
         tokenizer: turns texts into ids.
+        audio: turns sounds into what the model takes.
         notes: what could not be loaded, and why.
     """
 
     joint: Any = None
     image: Any = None
     tokenizer: Any = None
+    audio: Any = None
     notes: tuple[str, ...] = ()
 
-    def show(self) -> Show:
+    @staticmethod
+    def of(one: Any) -> Processors | None:
+        """The parts of a tokenizer, of a processor of pictures or sounds, or of what holds several; None of
+        anything else."""
+        if type(one).__module__.partition(".")[0] == "tokenizers":
+            one = importlib.import_module("transformers").PreTrainedTokenizerFast(tokenizer_object=one)
+        parts = [getattr(one, name, None) for name in ("image_processor", "tokenizer", "feature_extractor")]
+        image, tokenizer, audio = parts
+        audio = audio if hasattr(audio, "sampling_rate") else None
+        if image is not None or tokenizer is not None or audio is not None:
+            return Processors(
+                one if image is not None and tokenizer is not None else None, image, tokenizer, audio
+            )
+        if hasattr(one, "convert_ids_to_tokens") and hasattr(one, "decode"):
+            return Processors(tokenizer=one)
+        if hasattr(one, "sampling_rate") and callable(one):
+            return Processors(audio=one)
+        return Processors(image=one) if hasattr(one, "image_mean") and callable(one) else None
+
+    def show(self, model: Any = None) -> Show:
         """How to undo the normalisation and spell the tokens."""
         spell = Speller(self.tokenizer) if self.tokenizer is not None else None
+        ids = "input_ids" if model is None else argument(model, "input_ids")
         if self.image is None:
-            return Show(spell=spell)
+            return Show(spell=spell, ids=ids)
         mean, std = getattr(self.image, "image_mean", None), getattr(self.image, "image_std", None)
         if not getattr(self.image, "do_normalize", True) or mean is None or std is None:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         rescale = float(getattr(self.image, "rescale_factor", None) or 1 / 255)
         scale = 255 * rescale if getattr(self.image, "do_rescale", True) else 255.0
-        return Show(_floats(mean), _floats(std), scale, spell)
+        return Show(_floats(mean), _floats(std), scale, spell, ids)
 
 
 def _floats(value: Any) -> tuple[float, ...]:
@@ -78,8 +101,12 @@ def load_processors(where: str, model: Any, common: Mapping[str, Any]) -> Proces
         image = _attempt(transformers.AutoImageProcessor, where, common, None)
     if has_tokenizer and tokenizer is None:
         tokenizer = _attempt(transformers.AutoTokenizer, where, common, notes)
+    audio = getattr(joint, "feature_extractor", None)
+    if has_image and image is None and audio is None:
+        audio = _attempt(transformers.AutoFeatureExtractor, where, common, None)
+    audio = audio if hasattr(audio, "sampling_rate") else None
     both = joint if hasattr(joint, "image_processor") and hasattr(joint, "tokenizer") else None
-    return Processors(both, image, tokenizer, tuple(notes))
+    return Processors(both, image, tokenizer, audio, tuple(notes))
 
 
 def _attempt(auto: Any, where: str, common: Mapping[str, Any], notes: list[str] | None) -> Any:
@@ -106,23 +133,27 @@ def _has(where: str, name: str, local: Mapping[str, Any]) -> bool:
     )
 
 
-def accepted(model: Any) -> frozenset[str]:
-    """Names of forward's own parameters, without ``**kwargs``."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    return frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-
-
 def encoder(model: Any, processors: Processors) -> Encode:
-    """Pictures and texts -> the inputs that the model's forward names, in the model's own precision."""
+    """Pictures, texts and sounds -> the inputs that the model's forward names, in its own precision."""
 
     def encode(request: Request) -> dict[str, Any]:
+        if request.chat:
+            request = as_one_text(processors, request)
         if request.images and request.texts and processors.joint is not None:
             found = _joint(model, processors, request)
         else:
-            found = {**_images(model, processors, request), **_texts(model, processors, request)}
+            found = {
+                **_images(model, processors, request),
+                **encode_texts(model, processors, request),
+                **_sounds(model, processors, request),
+            }
+        learn_turns(processors, request, found)
         found |= _decoder(model, processors, request.decoder_text, found)
         names = accepted(model)
-        kept = {name: value for name, value in found.items() if name in names and torch.is_tensor(value)}
+        renamed = {
+            argument(model, name) if name in MAIN_INPUTS else name: value for name, value in found.items()
+        }
+        kept = {name: value for name, value in renamed.items() if name in names and torch.is_tensor(value)}
         return cast(kept, model)
 
     return encode
@@ -130,7 +161,8 @@ def encoder(model: Any, processors: Processors) -> Encode:
 
 def cast(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
     """Floating tensors in the model's dtype; the rest as it is."""
-    dtype = model.dtype
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    dtype = getattr(model, "dtype", None) or next(floating, torch.float32)
     return {
         name: mapped_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
         for name, value in inputs.items()
@@ -138,13 +170,13 @@ def cast(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 
 def _joint(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
-    images = [open_image(path, request.notes) for path in request.images]
+    images = [picture_of(one, request.notes) for one in request.images]
     marker = getattr(processors.joint, "image_token", None)
     texts = [marker + text if marker and marker not in text else text for text in request.texts]
     try:
-        length = _length(model, processors, texts)
+        length = length_of(model, processors, texts)
         found = dict(processors.joint(images=images, text=texts, return_tensors="pt", **length))
-        _note_cut(found, length, request, lambda whole: processors.joint(images=images, text=texts, **whole))
+        note_cut(found, length, request, lambda whole: processors.joint(images=images, text=texts, **whole))
         return found
     except Exception as error:  # processors check little, and raise whatever comes
         raise InputError(
@@ -155,9 +187,9 @@ def _joint(model: Any, processors: Processors, request: Request) -> dict[str, An
 def _images(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
     if not request.images:
         return {}
-    if "pixel_values" not in accepted(model):
-        raise _takes_no("picture", model, "--image")
-    images = [open_image(path, request.notes) for path in request.images]
+    if argument(model, "pixel_values") not in accepted(model):
+        raise takes_no("picture", model, "--image")
+    images = [picture_of(one, request.notes) for one in request.images]
     if processors.image is None:
         request.notes.append(_NO_PROCESSOR)
         return {"pixel_values": encode_images(images, spec_of(model))}
@@ -169,67 +201,27 @@ def _images(model: Any, processors: Processors, request: Request) -> dict[str, A
         ) from error
 
 
-def _texts(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
-    texts = list(request.texts)
-    if not texts:
+def _sounds(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
+    if not request.sounds:
         return {}
-    if "input_ids" not in accepted(model):
-        raise _takes_no("text", model, "--text")
-    if processors.tokenizer is None:
+    if processors.audio is None:
         raise InputError(
-            "no tokenizer lies beside the model, so texts cannot become its inputs",
-            expected="tokenizer files in the folder",
-            hint="save the tokenizer there with save_pretrained, or give token ids with --input FILE.pt",
+            "no feature extractor lies beside the model, so sounds cannot become its inputs",
+            expected="preprocessor_config.json in the folder",
+            hint="save the feature extractor there with save_pretrained, or give tensors (--input)",
         )
+    rate = int(processors.audio.sampling_rate)
+    sounds = [sound_of(one, rate) for one in request.sounds]
+    several: dict[str, Any] = {"padding": True} if len({len(sound) for sound in sounds}) > 1 else {}
     try:
-        length = _length(model, processors, texts)
-        found = processors.tokenizer(texts, return_tensors="pt", **length)
-        _note_cut(found, length, request, lambda whole: processors.tokenizer(texts, **whole))
-    except Exception as error:  # a tokenizer without a padding token, for instance
+        return dict(processors.audio(sounds, sampling_rate=rate, return_tensors="pt", **several))
+    except Exception as error:  # as above
         raise InputError(
-            "the model's tokenizer cannot turn the text into inputs", found=first_line(error)
+            "the model's feature extractor cannot turn the sound into inputs", found=first_line(error)
         ) from error
-    return dict(found)
 
 
 _NO_PROCESSOR = "no image processor lies beside the model: pictures are cropped and scaled to 0..1 only"
-
-
-def _takes_no(what: str, model: Any, flag: str) -> InputError:
-    return InputError(
-        f"the model takes no {what}",
-        expected=", ".join(sorted(accepted(model) & _INPUTS)) or "other inputs",
-        found=flag,
-    )
-
-
-_INPUTS = frozenset({"input_ids", "pixel_values", "input_features", "input_values", "pixel_values_videos"})
-
-
-def _length(model: Any, processors: Processors, texts: Any) -> dict[str, Any]:
-    """Padding for several texts, and truncation to what the model can take."""
-    config = model.config.get_text_config()
-    limit = getattr(processors.tokenizer, "model_max_length", None)
-    limits = (limit, getattr(config, "max_position_embeddings", None))
-    finite = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**6]
-    options: dict[str, Any] = {"padding": True} if len(texts) > 1 else {}
-    return {**options, "truncation": True, "max_length": min(finite)} if finite else options
-
-
-def _note_cut(
-    found: Mapping[str, Any],
-    length: Mapping[str, Any],
-    request: Request,
-    encode: Callable[[dict[str, Any]], Mapping[str, Any]],
-) -> None:
-    """Say which texts are longer than what the model takes, and by how much."""
-    limit = length.get("max_length")
-    if limit is None or "input_ids" not in found or found["input_ids"].shape[-1] < limit:
-        return
-    for number, ids in enumerate(encode({"truncation": False})["input_ids"]):
-        if len(ids) > limit:
-            which = f"text {number}" if len(request.texts) > 1 else "the text"
-            request.notes.append(f"{which} is cut: it has {len(ids)} tokens, and the model takes {limit}")
 
 
 def _decoder(
@@ -238,9 +230,11 @@ def _decoder(
     """What the decoder has said so far: its start token, then the text; for models that generate."""
     if "decoder_input_ids" not in accepted(model):
         if text is not None:
-            raise _takes_no("decoder text", model, "--decoder-text")
+            raise takes_no("decoder text", model, "--decoder-text")
         return {}
-    if text is None and not model.can_generate():  # such a model makes its decoder's input from the encoder's
+    if (
+        text is None and not getattr(model, "can_generate", lambda: False)()
+    ):  # such a model makes its decoder's input from the encoder's
         return {}
     ids = [decoder_start(model)]
     if text:
@@ -253,27 +247,12 @@ def _decoder(
 
 def decoder_start(model: Any) -> int:
     """Id of the token a decoder starts from."""
-    places = (getattr(model, "generation_config", None), model.config, model.config.get_text_config())
+    config = getattr(model, "config", None)
+    places = (
+        getattr(model, "generation_config", None),
+        config,
+        getattr(config, "get_text_config", lambda: None)(),
+    )
     names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
     values = (getattr(place, name, None) for name in names for place in places)
     return next((value for value in values if isinstance(value, int)), 0)
-
-
-def target_names(model: Any, processors: Processors) -> dict[int, str]:
-    """Names of the last axis of the output: words for a language model, classes for a classifier."""
-    if model.get_output_embeddings() is not None and processors.tokenizer is not None:
-        size = len(processors.tokenizer)
-        pieces = processors.tokenizer.convert_ids_to_tokens(list(range(size)))
-        speller = Speller(processors.tokenizer)
-        after = processors.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
-        return {
-            index: str(piece)
-            if index in speller.marks or index == speller.unknown
-            else speller.word(index, after)
-            for index, piece in enumerate(pieces)
-            if piece is not None
-        }
-    names = dict(getattr(model.config, "id2label", None) or {})
-    if all(name == f"LABEL_{index}" for index, name in names.items()):  # what every configuration starts from
-        return {}
-    return {int(index): str(name) for index, name in names.items()}

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Spell(Protocol):
-    """Token ids, and the text they were made from where it is known -> the text of each token."""
+    """Token ids, and the text or pair of texts they were made from, if known -> the text of each token."""
 
-    def __call__(self, ids: Sequence[int], text: str | None = None, /) -> Sequence[str]: ...
+    def __call__(self, ids: Sequence[int], text: Any = None, /) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Show:
         std: per channel.
         scale: what a pixel of 1.0 was multiplied with before mean and std (1, or 255 if never rescaled).
         spell: token ids -> texts, or None.
+        ids: name of the input of ids, where it is one that says nothing.
 
     Example:
         >>> picture = Show(mean=(0.5,), std=(0.5,)).pictures(torch.ones(1, 1, 2, 2))[0]
@@ -43,6 +44,7 @@ class Show:
     std: tuple[float, ...] = ()
     scale: float = 1.0
     spell: Spell | None = None
+    ids: str = "input_ids"
 
     def display(
         self,
@@ -50,7 +52,7 @@ class Show:
         labels: Mapping[int, str] | None = None,
         title: str = "",
         captions: Sequence[str] = (),
-        texts: Mapping[str, Sequence[str]] | None = None,
+        texts: Mapping[str, Sequence[Any]] | None = None,
     ) -> Display:
         """Pictures and token texts by the name of the input they come from.
 
@@ -63,12 +65,13 @@ class Show:
         for name, tensor in tensors:
             if is_picture(tensor):
                 images[name] = self.pictures(tensor)
-            elif is_ids(name, tensor) and self.spell is not None:
+            elif (is_ids(name, tensor) or (name == self.ids and is_whole(tensor))) and self.spell is not None:
                 rows = tensor.tolist()
                 written = list((texts or {}).get(name, ()))
                 written = written * len(rows) if len(written) == 1 else written
                 known = written if len(written) == len(rows) else [None] * len(rows)
-                tokens[name] = [self.spell(row, text) for row, text in zip(rows, known, strict=True)]
+                pairs = zip(rows, known, strict=True)
+                tokens[name] = [self.spell(row, text) if text else self.spell(row) for row, text in pairs]
         return Display(images=images, tokens=tokens, labels=labels or {}, title=title, captions=captions)
 
     def pictures(self, pixels: Tensor) -> list[Any]:
@@ -98,4 +101,9 @@ def is_picture(tensor: Tensor) -> bool:
 
 def is_ids(name: str, tensor: Tensor) -> bool:
     """Integer [batch, tokens] under a name that ends in ``input_ids``."""
-    return tensor.ndim == 2 and not tensor.is_floating_point() and name.endswith("input_ids")
+    return is_whole(tensor) and name.endswith("input_ids")
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """Whole numbers [batch, tokens]."""
+    return tensor.ndim == 2 and not tensor.is_floating_point()

@@ -1,7 +1,8 @@
-"""Tensors from files that hold nothing but tensors, and tensors by the name a user knows."""
+"""Tensors from files that hold nothing but tensors, and tensors by the names of a forward's arguments."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import pickle
 import warnings
@@ -14,6 +15,11 @@ import torch
 from torch import Tensor
 
 from fxplain.errors import InputError, UnsafeFileError
+
+MAIN_INPUTS = frozenset(
+    {"input_ids", "pixel_values", "input_features", "input_values", "pixel_values_videos"}
+)
+"""What processors call texts, pictures, sounds and videos."""
 
 
 def read_tensors(path: Path) -> Any:
@@ -169,3 +175,28 @@ def mapped_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return type(value)(mapped_tensors(entry, change) for entry in value)
     return value
+
+
+def accepted(model: Any) -> frozenset[str]:
+    """Names of forward's own parameters, without ``**kwargs``."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+
+
+def argument(model: Any, name: str) -> str:
+    """What a model's forward calls the input of this name: the same, else the first one of a model that has
+    names of its own."""
+    from fxplain.capture.inputs import positional_names
+
+    names = accepted(model)
+    if name in names or names & MAIN_INPUTS:
+        return name
+    return positional_names(model, 1)[0]
+
+
+def takes_no(what: str, model: Any, flag: str) -> InputError:
+    return InputError(
+        f"the model takes no {what}",
+        expected=", ".join(sorted(accepted(model) & MAIN_INPUTS)) or "other inputs",
+        found=flag,
+    )

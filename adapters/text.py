@@ -58,7 +58,7 @@ class Speller:
             self.unknown = None
         self.marks = frozenset(tokenizer.all_special_ids) - {self.unknown}
 
-    def __call__(self, ids: Sequence[int], text: str | None = None) -> list[TokenText]:
+    def __call__(self, ids: Sequence[int], text: str | Sequence[str] | None = None) -> list[TokenText]:
         from fxplain.render.words import TokenText
 
         numbers = [int(one) for one in ids]
@@ -67,7 +67,12 @@ class Speller:
             for n, name in zip(numbers, self.tokenizer.convert_ids_to_tokens(numbers), strict=True)
         ]
         outside = [n in self.marks or name == f"<{n}>" for n, name in zip(numbers, names, strict=True)]
-        found: dict[int, str] = self._covered(numbers, outside, text) if text else {}
+        found: dict[int, str] = {}
+        parts = (text,) if isinstance(text, str) else tuple(text or ())
+        for part in filter(None, parts):
+            after = max(found, default=-1) + 1  # the second of two texts lies behind the first
+            covered = self._covered(numbers[after:], outside[after:], part, len(parts) == 1)
+            found |= {place + after: piece for place, piece in covered.items()}
         for start, stop in _runs([mark or i in found for i, mark in enumerate(outside)]):
             found |= enumerate(self._decoded(numbers[start:stop]), start)
         return [
@@ -81,13 +86,17 @@ class Speller:
         """The text of one token behind other tokens, such as the next word of a language model."""
         return self._difference([*after], [*after, number])
 
-    def _covered(self, ids: list[int], outside: list[bool], text: str) -> dict[int, str]:
-        """Place -> the part of the text it covers; empty where these ids were not made from this text."""
+    def _covered(self, ids: list[int], outside: list[bool], text: str, alone: bool) -> dict[int, str]:
+        """Place -> the part of the text it covers; empty where these ids were not made from this text.
+
+        Behind a text that was cut lie only marks if it is ``alone``, else a mark first of all.
+        """
         if not getattr(self.tokenizer, "is_fast", False):
             return {}
         read = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False)
         start, size = _overlap(ids, read["input_ids"])
-        if not size or (size < len(read["input_ids"]) and not all(outside[start + size :])):
+        rest = outside[start + size :] if alone else outside[start + size :][:1]
+        if not size or (size < len(read["input_ids"]) and not all(rest)):
             return {}
         parts, done = [], 0
         for i, (_, end) in enumerate(read["offset_mapping"][:size]):

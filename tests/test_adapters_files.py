@@ -24,6 +24,7 @@ from fxplain.adapters.show import Show
 from fxplain.adapters.tensors import read_tensors
 from fxplain.cli import explain as cli_explain
 from fxplain.errors import FxplainError, InputError, LoadError, UnsafeFileError
+from fxplain.explainer.handed import shown_by_space
 
 # -- path/to/file.py:factory
 
@@ -344,7 +345,7 @@ def test_notes_on_a_picture_reach_who_asked(tmp_path: Path) -> None:
     inputs, display = loaded.prepare(image=tmp_path / "deep.png")
     assert display.notes == ("deep.png: its 16-bit values are scaled to 8 bits",)
     result = fxplain.explain(loaded.model, inputs, target=1)
-    shown = cli_explain.shown_by_space(display, result.spaces, result.batch)
+    shown = shown_by_space(display, result.spaces, result.batch)
     for name in ("r.html", "r.json"):
         result.save(tmp_path / name, shown)
         assert display.notes[0] in (tmp_path / name).read_text(encoding="utf-8")

@@ -17,12 +17,13 @@ import toy_folders as toys
 import typer
 from typer.testing import CliRunner
 
+import fxplain
 from fxplain.adapters.names import file_stem
 from fxplain.cli.commands import app
 from fxplain.cli.inspect import shorter, table
 from fxplain.cli.options import reported, working
-from fxplain.cli.target import parse_target
 from fxplain.errors import FxplainError, LoadError, TargetError
+from fxplain.explainer.names import parse_target
 
 HOSTILE = "</span><script>alert(1)</script>"
 
@@ -511,3 +512,61 @@ def test_default_names_are_safe() -> None:
 
     assert default_stem("a/b:c", (Path("x y.z.png"),), "rollout") == "a-b-c-x-y-z-rollout"
     assert file_stem("..") == "model"
+
+
+# -- answers, chats, pairs, contrasts
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from test_explainer import chatty
+    from test_generated import gpt2
+
+    return toys.saved(tmp_path_factory.mktemp("writer") / "writer", gpt2(), chatty())
+
+
+def test_an_answer_gets_a_page(writer: Path) -> None:
+    text = run("explain", writer, "--text", "where is paris", "--generate", 3)
+    assert text.startswith("answer    ")
+    assert len(re.findall(r"^ +'.*'  0\.\d\d  '.* \d+%", text, re.MULTILINE)) == 3
+    assert {path.name for path in Path().iterdir()} == {"writer-answer.html", "writer-answer.json"}
+    assert len(fxplain.load("writer-answer.json")) == 3
+    again = fxplain.Explainer.from_pretrained(writer).generate("where is paris", max_new_tokens=3)
+    assert again.to_dict()["answer"] == fxplain.load("writer-answer.json").to_dict()["answer"]
+
+
+def test_a_chat_is_what_a_user_says_or_a_file(writer: Path) -> None:
+    messages = [{"role": "system", "content": "in france"}, {"role": "user", "content": "where is paris"}]
+    Path("chat.json").write_text(json.dumps(messages))
+    run("explain", writer, "--chat", "chat.json", "--generate", 2, "-o", "a.npz")
+    assert {c.turn for c in fxplain.load("a.npz").columns if c.part == "prompt"} == {
+        "system",
+        "user",
+        "assistant",
+    }
+    run("explain", writer, "--chat", "where is paris", "-t", "france", "-o", "b.json")
+    assert fxplain.load("b.json").display.turns["input_ids"] == [((0, 4, "user"), (4, 5, "assistant"))]
+    Path("bad.json").write_text("{}")
+    assert "holds no conversation" in run("explain", writer, "--chat", "bad.json", code=1)
+    assert "cannot be read" in run("explain", writer, "--chat", "none.json", code=1)
+
+
+def test_a_contrast_and_a_pair(writer: Path, models: Path) -> None:
+    text = run(
+        "explain", writer, "--text", "where is paris", "-t", "france", "--contrast", "italy", "-o", "a.json"
+    )
+    assert "' france' against ' italy' as the next token" in text
+    text = run("explain", models / "bert", "--text", "a cat", "--pair", "the dog", "-o", "b.json")
+    assert [who for _, _, who in fxplain.load("b.json").display.turns["input_ids"][0]] == [
+        "first text",
+        "second text",
+    ]
+    run("explain", writer, "--text", "where is paris", "--mode", "matrix", "-o", "c.json")
+    assert fxplain.load("c.json").result.mode == "matrix"
+
+
+def test_what_does_not_go_with_an_answer_is_refused(writer: Path) -> None:
+    common = ["explain", writer, "--text", "where is paris", "--generate", 2]
+    assert "every token of the answer is explained" in run(*common, "-t", "france", code=1)
+    assert "several methods" in run(*common, "-m", "relevancy,rollout", code=1)
+    assert "an answer cannot be written" in run(*common, "-o", "a.txt", code=1)

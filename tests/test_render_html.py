@@ -28,7 +28,7 @@ WORDS = ["[CLS]", "the", "film", "is", "wonder", "##fully", "well", "made", "[SE
 class Page(HTMLParser):
     """Collects tags, attributes and text; fails on tags left open."""
 
-    VOID = frozenset({"meta", "img", "br", "link", "circle", "rect", "path"})
+    VOID = frozenset({"meta", "img", "br", "link", "circle", "rect", "path", "input"})
 
     def __init__(self, text: str) -> None:
         super().__init__()

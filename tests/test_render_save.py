@@ -23,6 +23,7 @@ from fxplain.result import Relevance
 def test_every_suffix_is_written(tmp_path: Path) -> None:
     display = Display(images={"pixel_values": [photograph(), photograph()]})
     starts = {".html": b"<!doctype html>", ".png": b"\x89PNG", ".json": b"{", ".npz": b"PK"}
+    starts |= {".safetensors": b""}
     assert set(starts) == set(WRITERS)
     for suffix, start in starts.items():
         path = tmp_path / f"out{suffix.upper()}"

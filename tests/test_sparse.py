@@ -22,6 +22,8 @@ Spread = Callable[[Tensor, Tensor], Tensor]
 class Graph(nn.Module):
     """Nodes of a graph that first take in their neighbours, then attend."""
 
+    adjacency: Tensor | None
+
     def __init__(self, spread: Spread, adjacency: Tensor | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)

@@ -28,13 +28,18 @@ if TYPE_CHECKING:
         UnsafeFileError,
         VerificationError,
     )
+    from fxplain.explainer.explainer import Explainer
+    from fxplain.explainer.explanation import Explanation
+    from fxplain.explainer.generated import Generated
+    from fxplain.explainer.load import load
     from fxplain.many.on_ray import explain_dataset_on_ray
     from fxplain.many.records import Explained, Sample
     from fxplain.many.run import explain_all, explain_dataset
     from fxplain.many.store import Explanations
     from fxplain.render.words import TokenText
     from fxplain.result import Relevance, Result
-    from fxplain.traced import Traced, compare, explain, load, trace
+    from fxplain.targets import contrast
+    from fxplain.traced import Traced, compare, explain, trace
     from fxplain.verdict import Finding, Verdict, check
 
 __version__ = "0.1.0"
@@ -47,8 +52,11 @@ _HOMES = {
     "DeviceError": "errors",
     "Display": "display",
     "Explained": "many.records",
+    "Explainer": "explainer.explainer",
+    "Explanation": "explainer.explanation",
     "Explanations": "many.store",
     "Finding": "verdict",
+    "Generated": "explainer.generated",
     "FxplainError": "errors",
     "InputError": "errors",
     "LoadError": "errors",
@@ -74,11 +82,12 @@ _HOMES = {
     "VerificationError": "errors",
     "check": "verdict",
     "compare": "traced",
+    "contrast": "targets",
     "explain": "traced",
     "explain_all": "many.run",
     "explain_dataset": "many.run",
     "explain_dataset_on_ray": "many.on_ray",
-    "load": "traced",
+    "load": "explainer.load",
     "methods": "attribution.table",
     "trace": "traced",
 }
@@ -95,9 +104,12 @@ __all__ = [
     "DeviceError",
     "Display",
     "Explained",
+    "Explainer",
+    "Explanation",
     "Explanations",
     "Finding",
     "FxplainError",
+    "Generated",
     "InputError",
     "LoadError",
     "LoadOptions",
@@ -124,6 +136,7 @@ __all__ = [
     "adapters",
     "check",
     "compare",
+    "contrast",
     "demo",
     "errors",
     "evaluate",

@@ -27,6 +27,8 @@ class Display:
         title: heads the report and the picture, e.g. the model's name.
         captions: one line per sample, e.g. the name of the file it came from.
         notes: what a person should know of how the inputs were made, e.g. that a text was cut.
+        turns: token space -> per sample the parts of a conversation, or of a pair of texts: first token, the
+            one after the last, and what it is.
 
     Example:
         >>> display = Display(tokens={"input_ids": [["[CLS]", "good", "[SEP]"]]}, labels=["bad", "good"])
@@ -40,6 +42,7 @@ class Display:
     title: str = ""
     captions: Sequence[str] = ()
     notes: Sequence[str] = ()
+    turns: Mapping[str, Sequence[Sequence[tuple[int, int, str]]]] = field(default_factory=dict)
 
     def image(self, space: str, sample: int) -> Picture | None:
         """The picture of one sample, or None; a grey one is given three channels."""
@@ -103,6 +106,7 @@ def _of_sample(target: Any, sample: int) -> Any:
         target = target.tolist()
     if not isinstance(target, (tuple, list)):
         return (target,) if isinstance(target, int) else target
-    if not all(isinstance(entry, (tuple, list)) for entry in target):
+    if all(isinstance(entry, int) for entry in target):
         return tuple(target)
-    return tuple(target[sample]) if sample < len(target) else ()
+    own = target[sample] if sample < len(target) else ()
+    return tuple(own) if isinstance(own, list) else own

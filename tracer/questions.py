@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+Texts = Callable[[str, int], str | None]
+"""The text of a token space up to and with one of its places, where it is known."""
 AxisKind = Literal["tokens", "queries", "places", "features"]
 
 
@@ -29,7 +31,30 @@ class Axis:
     first: int = 0
 
 
-QuestionKind = Literal["next token", "word", "class", "query", "region", "place", "coordinate", "function"]
+QuestionKind = Literal[
+    "next token", "word", "class", "query", "region", "place", "coordinate", "function", "combined"
+]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a question about a sum.
+
+    Args:
+        weight: what its score is multiplied by.
+        log: whether it is the logarithm of the probability that is summed, and not the score.
+        question: what it asks.
+    """
+
+    weight: float
+    log: bool
+    question: Question
+
+    def words(self, texts: Texts) -> str:
+        """In words."""
+        said = _WORDS[self.question.kind](self.question, texts)
+        said = said.replace("the score of", "the log-probability of", 1) if self.log else said
+        return said if abs(self.weight) == 1 else f"{abs(self.weight):g} times {said}"
 
 
 @dataclass(frozen=True)
@@ -38,8 +63,8 @@ class Question:
 
     Args:
         kind: the next token after a place, a word at a place, a class, a class as one of several queries (or
-            tokens) sees it, a class over a region of a picture or at one place of it, a plain number, or the
-            user's own function.
+            tokens) sees it, a class over a region of a picture or at one place of it, a plain number, the
+            user's own function, or a sum of several of these.
         output: name of the output.
         index: the place in one sample's output; empty for a function.
         axes: what the axes of the output are.
@@ -48,6 +73,7 @@ class Question:
         probability: by a softmax over classes or words; None where that means nothing.
         places: over how many places a region goes.
         about: more words (a box; the name of a function).
+        parts: of a sum.
 
     Example:
         >>> str(Question("class", "logits", (3,), (Axis("features", "", 10),), name="cat", probability=0.971))
@@ -63,12 +89,16 @@ class Question:
     probability: float | None = None
     places: int = 0
     about: str = ""
+    parts: tuple[Part, ...] = ()
 
     def __str__(self) -> str:
         return self.words()
 
     def named(self, names: Mapping[int, str] | Sequence[str]) -> Question:
         """The same with a name for the class or word, if it has none yet and one is known."""
+        if self.parts:
+            named = (replace(part, question=part.question.named(names)) for part in self.parts)
+            return replace(self, parts=tuple(named))
         if self.name or not self.index or self.kind in ("coordinate", "function"):
             return self
         label = self.label
@@ -80,12 +110,8 @@ class Question:
         """The index of the class or word."""
         return self.index[0] if self.kind in ("region", "place") else self.index[-1]
 
-    def words(self, texts: Callable[[str, int], str | None] = lambda space, place: None) -> str:
-        """In words.
-
-        Args:
-            texts: the text of a token space up to and with one of its places, where it is known.
-        """
+    def words(self, texts: Texts = lambda space, place: None) -> str:
+        """In words."""
         said = _WORDS[self.kind](self, texts)
         chosen = f", the largest of {self.largest}" if self.largest > 1 else ""
         likely = "" if self.probability is None else f", probability {_share(self.probability)}"
@@ -94,6 +120,9 @@ class Question:
     def _label(self, what: str) -> str:
         return f"{what} {self.label}" + (f" {self.name!r}" if self.name else "")
 
+    def _token(self) -> str:
+        return f"{self.name!r}" if self.name else f"token {self.label}"
+
 
 def _share(probability: float) -> str:
     if probability >= 0.995:
@@ -101,20 +130,15 @@ def _share(probability: float) -> str:
     return f"{probability:.2f}" if probability >= 0.005 else f"{probability:.2g}"
 
 
-Texts = Callable[[str, int], "str | None"]
-
-
 def _next_token(question: Question, texts: Texts) -> str:
     place, axis = question.index[0], question.axes[0]
     before = texts(axis.space, place + axis.first)
     after = f" after {before!r}" if before else f" after {_where(axis, place, texts)}" if axis.space else ""
-    word = f"{question.name!r}" if question.name else f"token {question.label}"
-    return f"the score of {word} as the next token{after}"
+    return f"the score of {question._token()} as the next token{after}"
 
 
 def _word(question: Question, texts: Texts) -> str:
-    word = f"{question.name!r}" if question.name else f"token {question.label}"
-    return f"the score of {word} at {_where(question.axes[0], question.index[0], texts)}"
+    return f"the score of {question._token()} at {_where(question.axes[0], question.index[0], texts)}"
 
 
 def _class(question: Question, texts: Texts) -> str:
@@ -147,6 +171,37 @@ def _function(question: Question, texts: Texts) -> str:
     return f"{question.about} of {question.output or 'the output'}"
 
 
+def _combined(question: Question, texts: Texts) -> str:
+    """What is added up, and what it is held against."""
+    more = [part for part in question.parts if part.weight >= 0]
+    less = [part for part in question.parts if part.weight < 0]
+    if len(more) == len(less) == 1 and _beside(more[0], less[0]):
+        shared = more[0].words(texts)
+        own, other = (_called(part.question) for part in (more[0], less[0]))
+        shown = [part.question.probability for part in (*more, *less)]
+        likely = [_share(one) for one in shown if one is not None]
+        said = shared.replace(own, f"{own} against {other}", 1)
+        return f"{said}, probabilities {' and '.join(likely)}" if len(likely) == 2 else said
+    sums = [", plus ".join(part.words(texts) for part in parts) for parts in (more, less) if parts]
+    said = ", against ".join(sums)
+    if len(question.parts) == 1 and question.parts[0].question.probability is not None:
+        said += f", probability {_share(question.parts[0].question.probability)}"
+    return said if more else f"against {said}"
+
+
+def _beside(one: Part, other: Part) -> bool:
+    """Whether two parts differ by nothing but the class or word."""
+    a, b = one.question, other.question
+    if (a.kind, one.log, one.weight) != (b.kind, other.log, -other.weight) or not (a.index and b.index):
+        return False
+    alone = (a.index[1:], b.index[1:]) if a.kind in ("region", "place") else (a.index[:-1], b.index[:-1])
+    return a.kind not in ("coordinate", "region") and alone[0] == alone[1]
+
+
+def _called(question: Question) -> str:
+    return question._token() if question.kind in ("next token", "word") else question._label("class")
+
+
 _WORDS: Mapping[QuestionKind, Callable[[Question, Texts], str]] = {
     "next token": _next_token,
     "word": _word,
@@ -156,6 +211,7 @@ _WORDS: Mapping[QuestionKind, Callable[[Question, Texts], str]] = {
     "place": _place,
     "coordinate": _coordinate,
     "function": _function,
+    "combined": _combined,
 }
 
 

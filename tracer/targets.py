@@ -6,17 +6,77 @@ Each function here answers with one that takes the model's output and gives a li
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
 
 from fxplain.errors import TargetError
 from fxplain.run.asked import LARGEST
+from fxplain.run.combined import LOG, RAW, Combined, Term
 
-__all__ = ["LARGEST", "Picker", "confident", "generated", "top"]
+__all__ = [
+    "LARGEST",
+    "Combined",
+    "Picker",
+    "confident",
+    "contrast",
+    "generated",
+    "log_probability",
+    "top",
+    "total",
+]
 
 Picker = Callable[[Any], list[Any]]
+
+
+def contrast(a: Any, b: Any) -> Combined:
+    """Why one answer and not another: the score of ``a`` less that of ``b``.
+
+    Evidence that speaks for both cancels. For words of one place it makes no difference whether scores or
+    log-probabilities are subtracted.
+
+    Args:
+        a, b: targets, but no functions. With an :class:`fxplain.Explainer`, names as well.
+
+    Example:
+        >>> import torch, fxplain
+        >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> x = torch.randn(1, 5, 8)
+        >>> print(fxplain.explain(model, x, target=contrast((0, 3), (0, 4))).question)
+        the value of output at place 0 of src, index 3, against the value of output at place 0 of src, index 4
+    """
+    minus = (Term(term.target, -term.weight, term.log) for term in _terms(b))
+    return Combined((*_terms(a), *minus))
+
+
+def log_probability(target: Any = None) -> Combined:
+    """The logarithm of the target's probability in place of its score: what speaks against other answers
+    counts as well.
+
+    Raises:
+        TargetError: when it is explained: the output holds no probabilities, as far as the task is known.
+    """
+    return Combined(tuple(Term(term.target, term.weight, LOG) for term in _terms(target)))
+
+
+def total(targets: Iterable[Any]) -> Combined:
+    """The sum of several targets: of the words of one answer, say, ``total(map(log_probability, words))``."""
+    terms = tuple(term for target in targets for term in _terms(target))
+    if not terms:
+        raise TargetError("a sum of targets needs some", expected="at least one target", found="none")
+    return Combined(terms)
+
+
+def _terms(target: Any) -> tuple[Term, ...]:
+    if callable(target):
+        raise TargetError(
+            "a function has no place in a sum of targets",
+            expected="indices, names, or sums of them",
+            found=repr(target),
+            hint="write the whole sum as one function of the model's output",
+        )
+    return target.terms if isinstance(target, Combined) else (Term(target, 1.0, RAW),)
 
 
 def top(count: int, output: str = "logits") -> Picker:

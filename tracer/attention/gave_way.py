@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxplain.attention.labelled import Labelled
 from fxplain.labels.call import op_name
-from fxplain.labels.flows import Site
+from fxplain.labels.flows import Kernel, Site
 from fxplain.labels.labels import DORMANT, STRONG, Slot, align, broadcast, codes_of, encode, samples_of
 from fxplain.where import module_path, source_line
 
@@ -60,8 +60,8 @@ def data_of(labelled: Labelled) -> tuple[str, ...]:
 def only_scores(labelled: Labelled) -> frozenset[fx.Node]:
     """The tensors that only make weights between tokens: every way from them leads into the maps of
     attentions that are followed."""
-    sites = {part.node: part for site in labelled.classified.sites for part in (site, *site.parts)}
-    maps = {site.operands[0] for site in sites.values() if site.attends and site.form == "weights"}
+    sites = {part.node: part for site in labelled.classified.sites for part in (site, *site.map.parts)}
+    maps = {site.map.held for site in sites.values() if site.attends}
     found: set[fx.Node] = set()
     for node in reversed(labelled.captured.graph.graph.nodes):
         users = [user for user in node.users if user not in found and not _weighs(sites.get(user), node)]
@@ -72,7 +72,7 @@ def only_scores(labelled: Labelled) -> frozenset[fx.Node]:
 
 def _weighs(site: Site | None, node: fx.Node) -> bool:
     """Whether a tensor goes into a fused attention's map and not into its values."""
-    return site is not None and site.form == "fused" and node is not site.operands[2]
+    return site is not None and isinstance(site.map, Kernel) and node is not site.map.value
 
 
 def endings(labelled: Labelled, source: str, tokens: Tensor | None = None) -> Iterator[GaveWay]:

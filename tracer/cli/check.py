@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from fxplain.cli.options import Ask, working
-from fxplain.cli.target import parse_target
+from fxplain.explainer.names import parse_target
 
 
 def run_check(ask: Ask, target: str | None, output: str | None) -> None:

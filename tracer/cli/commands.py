@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -39,6 +40,22 @@ Input = Annotated[
 DecoderText = Annotated[
     str | None,
     typer.Option("--decoder-text", help="What the decoder of an encoder-decoder has said so far."),
+]
+Pair = Annotated[
+    list[str] | None,
+    typer.Option("--pair", help="A second text to each --text, for models of pairs.", show_default=False),
+]
+Chat = Annotated[
+    str | None,
+    typer.Option(
+        "--chat",
+        help="Messages in place of --text: a .json file of roles and contents, or what a user says.",
+        show_default=False,
+    ),
+]
+Audio = Annotated[
+    list[Path] | None,
+    typer.Option("--audio", help="A sound (.wav); give it again for a batch.", show_default=False),
 ]
 Target = Annotated[
     str | None,
@@ -115,7 +132,27 @@ def explain(
     text: Text = None,
     input_file: Input = None,
     decoder_text: DecoderText = None,
+    pair: Pair = None,
+    chat: Chat = None,
+    audio: Audio = None,
     target: Target = None,
+    contrast: Annotated[
+        str | None,
+        typer.Option(
+            "--contrast",
+            help="Explain why the target and not this one: an index or a name.",
+            show_default=False,
+        ),
+    ] = None,
+    generate: Annotated[
+        int | None,
+        typer.Option(
+            "--generate",
+            min=1,
+            help="Let the model answer with so many tokens at most, and explain each of them.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -135,6 +172,9 @@ def explain(
         ),
     ] = None,
     output: Output = None,
+    mode: Annotated[
+        str, typer.Option("--mode", help="auto, rows, matrix, or checkpoint (long inputs).")
+    ] = "auto",
     out: Annotated[
         list[Path] | None,
         typer.Option(
@@ -156,8 +196,10 @@ def explain(
         from fxplain.cli.explain import Wanted, run_explain
 
         ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
+        ask = replace(ask, pairs=tuple(pair or ()), chat=chat, audio=tuple(audio or ()))
         ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
-        run_explain(ask, Wanted(target, method, output, layers), tuple(out or ()))
+        wanted = Wanted(target, method, output, layers, contrast, cast(Any, mode))
+        run_explain(ask, wanted, tuple(out or ()), generate)
 
 
 @app.command("explain-all")

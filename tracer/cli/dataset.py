@@ -11,8 +11,8 @@ import typer
 from fxplain.cli.explain import Wanted
 from fxplain.cli.methods import parse_layers, parse_methods
 from fxplain.cli.options import Ask
-from fxplain.cli.target import parse_target
 from fxplain.errors import InputError
+from fxplain.explainer.names import parse_target
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 TENSORS = (".pt", ".npz", ".npy", ".safetensors")

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fxplain.cli.methods import parse_methods
 from fxplain.cli.options import Ask, tell, working
-from fxplain.cli.target import parse_target
 from fxplain.errors import InputError, MethodError, OutputError
+from fxplain.explainer.names import parse_target
 
 if TYPE_CHECKING:
     from fxplain.adapters import Loaded

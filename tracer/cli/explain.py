@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fxplain.attention.records import TokenSpace
+from fxplain.attribution.prediction import Mode
 from fxplain.cli.methods import parse_layers, parse_methods
 from fxplain.cli.options import Ask, working
-from fxplain.cli.target import parse_target
-from fxplain.errors import OutputError
+from fxplain.comparison import Comparison
+from fxplain.errors import InputError, OutputError
+from fxplain.explainer.explainer import Explainer
+from fxplain.explainer.explanation import Explanation
+from fxplain.explainer.generated import Generated
+from fxplain.explainer.handed import Prepared, unseen
+from fxplain.targets import contrast
 
 if TYPE_CHECKING:
-    from fxplain.comparison import Comparison
     from fxplain.display import Display
     from fxplain.result import Result
 
@@ -29,54 +33,84 @@ class Wanted:
     method: str
     output: str | None
     layers: str | None
+    contrast: str | None = None
+    mode: Mode = "auto"
+
+    def of(self, explainer: Explainer) -> Any:
+        """The target, with names looked up."""
+        target = explainer.target(self.target)
+        return target if self.contrast is None else contrast(target, explainer.target(self.contrast))
 
 
-def run_explain(ask: Ask, wanted: Wanted, out: tuple[Path, ...]) -> None:
+def run_explain(ask: Ask, wanted: Wanted, out: tuple[Path, ...], generate: int | None = None) -> None:
     """Load, explain, write, and print what was explained and written."""
-    from fxplain import trace
-
-    methods, layers = parse_methods(wanted.method), parse_layers(wanted.layers)
+    methods = parse_methods(wanted.method)
+    _check_asked(wanted, methods, generate)
     for path in out:
-        _check_path(path, len(methods) > 1)
-    loaded = ask.load()
-    target = parse_target(wanted.target, loaded.labels) if wanted.target is not None else None
-    inputs, display = ask.prepare(loaded)
-    with working("capturing the model and finding its attentions"):
-        traced = trace(loaded.model, inputs)
-    with working(f"explaining by {', '.join(methods)}"):
-        answer: Result | Comparison
-        if len(methods) == 1:
-            answer = result = traced.explain(inputs, target, methods[0], wanted.output, layers=layers)
+        _check_path(path, methods, generate)
+    explainer = Explainer(ask.load())
+    prepared, answer, display = _answer(explainer, ask, wanted, generate)
+    result = next(iter(answer.values())) if isinstance(answer, Comparison) else answer.result
+    what = "answer" if generate is not None else methods[0] if len(methods) == 1 else "comparison"
+    stem = Path(default_stem(explainer.loaded.name, ask.images, what))
+    paths = [path for one in out or (stem,) for path in _expanded(one, display, len(methods) > 1)]
+    for path in paths:
+        if isinstance(answer, Comparison):
+            answer.save(path, display)
         else:
-            answer = traced.compare(inputs, methods, target, wanted.output, layers=layers)
-            result = next(iter(answer.values()))
-    given = {*display.images, *display.tokens}
-    display = shown_by_space(display, result.spaces, result.batch)
-    stem = default_stem(loaded.name, ask.images, methods[0] if len(methods) == 1 else "comparison")
-    paths = [path for one in out or (Path(stem),) for path in _expanded(one, display, len(methods) > 1)]
-    for path in paths:
-        answer.save(path, display)
-    lost = [name for name in given if name not in {space.source for space in result.spaces}]
-    more = [f"no token was born from the input {name!r}, so it is not drawn" for name in sorted(lost)]
-    for line in summary(answer, display, (*loaded.notes, *display.notes, *more)):
+            answer.save(path)
+    notes = (*explainer.loaded.notes, *display.notes, *unseen(prepared.display, result))
+    if isinstance(answer, Generated):
+        lines = answered(answer, notes)
+    else:
+        lines = summary(answer.result if isinstance(answer, Explanation) else answer, display, notes)
+    for line in (*lines, *(f"wrote     {path}" for path in paths)):
         typer.echo(line)
-    for path in paths:
-        typer.echo(f"wrote     {path}")
 
 
-def shown_by_space(display: Display, spaces: Iterable[TokenSpace], batch: int) -> Display:
-    """Hang pictures and texts, known by the name of their input, on the token spaces born from that input.
+def _answer(
+    explainer: Explainer, ask: Ask, wanted: Wanted, generate: int | None
+) -> tuple[Prepared, Explanation | Generated | Comparison, Display]:
+    """What is shown of the inputs, the explanation, and what is shown beside it."""
+    methods = parse_methods(wanted.method)
+    target = wanted.of(explainer)
+    prepared = Prepared(*ask.prepare(explainer.loaded))
+    how: Any = {"output": wanted.output, "layers": parse_layers(wanted.layers), "mode": wanted.mode}
+    if generate is not None:
+        with working(f"answering, and explaining by {methods[0]}"):
+            said = explainer.generate(prepared, max_new_tokens=generate, method=methods[0], **how)
+        return prepared, said, said.display
+    with working("capturing the model and finding its attentions"):
+        explainer.trace(prepared.inputs)
+    with working(f"explaining by {', '.join(methods)}"):
+        if len(methods) > 1:
+            return prepared, *explainer.compare(prepared, methods=methods, target=target, **how)
+        found = explainer(prepared, target=target, method=methods[0], **how)
+    return prepared, found, found.display
 
-    What there is one of (a picture that is compared with several texts) is shown with every sample.
-    """
-    born = [space for space in spaces if space.origin == "input"]
 
-    def renamed(by_input: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-        found = {space.name: by_input[space.source] for space in born if space.source in by_input}
-        return {name: list(shown) * batch if len(shown) == 1 else shown for name, shown in found.items()}
+def _check_asked(wanted: Wanted, methods: Sequence[str], generate: int | None) -> None:
+    """Refuse what does not go together."""
+    if generate is None:
+        return
+    if len(methods) > 1 or wanted.target is not None or wanted.contrast is not None:
+        raise InputError(
+            "with --generate every token of the answer is explained, by one method",
+            expected="no --target, no --contrast, and one --method",
+            found="several methods" if len(methods) > 1 else "a target",
+        )
 
-    captions = list(display.captions) * batch if len(display.captions) == 1 else display.captions
-    return replace(display, images=renamed(display.images), tokens=renamed(display.tokens), captions=captions)
+
+def answered(answer: Generated, notes: Iterable[str]) -> list[str]:
+    """What was answered, and what it rests on, in a line for each token."""
+    lines = [f"answer    {answer.text}"]
+    for text, one in zip(answer.answer.texts, answer, strict=True):
+        rests = ", ".join(f"{token} {token.share:.0%}" for token in one.top(3))
+        likely = "" if one.probability is None else f"{one.probability:4.2f}  "
+        lines.append(f"{str(text)!r:>14}  {likely}{rests}")
+    lines.append(f"method    {answer.result.method}")
+    lines.append(f"verified  graph and model differ by {answer.result.verified:.1e} at most")
+    return lines + [f"note      {note}" for note in dict.fromkeys((*notes, *answer.result.notes))]
 
 
 def default_stem(model: str, images: tuple[Path, ...], method: str) -> str:
@@ -87,15 +121,20 @@ def default_stem(model: str, images: tuple[Path, ...], method: str) -> str:
     return f"{file_stem(model)}{picture}-{method}"
 
 
-def _check_path(path: Path, several: bool) -> None:
+def _check_path(path: Path, methods: Sequence[str], generate: int | None) -> None:
     """Refuse early what could not be written after all the work."""
     from fxplain.files import check_folder
-    from fxplain.render import save, side_by_side
+    from fxplain.render import answer_page, save, side_by_side
 
-    suffixes = list(side_by_side.WRITERS if several else save.WRITERS)
+    what, writers = "an explanation", list(save.WRITERS)
+    if generate is not None:
+        what, writers = "an answer", list(answer_page.WRITERS)
+    elif len(methods) > 1:
+        what, writers = "a comparison", list(side_by_side.WRITERS)
+    suffixes = writers
     if path.suffix and path.suffix.lower() not in suffixes:
         raise OutputError(
-            f"{'a comparison' if several else 'an explanation'} cannot be written as {path.name!r}",
+            f"{what} cannot be written as {path.name!r}",
             expected=f"a name that ends in {', '.join(suffixes)}, or has no suffix",
             found=path.suffix,
         )
@@ -113,8 +152,6 @@ def _expanded(path: Path, display: Display, several: bool) -> list[Path]:
 
 def summary(answer: Result | Comparison, display: Display, notes: Iterable[str]) -> list[str]:
     """What was explained, in a few lines."""
-    from fxplain.comparison import Comparison
-
     several = isinstance(answer, Comparison)
     results = list(answer.values()) if isinstance(answer, Comparison) else [answer]
     result = results[0]

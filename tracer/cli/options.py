@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import warnings
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fxplain.errors import FxplainError
+from fxplain.errors import FxplainError, InputError
 
 if TYPE_CHECKING:
     from fxplain.adapters import Loaded, LoadOptions
@@ -40,6 +41,9 @@ class Ask:
     input: Path | None = None
     decoder_text: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    pairs: tuple[str, ...] = ()
+    chat: str | None = None
+    audio: tuple[Path, ...] = ()
 
     def with_options(
         self, allow_pickle: bool, allow_remote_code: bool, random_weights: bool, device: str | None
@@ -56,7 +60,8 @@ class Ask:
     @property
     def has_inputs(self) -> bool:
         """Whether any input was given."""
-        return bool(self.images or self.texts or self.input is not None or self.decoder_text is not None)
+        given = (self.images, self.texts, self.audio, self.chat)
+        return any(given) or self.input is not None or self.decoder_text is not None
 
     def load(self) -> Loaded:
         """Load the model."""
@@ -68,8 +73,11 @@ class Ask:
 
     def prepare(self, loaded: Loaded) -> tuple[Any, Any]:
         """The inputs, and what to show for them."""
+        more: dict[str, Any] = {"text_pair": self.pairs, "audio": list(self.audio)}
+        if self.chat is not None:
+            more["chat"] = messages(self.chat)
         return loaded.prepare(
-            image=self.images, text=self.texts, input=self.input, decoder_text=self.decoder_text
+            image=self.images, text=self.texts, input=self.input, decoder_text=self.decoder_text, **more
         )
 
     def example(self, loaded: Loaded) -> tuple[Any, tuple[str, ...]]:
@@ -84,6 +92,29 @@ def tell(notes: Iterable[str], of: str = "") -> None:
     """Print notes on standard error, each once."""
     for note in dict.fromkeys(notes):
         typer.echo(f"note: {of}{note}", err=True)
+
+
+def messages(text: str) -> list[dict[str, Any]]:
+    """The messages of a conversation: those of a JSON file, else the text as a user's only message.
+
+    Raises:
+        InputError: the file holds no messages.
+    """
+    path = Path(text)
+    if path.suffix.lower() != ".json":
+        return [{"role": "user", "content": text}]
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("the conversation cannot be read", where=text, found=str(error)) from error
+    if not isinstance(found, list) or not all(isinstance(m, dict) and "role" in m for m in found):
+        raise InputError(
+            "the file holds no conversation",
+            where=text,
+            expected='[{"role": "user", "content": "..."}, ...]',
+            found=type(found).__name__,
+        )
+    return found
 
 
 @contextmanager

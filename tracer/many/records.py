@@ -64,7 +64,7 @@ def of_result(result: Result, places: list[tuple[int, int, str, str]]) -> list[E
             key=key,
             relevance={name: grid[row].clone() for name, grid in grids.items()},
             score=float(result.score[row]),
-            target=target[row]
+            target=_written(target[row])
             if isinstance(target, (tuple, list))
             else getattr(target, "__name__", "function"),
             output=result.output,
@@ -75,3 +75,8 @@ def of_result(result: Result, places: list[tuple[int, int, str, str]]) -> list[E
         )
         for row, (index, sample, key, digest) in enumerate(places)
     ]
+
+
+def _written(target: Any) -> Any:
+    """An index as it is; a sum of targets has no other form in a file than its text."""
+    return target if isinstance(target, (tuple, list)) else str(target)

@@ -17,6 +17,7 @@ from fxplain.render.words import pieces
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _CELL, _LEFT, _GAP, _LABELS, _DPI = 0.3, 2.2, 0.45, 0.75, 130
 """Inches: side of a cell, room for the names of methods, gap between blocks, room for words."""
@@ -25,6 +26,11 @@ _MOST = 60
 
 
 def heatmap_png(results: Mapping[str, Explained], display: Display) -> bytes:
+    """The cells of :func:`heatmap_figure` as a PNG."""
+    return to_png(heatmap_figure(results, display))
+
+
+def heatmap_figure(results: Mapping[str, Explained], display: Display) -> Figure:
     """One block of cells for each sample and token space that any method gives relevance to."""
     from matplotlib.figure import Figure
 
@@ -45,7 +51,7 @@ def heatmap_png(results: Mapping[str, Explained], display: Display) -> bytes:
         size = (_CELL * len(words) / figure.get_figwidth(), len(results) * _CELL / height)
         _draw(figure.add_axes((*box, *size)), cells, list(results), words, title)
         top -= _LABELS
-    return to_png(figure)
+    return figure
 
 
 def _lines(rows: Sequence[Shown], display: Display, sample: int) -> list[tuple[str, list[str], NDArray[Any]]]:

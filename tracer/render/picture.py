@@ -37,17 +37,23 @@ class Panel:
     """None for the untouched picture."""
 
 
-def picture_png(result: Explained, display: Display) -> bytes:
-    """The overlays of all samples as one PNG, upright and to scale.
-
-    Raises:
-        OutputError: there is no picture to draw on.
-    """
+def picture_figure(result: Explained, display: Display) -> Figure | None:
+    """The overlays of all samples, upright and to scale; None if there is no picture to draw on."""
     rows: list[list[Panel]] = []
     for sample in range(result.batch):
         panels = _panels(result, display, sample)
         rows.extend(panels[i : i + COLUMNS] for i in range(0, len(panels), COLUMNS))
-    if not rows:
+    return figure_of(rows, _head(result, display)) if rows else None
+
+
+def picture_png(result: Explained, display: Display) -> bytes:
+    """The overlays of all samples as one PNG.
+
+    Raises:
+        OutputError: there is no picture to draw on.
+    """
+    figure = picture_figure(result, display)
+    if figure is None:
         raise OutputError(
             "there is no picture to draw the relevance on",
             expected="Display(images={token space: [uint8 H x W x 3, ...]}) for an image or video input",
@@ -55,7 +61,7 @@ def picture_png(result: Explained, display: Display) -> bytes:
             f"token spaces {', '.join(result.relevance)}",
             hint="save as .html for coloured text and bars, or pass the pictures in display",
         )
-    return to_png(figure_of(rows, _head(result, display)))
+    return to_png(figure)
 
 
 def _head(result: Explained, display: Display) -> str:

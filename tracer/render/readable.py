@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fxplain.attention.records import Attention, Stream, TokenSpace
+from fxplain.display import Display
 from fxplain.errors import FxplainError
 from fxplain.questions import Question
 
@@ -52,6 +53,9 @@ class Explained(Protocol):
     def aside(self) -> bool: ...
 
     @property
+    def mode(self) -> str: ...
+
+    @property
     def inputs(self) -> Mapping[str, Tensor]: ...
 
     @property
@@ -59,6 +63,71 @@ class Explained(Protocol):
 
     @property
     def batch(self) -> int: ...
+
+
+class Placed(Protocol):
+    """Where an answer lies; see :class:`fxplain.explainer.answer.Answer`."""
+
+    @property
+    def space(self) -> str: ...
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def texts(self) -> tuple[str, ...]: ...
+
+
+class Ranged(Protocol):
+    """What a column of an answer's matrix stands for; see :class:`fxplain.explainer.generated.Column`."""
+
+    @property
+    def space(self) -> str: ...
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def part(self) -> str: ...
+
+    @property
+    def turn(self) -> str: ...
+
+
+class Answered(Protocol):
+    """An explained answer; :class:`fxplain.Generated` says what each part is."""
+
+    @property
+    def result(self) -> Explained: ...
+
+    @property
+    def display(self) -> Display: ...
+
+    @property
+    def answer(self) -> Placed: ...
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def columns(self) -> tuple[Ranged, ...]: ...
+
+    @property
+    def matrix(self) -> Tensor: ...
+
+    @property
+    def probabilities(self) -> tuple[float | None, ...]: ...
+
+    @property
+    def questions(self) -> tuple[str, ...]: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def facts(self) -> dict[str, Any]: ...
 
 
 class Compared(Protocol):

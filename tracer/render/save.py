@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +18,10 @@ from fxplain.errors import OutputError
 from fxplain.files import check_folder, path_of, write_whole
 from fxplain.render.colours import to_array
 from fxplain.render.readable import Explained
+from fxplain.render.words import TokenText
+from fxplain.run.combined import Combined
 
+FORMAT = "fxplain result 2"
 Writer = Callable[[Explained, Display], bytes]
 
 
@@ -52,8 +55,9 @@ def _png(result: Explained, display: Display) -> bytes:
     return picture_png(result, display)
 
 
-def _json(result: Explained, display: Display) -> bytes:
-    facts = result_json(result, display)
+def json_file(result: Explained, display: Display, more: Mapping[str, Any] | None = None) -> bytes:
+    """The content of a ``.json`` file; ``more`` facts take the place of those of the same names."""
+    facts = result_json(result, display) | {"images": _drawn(display)} | dict(more or {})
     return (json.dumps(facts, allow_nan=False, ensure_ascii=True, indent=1) + "\n").encode("ascii")
 
 
@@ -62,26 +66,37 @@ def result_json(result: Explained, display: Display) -> dict[str, Any]:
     facts = result_facts(result, display)
     for space in facts["spaces"]:
         space["relevance"] = plain(result.relevance[space["name"]])
-    return facts
+    return facts | {"inputs": plain(result.inputs)}
 
 
-def _npz(result: Explained, display: Display) -> bytes:
-    return zipped(
-        {"facts": as_text(result_facts(result, display)), **arrays_of(result), **pictures_of(display)}
-    )
+def _drawn(display: Display) -> dict[str, Any]:
+    """The pictures that are shown as addresses that hold them; those of a video frame by frame."""
+    from fxplain.render.overlay import data_uri
+
+    def drawn(picture: Any) -> Any:
+        array = np.asarray(picture, dtype=np.uint8)
+        return [data_uri(frame) for frame in array] if array.ndim == 4 else data_uri(array)
+
+    return {name: [drawn(one) for one in pictures] for name, pictures in display.images.items()}
+
+
+def npz_file(result: Explained, display: Display, more: Mapping[str, Any] | None = None) -> bytes:
+    """The content of an ``.npz`` file."""
+    facts = result_facts(result, display) | dict(more or {})
+    return zipped({"facts": as_text(facts), **arrays_of(result), **pictures_of(display)})
 
 
 def arrays_of(result: Explained, under: str = "") -> dict[str, Any]:
     """The score and the relevance of token spaces and input elements, by names that begin with ``under``."""
-    found = {f"{under}relevance/{_member(name)}": to_array(v) for name, v in result.relevance.items()}
-    found |= {f"{under}inputs/{_member(name)}": to_array(v) for name, v in result.inputs.items()}
+    found = {f"{under}relevance/{member(name)}": to_array(v) for name, v in result.relevance.items()}
+    found |= {f"{under}inputs/{member(name)}": to_array(v) for name, v in result.inputs.items()}
     return {f"{under}score": to_array(result.score), **found}
 
 
 def pictures_of(display: Display) -> dict[str, Any]:
     """The pictures that are shown, by names of members."""
     return {
-        f"image/{_member(name)}/{i}": np.asarray(picture, dtype=np.uint8)
+        f"image/{member(name)}/{i}": np.asarray(picture, dtype=np.uint8)
         for name, pictures in display.images.items()
         for i, picture in enumerate(pictures)
     }
@@ -92,6 +107,17 @@ def as_text(facts: Mapping[str, Any]) -> Any:
     return np.array(json.dumps(facts, allow_nan=False, ensure_ascii=True))
 
 
+def safetensors_file(result: Explained, display: Display, more: Mapping[str, Any] | None = None) -> bytes:
+    """The content of a ``.safetensors`` file; the facts are in its metadata."""
+    from safetensors.numpy import save as tensors_of
+
+    arrays = {**arrays_of(result), **pictures_of(display)}
+    told = result_facts(result, display) | dict(more or {})
+    facts = json.dumps(told, allow_nan=False, ensure_ascii=True)
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    return tensors_of(whole, {"fxplain": facts})
+
+
 def zipped(arrays: Mapping[str, Any]) -> bytes:
     """The content of an ``.npz`` file, which loads without pickle."""
     buffer = io.BytesIO()
@@ -99,26 +125,37 @@ def zipped(arrays: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _member(name: str) -> str:
+def member(name: str) -> str:
     """A space's name as part of a zip member's name: no path in it."""
     return name.replace("/", "_").replace("\\", "_")
 
 
-WRITERS: Mapping[str, Writer] = {".html": _html, ".png": _png, ".json": _json, ".npz": _npz}
+WRITERS: Mapping[str, Writer] = {
+    ".html": _html,
+    ".png": _png,
+    ".json": json_file,
+    ".npz": npz_file,
+    ".safetensors": safetensors_file,
+}
 """Suffix -> writer of the whole file's content; a suffix that is not here is an error."""
 
 
 def result_facts(result: Explained, display: Display) -> dict[str, Any]:
     """All but the relevance itself, as plain JSON values."""
     return {
-        "format": "fxplain result 1",
+        "format": FORMAT,
         "title": display.title,
         "method": result.method,
         "output": result.output,
-        "target": plain(result.target),
+        "target": _target(result.target),
         "target_names": [display.target_name(result.target, i) for i in range(result.batch)],
         "questions": [display.question(result.questions, i) for i in range(len(result.questions))],
+        "probabilities": [question.probability for question in result.questions],
+        "asked": [plain(asdict(question)) for question in result.questions],
         "score": plain(result.score),
+        "dtype": str(result.score.dtype).removeprefix("torch."),
+        "aside": result.aside,
+        "mode": result.mode,
         "verified": plain(result.verified),
         "notes": [*display.notes, *result.notes],
         "captions": [display.caption(i) for i in range(result.batch)],
@@ -127,7 +164,40 @@ def result_facts(result: Explained, display: Display) -> dict[str, Any]:
         "streams": [plain(asdict(stream)) for stream in result.streams],
         "attentions": [_attention(a) for a in result.attentions],
         "tokens": {name: plain(texts) for name, texts in display.tokens.items()},
+        "marks": {name: [_marks(texts) for texts in samples] for name, samples in display.tokens.items()},
+        "turns": plain(display.turns),
+        "shown_notes": [*display.notes],
+        "labels": _labels(result, display),
     }
+
+
+def _marks(texts: Sequence[str]) -> dict[str, Any] | None:
+    """What texts of tokens say beside their letters; None where they are plain."""
+    if not all(isinstance(text, TokenText) for text in texts):
+        return None
+    written = [text for text in texts if isinstance(text, TokenText)]
+    return {
+        "special": [i for i, text in enumerate(written) if text.special],
+        "read_as": {str(i): text.read_as for i, text in enumerate(written) if text.read_as},
+    }
+
+
+def _target(target: Any) -> Any:
+    """A target, sums of targets written out."""
+    if isinstance(target, (tuple, list)) and not all(isinstance(one, int) for one in target):
+        return [_target(one) for one in target]
+    if isinstance(target, Combined):
+        return {"sum": [{**asdict(term), "target": plain(term.target)} for term in target.terms]}
+    return plain(target)
+
+
+def _labels(result: Explained, display: Display) -> dict[str, str]:
+    """The names of what was asked about; a vocabulary has many others."""
+    asked = [
+        q for question in result.questions for q in (question, *(part.question for part in question.parts))
+    ]
+    names = {question.label: question.named(display.labels).name for question in asked if question.index}
+    return {str(index): name for index, name in names.items() if name}
 
 
 def _attention(attention: Attention) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fxplain.display import Display
@@ -30,6 +30,8 @@ class Token:
     line_break: bool
     special: bool
     """A tokenizer's own mark, always written left to right."""
+    turn: str = ""
+    """The turn of a conversation, or which of two texts, that begins with it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def coloured_texts(result: Explained, display: Display, sample: int) -> list[Col
     for name in result.relevance:
         texts = display.texts(name, sample, result.relevance[name].shape[1])
         if texts is not None:
-            found.append(_coloured(shown(result, name, sample), texts))
+            turns = display.turns.get(name, ())
+            begins = {start: what for start, _, what in (turns[sample] if sample < len(turns) else ())}
+            found.append(_coloured(shown(result, name, sample), texts, begins))
     return found
 
 
@@ -75,7 +79,7 @@ def text_page(result: Explained, display: Display) -> str:
     )
 
 
-def _coloured(space: Shown, texts: Sequence[str]) -> ColouredText:
+def _coloured(space: Shown, texts: Sequence[str], begins: Mapping[int, str]) -> ColouredText:
     unit = space.scale.unit(space.values)
     tokens = []
     # a shorter list of words (the padding cut off) is fine, and so is a longer one
@@ -94,6 +98,7 @@ def _coloured(space: Shown, texts: Sequence[str]) -> ColouredText:
                 before=piece.before,
                 line_break=piece.line_break,
                 special=special(raw),
+                turn=begins.get(i, ""),
             )
         )
     return ColouredText(

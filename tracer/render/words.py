@@ -96,6 +96,40 @@ def _guessed(tokens: Sequence[str]) -> list[Piece]:
     return shown
 
 
+def words(tokens: Sequence[str]) -> list[int]:
+    """For each token the number of its word: tokens without a space between them are one, but for marks,
+    punctuation, and scripts that put no spaces.
+
+    Example:
+        >>> start = TokenText("<s>", special=True)
+        >>> words([start, TokenText("Play"), TokenText("ing"), TokenText(" on"), TokenText("!")])
+        [0, 1, 1, 2, 3]
+    """
+    numbers: list[int] = []
+    shown = pieces(tokens)
+    for i, (token, piece) in enumerate(zip(tokens, shown, strict=True)):
+        before = shown[i - 1] if i else None
+        joined = (
+            before is not None
+            and not piece.before
+            and not before.line_break
+            and not special(token)
+            and not special(tokens[i - 1])
+            and _letters(before.text[-1:]) == _letters(piece.text[:1]) != "apart"
+        )
+        numbers.append(numbers[-1] if joined else (numbers[-1] + 1 if numbers else 0))
+    return numbers
+
+
+def _letters(letter: str) -> str:
+    """Whether a letter goes on a word, is punctuation, or stands for itself (of a script without spaces)."""
+    if letter == _PART:
+        return "letters"
+    if letter and unicodedata.category(letter) == "Lo" and unicodedata.east_asian_width(letter) in "WF":
+        return "apart"
+    return "letters" if letter.isalnum() or letter in "'\u2019_" else "marks"
+
+
 def direction(tokens: Sequence[str]) -> str:
     """``rtl`` if the first letter with a direction is written right to left, else ``ltr``.
 

@@ -14,7 +14,8 @@ from fxplain.errors import NonFiniteError, TargetError
 from fxplain.labels.findings import Findings
 from fxplain.labels.labels import Slot, Value, codes_of, reads_of, samples_of
 from fxplain.questions import Question, name_of_function
-from fxplain.run.asked import Frame, Largest, Region, asked, score_at
+from fxplain.run.asked import Frame, Region
+from fxplain.run.combined import Combined, asked, each_target, parts_of, score_at
 
 Readout = tuple[tuple[int, int], ...]
 """The rows that carry one sample's score: pairs (sample, token), tokens as in the labelling run."""
@@ -27,7 +28,8 @@ class Resolved:
     scores: Tensor
     """[batch], still attached to the graph."""
     target: Any
-    """Per sample the index into the output, without the batch axis; the callable itself, if it was one."""
+    """Per sample the index into the output, without the batch axis, or a sum of them; the callable itself, if
+    it was one."""
     output: str
     rows: tuple[Readout, ...]
     slots: tuple[Slot, ...]
@@ -89,7 +91,8 @@ def resolve(
     Args:
         tensors, values, names: the outputs, their labels and names.
         target: None (arg max per sample), an int, one int (or row of ints) per sample, a tuple that indexes
-            the output without its batch axis, or a callable from the model's output to one score per sample.
+            the output without its batch axis, a sum of such targets, or a callable from the model's output to
+            one score per sample.
         output: name of the output to explain.
         batch: number of samples.
         rebuild: makes the model's own output structure from the tensors, for callables.
@@ -110,7 +113,7 @@ def resolve(
             "there is nothing to explain", expected="at least one sample", found="an empty batch"
         )
     frame = frame or Frame(names[place])
-    given = enumerate(_per_sample(target, samples))
+    given = enumerate(each_target(target, samples))
     found = [asked(per_sample[i].detach(), t, frame, i) for i, t in given]
     scores = torch.stack([score_at(per_sample[i], index) for i, (index, _) in enumerate(found)])
     rows = [_rows_of(value.active, index, tensor.shape, axis, i) for i, (index, _) in enumerate(found)]
@@ -158,46 +161,17 @@ def batch_axis(tensor: Tensor, value: Value, batch: int) -> int | None:
     return None
 
 
-def _per_sample(target: Any, samples: int) -> list[Any]:
-    """One target for each sample."""
-    if isinstance(target, Tensor):
-        target = target.tolist()
-        if isinstance(target, int):
-            return [target] * samples
-    elif hasattr(target, "tolist") and not isinstance(target, int):
-        target = target.tolist()
-    if isinstance(target, bool | float):
-        raise _no_index(target)
-    if isinstance(target, list):
-        entries = [tuple(entry) if isinstance(entry, list) else entry for entry in target]
-        for entry in entries:
-            flat = entry if isinstance(entry, tuple) else () if isinstance(entry, Largest) else (entry,)
-            if not all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in flat):
-                raise _no_index(entry)
-        if len(entries) != samples:
-            raise TargetError(
-                "one target per sample is needed", expected=f"{samples} targets", found=f"{len(entries)}"
-            )
-        return entries
-    if not (target is None or isinstance(target, int | tuple | Largest)):
-        raise TargetError(
-            "this is no target",
-            expected="None, int, tuple, tensor or callable",
-            found=type(target).__name__,
-        )
-    return [target] * samples
-
-
-def _no_index(target: Any) -> TargetError:
-    return TargetError(
-        "a target is an index", expected="None, int, tuple, tensor or callable", found=repr(target)
-    )
-
-
 def _rows_of(
-    slots: Sequence[Slot], index: tuple[int, ...], shape: Sequence[int], axis: int, sample: int
+    slots: Sequence[Slot], index: tuple[int, ...] | Combined, shape: Sequence[int], axis: int, sample: int
 ) -> Readout:
     """The tokens that the elements of one sample's target belong to; ``axis`` is the batch's."""
+    parts = [_rows_of_part(slots, part, shape, axis, sample) for part in parts_of(index)]
+    return tuple(dict.fromkeys(row for rows in parts for row in rows))
+
+
+def _rows_of_part(
+    slots: Sequence[Slot], index: tuple[int, ...], shape: Sequence[int], axis: int, sample: int
+) -> Readout:
     if not isinstance(index, Region):
         spot = list(index)
         spot.insert(axis, sample)

@@ -1,7 +1,7 @@
 """A product that is added to data in one call becomes a product and a sum: two steps for tokens.
 
-In ``addmm(x, mixing, x)`` the product makes new tokens, and the sum brings them to those of ``x``. Where what it
-is added to is a bias, the call is a linear map, or scores with a bias, and stays whole.
+In ``addmm(x, mixing, x)`` the product makes new tokens, and the sum brings them to those of ``x``. Where
+what it is added to is a bias, the call is a linear map, or scores with a bias, and stays whole.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sparse matrices become dense ones, for which labels and gradients are known.
 
-Elements that a sparse matrix stores and that are 0 are taken for such that it does not store. Where that makes
-a difference, the graph is not the model, and verifying it says so.
+Elements that a sparse matrix stores and that are 0 are taken for such that it does not store. Where that
+makes a difference, the graph is not the model, and verifying it says so.
 """
 
 from __future__ import annotations

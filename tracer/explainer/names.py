@@ -1,16 +1,38 @@
-"""From the text of ``--target`` to a target of :func:`fxplain.explain`."""
+"""Targets by name: from what a person writes to a target of :func:`fxplain.explain`."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from fxplain.errors import TargetError
+from fxplain.run.combined import Combined
 
 _NUMBER = re.compile(r"[+-]?\d+")
 _WORD_START = "Ġ▁ "
 """How vocabularies mark that a word begins."""
+
+
+def named_target(target: Any, labels: Mapping[int, str]) -> Any:
+    """A target with every name in it replaced by its index; what has no name stays as it is.
+
+    Raises:
+        TargetError: a name that is not known.
+
+    Example:
+        >>> named_target(["cat", (7, "dog"), 3], {0: "dog", 1: "cat"})
+        [1, (7, 0), 3]
+    """
+    if isinstance(target, str):
+        return parse_target(target, labels)
+    if isinstance(target, Combined):
+        return target.mapped(partial(named_target, labels=labels))
+    if type(target) in (list, tuple):
+        return type(target)(named_target(one, labels) for one in target)
+    return target
 
 
 def parse_target(text: str, labels: Mapping[int, str]) -> int | tuple[int, ...]:
@@ -31,10 +53,11 @@ def parse_target(text: str, labels: Mapping[int, str]) -> int | tuple[int, ...]:
         >>> parse_target(" France", {4881: " France", 30: "France"})
         4881
     """
-    for index, label in labels.items():  # a space before a word is a part of it
-        if text != text.strip() and text == label:
-            return index
     whole = text.strip()
+    if text != whole:  # a space before a word is a part of it
+        spaced = _whole(text, labels)
+        if spaced is not None:
+            return spaced
     if _NUMBER.fullmatch(whole):
         return int(whole)
     found = _lookup(whole, labels)
@@ -62,11 +85,23 @@ def _index(part: str, labels: Mapping[int, str]) -> int:
 
 def _lookup(name: str, labels: Mapping[int, str]) -> int | None:
     """The index of a name: as it is written, else as a word of a vocabulary, else in other letters' case."""
+    for written in (f" {name}", name):
+        known = _whole(written, labels) if name and hasattr(labels, "index") else None
+        if known is not None:
+            return known
     for same in (_begins, _exact, _word, _any_case, _any_case_word):
         for index, label in labels.items():
             if name and same(name, label):
                 return index
     return None
+
+
+def _whole(text: str, labels: Mapping[int, str]) -> int | None:
+    """The index of a name that is this text; a vocabulary knows it without a look at every word."""
+    if hasattr(labels, "index"):
+        found: int | None = labels.index(text)
+        return found
+    return next((index for index, label in labels.items() if label == text), None)
 
 
 def _begins(name: str, label: str) -> bool:

@@ -1,0 +1,181 @@
+"""Texts, pairs of texts and conversations as ids of tokens, and where their parts lie among these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fxplain.adapters.loaded import Request
+from fxplain.adapters.tensors import accepted, argument, takes_no
+from fxplain.errors import InputError, first_line
+
+if TYPE_CHECKING:
+    from fxplain.adapters.processors import Processors
+
+Message = Mapping[str, Any]
+"""``{"role": "user", "content": "..."}``."""
+Turn = tuple[int, int, str]
+"""First token, the one after the last, and whose turn it is."""
+FIRST, SECOND = "first text", "second text"
+
+
+def is_chat(given: Any) -> bool:
+    """Whether this is a list of messages.
+
+    Example:
+        >>> is_chat([{"role": "user", "content": "Hi"}]), is_chat(["Hi"])
+        (True, False)
+    """
+    listed = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 0
+    return listed and all(isinstance(one, Mapping) and "role" in one for one in given)
+
+
+def written(templater: Any, messages: Sequence[Message], answer: bool = True) -> str:
+    """The conversation by the template of a tokenizer or processor; with what begins the answer.
+
+    Raises:
+        InputError: there is no template, or it refuses these messages.
+    """
+    if not getattr(templater, "chat_template", None):
+        raise InputError(
+            "the tokenizer has no chat template, so messages cannot become a text",
+            expected="tokenizer.chat_template, as models for chats bring it",
+            found=f"{type(templater).__name__} without one",
+            hint="write the conversation as one text",
+        )
+    try:
+        return str(
+            templater.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=answer)
+        )
+    except Exception as error:  # templates are programs of their own, and raise whatever they like
+        raise InputError("the chat template refuses these messages", found=first_line(error)) from error
+
+
+def turns(templater: Any, tokenizer: Any, messages: Sequence[Message], count: int) -> tuple[Turn, ...]:
+    """The turns of a conversation among its tokens; none where the template does not tell them apart.
+
+    A turn goes as far as the conversation does that ends with it.
+
+    Args:
+        templater: what has the template.
+        tokenizer: what made the tokens, and tells which letters each covers.
+        messages: the conversation.
+        count: how many tokens it has.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        return ()
+    whole = written(templater, messages)
+    read = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    starts = [start for start, _ in read["offset_mapping"]]
+    found: list[Turn] = []
+    first = 0
+    for place in range(len(messages)):
+        try:
+            until = written(templater, messages[: place + 1], answer=False)
+        except InputError:  # some templates want a user's message
+            return ()
+        if not whole.startswith(until) or len(starts) != count:
+            return ()
+        last = sum(start < len(until) for start in starts)
+        if last > first:
+            found.append((first, last, str(messages[place]["role"])))
+        first = max(first, last)
+    return (*found, (first, count, "assistant")) if first < count else tuple(found)
+
+
+def pair_turns(encoded: Any) -> tuple[tuple[Turn, ...], ...]:
+    """Of texts that were read as pairs: where each of the two lies, for every sample; none if unknown."""
+    if not getattr(encoded, "is_fast", False):
+        return ()
+    found = []
+    for row in range(len(encoded["input_ids"])):
+        owners = encoded.sequence_ids(row)
+        places = [[i for i, owner in enumerate(owners) if owner == which] for which in (0, 1)]
+        if not all(places):
+            return ()
+        found.append(
+            tuple((own[0], own[-1] + 1, name) for own, name in zip(places, (FIRST, SECOND), strict=True))
+        )
+    return tuple(found)
+
+
+def as_one_text(processors: Processors, request: Request) -> Request:
+    """The conversation as the one text of a request."""
+    text = written(_templater(processors), request.chat)
+    request.learned.texts["input_ids"] = (None,)  # marks of the template are no text of the user's
+    return replace(request, texts=(text,), special=False)
+
+
+def _templater(processors: Processors) -> Any:
+    return processors.joint if getattr(processors.joint, "chat_template", None) else processors.tokenizer
+
+
+def learn_turns(processors: Processors, request: Request, found: Mapping[str, Any]) -> None:
+    """Where the turns of a conversation lie."""
+    if request.chat and torch.is_tensor(found.get("input_ids")):
+        count = found["input_ids"].shape[-1]
+        marked = turns(_templater(processors), processors.tokenizer, request.chat, count)
+        if marked:
+            request.learned.turns["input_ids"] = (marked,)
+
+
+def encode_texts(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
+    texts = list(request.texts)
+    if not texts:
+        return {}
+    if request.pairs and len(request.pairs) != len(texts):
+        raise InputError(
+            "to each text belongs one second text", expected=str(len(texts)), found=str(len(request.pairs))
+        )
+    if argument(model, "input_ids") not in accepted(model):
+        raise takes_no("text", model, "--text")
+    if processors.tokenizer is None:
+        raise InputError(
+            "no tokenizer lies beside the model, so texts cannot become its inputs",
+            expected="tokenizer files in the folder",
+            hint="save the tokenizer there with save_pretrained, or give token ids with --input FILE.pt",
+        )
+    try:
+        given = (texts, list(request.pairs)) if request.pairs else (texts,)
+        length = length_of(model, processors, texts) | (
+            {} if request.special else {"add_special_tokens": False}
+        )
+        found = processors.tokenizer(*given, return_tensors="pt", **length)
+        note_cut(found, length, request, lambda whole: processors.tokenizer(*given, **whole))
+        if request.pairs and (blocks := pair_turns(found)):
+            request.learned.turns[argument(model, "input_ids")] = blocks
+    except Exception as error:  # a tokenizer without a padding token, for instance
+        raise InputError(
+            "the model's tokenizer cannot turn the text into inputs", found=first_line(error)
+        ) from error
+    return dict(found)
+
+
+def length_of(model: Any, processors: Processors, texts: Any) -> dict[str, Any]:
+    """Padding for several texts, and truncation to what the model can take."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(processors.tokenizer, "model_max_length", None)
+    limits = (limit, getattr(config, "max_position_embeddings", None))
+    finite = [limit for limit in limits if isinstance(limit, int) and 0 < limit < 10**6]
+    options: dict[str, Any] = {"padding": True} if len(texts) > 1 else {}
+    return {**options, "truncation": True, "max_length": min(finite)} if finite else options
+
+
+def note_cut(
+    found: Mapping[str, Any],
+    length: Mapping[str, Any],
+    request: Request,
+    encode: Callable[[dict[str, Any]], Mapping[str, Any]],
+) -> None:
+    """Say which texts are longer than what the model takes, and by how much."""
+    limit = length.get("max_length")
+    if limit is None or "input_ids" not in found or found["input_ids"].shape[-1] < limit:
+        return
+    for number, ids in enumerate(encode({"truncation": False})["input_ids"]):
+        if len(ids) > limit:
+            which = f"text {number}" if len(request.texts) > 1 else "the text"
+            request.notes.append(f"{which} is cut: it has {len(ids)} tokens, and the model takes {limit}")

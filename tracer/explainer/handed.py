@@ -1,0 +1,110 @@
+"""What a person hands over, told apart; and what is shown of it, by the tokens that it became."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypedDict
+
+import torch
+
+from fxplain.adapters.generic import Function
+from fxplain.adapters.loaded import Loaded
+from fxplain.adapters.tokenizing import is_chat
+from fxplain.attention.layers import Layers
+from fxplain.attention.records import TokenSpace
+from fxplain.attribution.prediction import Mode
+from fxplain.display import Display
+from fxplain.result import Result
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SOUNDS = (".wav",)
+
+
+class Given(TypedDict, total=False):
+    """What belongs to a text, or takes its place."""
+
+    text_pair: str | Sequence[str]
+    """A second text to each text."""
+    images: Any
+    """Picture files, or pictures (of Pillow, or uint8 [H, W, 3])."""
+    audio: Any
+    """Sound files (.wav), or arrays [sample] at the rate that the model takes, or pairs (array, rate)."""
+    decoder_text: str
+    """What the decoder of an encoder-decoder has said so far."""
+
+
+class Asking(Given, total=False):
+    """How it is explained; see :meth:`fxplain.Traced.explain`."""
+
+    method: str
+    output: str | None
+    layers: Layers | None
+    mode: Mode
+    verify: bool
+
+
+class Prepared(NamedTuple):
+    """What a model is called with, and what is shown for it."""
+
+    inputs: Any
+    display: Display
+    """By the names of inputs."""
+
+
+def apart(asking: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What is handed over, and how it is explained."""
+    unknown = [name for name in asking if name not in Asking.__annotations__]
+    if unknown:
+        raise TypeError(f"there is no {unknown[0]}=; there are {', '.join(Asking.__annotations__)}")
+    given = {name: value for name, value in asking.items() if name in Given.__annotations__}
+    return given, {name: value for name, value in asking.items() if name not in given}
+
+
+def kind_of(inputs: Any, loaded: Loaded) -> str:
+    """What a person has handed over: the name by which ``Loaded.prepare`` takes it, or ``tensors``."""
+    one = inputs[0] if isinstance(inputs, (list, tuple)) and inputs else inputs
+    leaves = inputs.values() if isinstance(inputs, Mapping) else (one,)
+    if any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        return "tensors"
+    if isinstance(loaded.encode, Function):
+        return "given"
+    if is_chat(inputs):
+        return "chat"
+    suffix = Path(one).suffix.lower() if isinstance(one, (str, Path)) and len(str(one)) < 300 else ""
+    if isinstance(one, Path) or (suffix in (*PICTURES, *SOUNDS) and Path(one).is_file()):
+        return "audio" if suffix in SOUNDS else "image"
+    if isinstance(one, str):
+        return "text"
+    return "tensors" if loaded.encode is None else "image"
+
+
+def shown_by_space(display: Display, spaces: Iterable[TokenSpace], batch: int) -> Display:
+    """Hang pictures and texts, known by the name of their input, on the token spaces born from that input.
+
+    What there is one of (a picture that is compared with several texts) is shown with every sample.
+    """
+    born = [space for space in spaces if space.origin == "input"]
+
+    def renamed(by_input: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        found = {space.name: by_input[space.source] for space in born if space.source in by_input}
+        return {name: list(shown) * batch if len(shown) == 1 else shown for name, shown in found.items()}
+
+    captions = list(display.captions) * batch if len(display.captions) == 1 else display.captions
+    return replace(
+        display,
+        images=renamed(display.images),
+        tokens=renamed(display.tokens),
+        turns=renamed(display.turns),
+        captions=captions,
+    )
+
+
+def unseen(display: Display, result: Result) -> list[str]:
+    """Notes on inputs that are shown but hold no token."""
+    sources = {space.source for space in result.spaces}
+    given = {*display.images, *display.tokens}
+    return [
+        f"no token was born from the input {name!r}, so it is not drawn" for name in sorted(given - sources)
+    ]

@@ -1,0 +1,257 @@
+"""A page for an answer of several tokens: point at one, and what it rests on lights up; and its matrix."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fxplain.errors import OutputError
+from fxplain.files import check_folder, path_of, write_whole
+from fxplain.render.colours import kind_name, to_array
+from fxplain.render.overlay import data_uri, enlarge
+from fxplain.render.pages import page
+from fxplain.render.picture import short, to_png
+from fxplain.render.readable import Answered, Ranged
+from fxplain.render.save import json_file, npz_file, safetensors_file
+from fxplain.render.words import Piece, direction, pieces, special, words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FOLD = 160
+"""A prompt of more tokens is folded at first."""
+_MOST_LABELS = 120
+"""Tokens along an axis of the figure that are written out."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One token as the page draws it."""
+
+    piece: Piece
+    column: int
+    """Of the matrix; -1 for the answer's last token, which nothing rests on."""
+    answer: int
+    """Its place in the answer; -1 in the prompt."""
+    mark: bool
+    """A tokenizer's own mark, always written left to right."""
+    overall: str
+    """0 to 1, as CSS writes it: how much the whole answer rests on it."""
+    turn: str
+    """The turn that begins with it."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """The tokens of one input: a text, or a picture with its cells."""
+
+    space: str
+    direction: str
+    spots: tuple[Spot, ...]
+    picture: str = ""
+    """``data:`` address."""
+    across: int = 0
+    """Cells in a row, of tokens with rows and columns."""
+
+
+def save(answered: Answered, path: str | os.PathLike[str]) -> None:
+    """Write an explained answer; see :meth:`fxplain.Generated.save`.
+
+    Raises:
+        OutputError: unknown suffix, no such folder, or the disk refuses.
+    """
+    path = path_of(path)
+    writer = WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise OutputError(
+            f"an explained answer cannot be saved as {path.name!r}",
+            expected=f"a name that ends in {', '.join(WRITERS)}",
+            found=path.suffix or "no suffix",
+        )
+    check_folder(path)
+    write_whole(path, writer(answered))
+
+
+def answer_page(answered: Answered) -> str:
+    """The whole page; it loads nothing, and runs one script, which its policy names by its hash."""
+    values = np.asarray(to_array(answered.matrix), dtype=np.float32)
+    prompt, answer = _blocks(answered, values)
+    columns = answered.columns
+    data = {
+        "values": base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii"),
+        "columns": [_shown(column) for column in columns],
+        "special": [i for i, column in enumerate(columns) if _special(answered, column)],
+        "columnWords": _column_words(answered),
+        "answerWords": words(list(answered.answer.texts)),
+        "answer": [piece.text for piece in pieces(list(answered.answer.texts))],
+        "questions": list(answered.questions),
+        "probabilities": list(answered.probabilities),
+        "read": _read(answered),
+        "fold": _FOLD,
+    }
+    script = _script()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return page(
+        "answer.html.j2",
+        title=answered.display.title or "fxplain",
+        answered=answered,
+        result=answered.result,
+        prompt=prompt,
+        answer=answer,
+        rows=_rows(answered, values),
+        notes=answered.notes,
+        likely=_likely(answered),
+        data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+        script=script,
+        digest=digest,
+        kinds={kind: kind_name(kind) for kind in dict.fromkeys(a.kind for a in answered.result.attentions)},
+    )
+
+
+@cache
+def _script() -> str:
+    return (files("fxplain.render") / "templates" / "answer.js").read_text(encoding="utf-8")
+
+
+def _blocks(answered: Answered, values: Any) -> tuple[list[Block], Block]:
+    """The prompt, input by input, and the answer."""
+    shares = _shares(values).mean(0)
+    strong = shares / max(float(shares.max(initial=0.0)), 1e-12)
+    by_space: dict[str, list[int]] = {}
+    for number, column in enumerate(answered.columns):
+        by_space.setdefault(column.space, []).append(number)
+    blocks = []
+    for space, numbers in by_space.items():
+        inside = [n for n in numbers if answered.columns[n].part == "prompt"]
+        if inside:
+            blocks.append(_block(answered, space, inside, strong))
+    said = [n for n, column in enumerate(answered.columns) if column.part == "answer"]
+    texts = list(answered.answer.texts)
+    spots = [
+        Spot(piece, said[i] if i < len(said) else -1, i, special(text), "0", "")
+        for i, (piece, text) in enumerate(zip(pieces(texts), texts, strict=True))
+    ]
+    return blocks, Block(answered.answer.space, direction(texts), tuple(spots))
+
+
+def _block(answered: Answered, space: str, numbers: Sequence[int], strong: Any) -> Block:
+    columns = [answered.columns[n] for n in numbers]
+    texts = (answered.display.texts(space, 0) or ())[: len(numbers)]
+    grid = next(s.grid for s in answered.result.spaces if s.name == space)
+    if len(texts) == len(numbers):
+        shown = pieces(list(texts))
+    else:
+        texts = [""] * len(numbers)
+        shown = [Piece("", "", False)] * len(numbers)
+    turn, spots = "", []
+    for n, column, piece, text in zip(numbers, columns, shown, texts, strict=True):
+        begins = column.turn if column.turn != turn else ""
+        turn = column.turn
+        piece = replace(piece, before="") if begins else piece
+        spots.append(Spot(piece, n, -1, special(text), f"{strong[n]:.3f}", begins))
+    picture = answered.display.image(space, 0) if len(grid) == 2 else None
+    drawn = "" if picture is None or picture.ndim != 3 else data_uri(enlarge(picture))
+    across = 0 if any(texts) else (grid[-1] if len(grid) > 1 else 0)
+    return Block(space, direction(texts), tuple(spots), drawn, across)
+
+
+def _read(answered: Answered) -> list[list[int]]:
+    """For each token of the answer the columns whose rows were read: they have no relevance of their own."""
+    if not answered.result.aside:
+        return [[] for _ in answered.answer.texts]
+    starts = {space.name: space.start for space in answered.result.spaces}
+    places = {starts[column.space] + column.index: n for n, column in enumerate(answered.columns)}
+    return [[places[token] for token, _ in rows if token in places] for rows in answered.result.readout]
+
+
+def _column_words(answered: Answered) -> list[int]:
+    """For each column the number of its word; what has no text is a word by itself."""
+    numbers: list[int] = []
+    columns = answered.columns
+    for space in dict.fromkeys(column.space for column in columns):
+        own = [column for column in columns if column.space == space]
+        texts = (answered.display.texts(space, 0) or ())[: len(own)]
+        found = words(list(texts)) if len(texts) == len(own) else list(range(len(own)))
+        start = numbers[-1] + 1 if numbers else 0
+        numbers += [start + number for number in found]
+    return numbers
+
+
+def _shown(column: Ranged) -> str:
+    return pieces([column.text])[0].text if column.text else f"{column.space} {column.index}"
+
+
+def _special(answered: Answered, column: Ranged) -> bool:
+    texts = answered.display.texts(column.space, 0) or ()
+    return column.index < len(texts) and special(texts[column.index])
+
+
+def _shares(values: Any) -> Any:
+    """[answer token, column]: of each row the part of all its relevance; 0 where there is none."""
+    sizes = np.abs(values)
+    return sizes / np.maximum(sizes.sum(-1, keepdims=True), 1e-30)
+
+
+def _rows(answered: Answered, values: Any, most: int = 5) -> list[dict[str, Any]]:
+    """Each token of the answer with what it rests on most."""
+    shares = _shares(values)
+    found = []
+    for place, (row, question) in enumerate(zip(shares, answered.questions, strict=True)):
+        first = np.argsort(-row, kind="stable")[:most]
+        rests = [(_shown(answered.columns[n]), f"{row[n] * 100:.0f} %") for n in first if row[n] > 0]
+        text = pieces([answered.answer.texts[place]])[0].text
+        found.append({"text": text, "question": question, "rests": rests})
+    return found
+
+
+def _likely(answered: Answered) -> float | None:
+    """How likely the model held the whole answer."""
+    found = answered.probabilities
+    known = [one for one in found if one is not None]
+    return float(np.exp(np.sum(np.log(np.maximum(known, 1e-300))))) if len(known) == len(found) else None
+
+
+def notebook_html(answered: Answered) -> str:
+    """The page in a frame of its own, which changes nothing around it and is not changed by it."""
+    return page("frame.html.j2", content=answer_page(answered), title=short(answered.text, 80))
+
+
+def matrix_figure(answered: Answered) -> Figure:
+    """The matrix as cells: a row for each token of the answer, darker where it rests on a token more."""
+    from matplotlib.figure import Figure
+
+    values = np.asarray(to_array(answered.matrix))
+    rows, across = values.shape
+    size = (min(2.0 + 0.22 * across, 40.0), min(1.6 + 0.22 * rows, 40.0))
+    figure = Figure(figsize=size, dpi=110, facecolor="white", layout="constrained")
+    axes = figure.add_subplot()
+    cells = axes.imshow(_shares(values) * 100, aspect="auto", cmap="Oranges", interpolation="nearest", vmin=0)
+    figure.colorbar(cells, ax=axes, label="% of the token's relevance", shrink=0.8)
+    axes.set_ylabel("answer", parse_math=False)
+    if across <= _MOST_LABELS:
+        names = [short(_shown(column), 14) for column in answered.columns]
+        axes.set_xticks(range(across), names, rotation=60, ha="right", size=7, parse_math=False)
+    if rows <= _MOST_LABELS:
+        names = [short(piece.text, 14) for piece in pieces(list(answered.answer.texts))]
+        axes.set_yticks(range(rows), names, size=7, parse_math=False)
+    axes.set_title(short(answered.display.title, 80), size=9, loc="left", parse_math=False)
+    return figure
+
+
+WRITERS: Mapping[str, Callable[[Answered], bytes]] = {
+    ".html": lambda answered: answer_page(answered).encode("utf-8"),
+    ".png": lambda answered: to_png(matrix_figure(answered)),
+    ".json": lambda answered: json_file(answered.result, answered.display, answered.facts()),
+    ".npz": lambda answered: npz_file(answered.result, answered.display, answered.facts()),
+    ".safetensors": lambda answered: safetensors_file(answered.result, answered.display, answered.facts()),
+}
+"""Suffix -> writer of the whole file's content; a suffix that is not here is an error."""
