@@ -71,6 +71,11 @@ class Vocabulary(Mapping[int, str]):
         """All words; worked out once, in a second or two."""
         return self._all.items()
 
+    def pieces(self, text: str) -> list[str]:
+        """The words of the vocabulary that a text is made of."""
+        ids = self._speller.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [self.get(one, f"<{one}>") for one in ids]
+
     def __getitem__(self, index: int) -> str:
         piece = self._pieces[index] if isinstance(index, int) and 0 <= index < len(self._pieces) else None
         if piece is None:

@@ -175,6 +175,7 @@ def _joint(model: Any, processors: Processors, request: Request) -> dict[str, An
     texts = [marker + text if marker and marker not in text else text for text in request.texts]
     try:
         length = length_of(model, processors, texts)
+        length |= {} if request.special else {"add_special_tokens": False}
         found = dict(processors.joint(images=images, text=texts, return_tensors="pt", **length))
         note_cut(found, length, request, lambda whole: processors.joint(images=images, text=texts, **whole))
         return found

@@ -184,7 +184,12 @@ def make_result(
 @cache
 def _text(batch: int) -> Result:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 24, "num_attention_heads": 12, "intermediate_size": 8, "vocab_size": 30}
+    sizes: dict[str, Any] = {
+        "hidden_size": 24,
+        "num_attention_heads": 12,
+        "intermediate_size": 8,
+        "vocab_size": 30,
+    }
     model = hf.BertForSequenceClassification(hf.BertConfig(**sizes, num_hidden_layers=2, num_labels=5)).eval()
     words = torch.arange(9).repeat(batch, 1)
     return fxplain.trace(model, words).explain(words, 3, mode="matrix")
@@ -193,7 +198,12 @@ def _text(batch: int) -> Result:
 @cache
 def _picture(side: int, batch: int) -> Result:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "num_hidden_layers": 2,
+    }
     config = hf.ViTConfig(**sizes, image_size=2 * side, patch_size=2, num_labels=5)
     pixels = torch.randn(batch, 3, 2 * side, 2 * side)
     return fxplain.explain(hf.ViTForImageClassification(config).eval(), pixels, 3)

@@ -201,6 +201,8 @@ def test_masks_and_kinds_of_tokens_grow_with_the_answer() -> None:
 
 
 def test_what_cannot_be_answered_is_said(explainer: fxplain.Explainer, tmp_path: Path) -> None:
+    with pytest.raises(fxplain.TargetError, match=r"' in' \+ ' france'|'in' \+ ' france'"):
+        explainer("where is paris", target="in france")
     with pytest.raises(fxplain.InputError, match="one at a time"):
         explainer.generate({"input_ids": torch.tensor([[1, 2], [3, 4]])})
     with pytest.raises(fxplain.InputError, match="there is no answer"):

@@ -116,7 +116,7 @@ def kinds(parent: type[Map] = Map) -> Iterator[type[Map]]:
 
 
 def test_every_kind_is_computed_and_saved() -> None:
-    assert len(list(kinds())) == 12
+    assert len(list(kinds())) == 11
     held_in_the_graph = {EdgeList}
     assert set(kinds()) <= {*rebuilt.registry, *contributions_of.registry, *held_in_the_graph}
     assert set(kinds()) <= {*CLASSES.values()}

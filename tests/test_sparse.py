@@ -33,7 +33,9 @@ class Graph(nn.Module):
 
     def forward(self, x: Tensor, adjacency: Tensor | None = None) -> Tensor:
         x = self.embed(x)
-        x = torch.tanh(self.spread(self.adjacency if adjacency is None else adjacency, x))
+        given = self.adjacency if adjacency is None else adjacency
+        assert given is not None
+        x = torch.tanh(self.spread(given, x))
         return self.head((x + self.layer(x, x))[0])
 
 

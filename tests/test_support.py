@@ -209,7 +209,8 @@ def test_ids_that_are_added_to_other_tokens_are_told_with_their_share() -> None:
     result = traced.explain(inputs, target=1)
     assert list(result.relevance) == ["ids"]
     assert broken(traced, inputs, relevance=rows(result)) == ()
-    shares = by_hand(model, inputs)  # type: ignore[arg-type]
+    assert isinstance(model, Located)
+    shares = by_hand(model, inputs)
     for name in ("kinds", "places", "boxes"):
         (note,) = (n for n in result.notes if n.startswith(f"{name} has no tokens of its own"))
         assert "is added to the tokens of ids in the model (tests/test_support.py:" in note
@@ -234,8 +235,9 @@ def test_the_notes_change_no_number(mode: Any) -> None:
 
 def test_an_input_that_does_not_move_the_score_needs_no_note() -> None:
     model, inputs = made(Located), located()
+    assert isinstance(model, Located)
     with torch.no_grad():
-        model.kinds.weight.zero_()  # type: ignore[union-attr]
+        model.kinds.weight.zero_()
     result = fxplain.explain(model, inputs, target=1)
     assert not any(note.startswith("kinds") for note in result.notes)
     assert any(note.startswith("places") for note in result.notes)

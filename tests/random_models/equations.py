@@ -25,7 +25,9 @@ class Map:
 
 
 def averaged(m: Map, slope: Tensor | None) -> Tensor:
-    """Eq. 5 [batch, rows, columns]; rows of merged tokens are divided by their sum, alike where it is 0.
+    """Eq. 5 [batch, rows, columns]; rows of merged tokens are divided by their sum.
+
+    Where it is 0, all tokens of a window (of a pool, all) count alike.
 
     Args:
         m: the map.
@@ -34,7 +36,7 @@ def averaged(m: Map, slope: Tensor | None) -> Tensor:
     if m.merges:
         given = torch.zeros_like(m.weights[..., 0])
         given = given if slope is None else (m.weights * slope[:, :, None]).sum(-1).clamp(min=0)
-        alike = (m.weights != 0).any(-1).to(given)
+        alike = (m.weights != 0).any(-1).to(given) if len(m.rows) > 1 else torch.ones_like(given)
         given = torch.where(given.sum(-1, keepdim=True) == 0, alike, given)
         return given / given.sum(-1, keepdim=True)
     return torch.zeros_like(m.weights[:, 0]) if slope is None else (slope * m.weights).clamp(min=0).mean(1)

@@ -66,12 +66,10 @@ def born(labelled: Labelled, bound: Mapping[str, Tensor], wanted: Tensor) -> tup
         slots = findings.value(node).active
         if not slots or node.name not in findings.ledger.shapes:
             continue
-        older = [
-            codes_of(slot.labels).reshape(-1)
-            for used in node.all_input_nodes
-            for part in findings.parts(used)
-            for slot in part.active
-        ]
+        before = [s for used in node.all_input_nodes for part in findings.parts(used) for s in part.active]
+        if any(torch.equal(slot.labels, slots[0].labels) for slot in before):
+            continue
+        older = [codes_of(slot.labels).reshape(-1) for slot in before]
         tokens = codes_of(slots[0].labels)
         fresh = own[tokens]
         if older:

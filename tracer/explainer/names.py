@@ -72,6 +72,14 @@ def _index(part: str, labels: Mapping[int, str]) -> int:
     if _NUMBER.fullmatch(part):
         return int(part)
     found = _lookup(part, labels)
+    pieces = labels.pieces(part) if found is None and hasattr(labels, "pieces") else []
+    if len(pieces) > 1:
+        raise TargetError(
+            f"{part!r} is no single token, so it is not one target",
+            expected="one token of the vocabulary",
+            found=" + ".join(map(repr, pieces)),
+            hint="ask for the first of them, or explain all as an answer: explainer.explain_generated",
+        )
     if found is None:
         close = difflib.get_close_matches(part, [str(name) for name in labels.values()], n=4, cutoff=0.5)
         raise TargetError(

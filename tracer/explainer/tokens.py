@@ -80,8 +80,9 @@ def strongest(tokens: Iterable[TokenRelevance], count: int) -> tuple[TokenReleva
 
 
 def evenly(tokens: Iterable[TokenRelevance]) -> float:
-    """How sharp an explanation is: as if so many tokens shared it evenly. It is the exponential of the
-    entropy of the shares.
+    """How sharp an explanation is: as if so many tokens shared it evenly.
+
+    It is the exponential of the entropy of the shares.
 
     Example:
         >>> sharp = TokenRelevance(0, "x", 0, (0,), "", relevance=1.0, share=1.0)

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from fxplain import tasks
 from fxplain.capture import inputs, tree
-from fxplain.labels import axes, elements, findings, flows, labels, notebook
+from fxplain.labels import axes, batch_axis, elements, findings, flows, labels, notebook
 from fxplain.saved.older import OLDER
 from fxplain.saved.record import Record, as_record
 
@@ -24,6 +24,7 @@ CLASSES: Mapping[str, type] = {
     f"{home}.{name}": getattr(module, name)
     for home, module, names in (
         ("find", findings, ("Findings",)),
+        ("batch", batch_axis, ("Guess",)),
         ("ledger", notebook, ("Ledger",)),
         ("sites", flows, ("Born",)),
         ("axes", axes, ("Axes",)),

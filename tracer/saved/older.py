@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fxplain.labels.axes import Axes
+from fxplain.labels.batch_axis import Guess
+from fxplain.labels.findings import Findings
 from fxplain.labels.flows import (
     Copied,
     EdgeList,
@@ -24,6 +26,7 @@ from fxplain.labels.flows import (
     Window,
     WrittenOut,
 )
+from fxplain.tasks import Task
 
 Fields = Mapping[str, Any]
 
@@ -76,5 +79,16 @@ def _weights_of(old: Fields) -> Map:
     return WrittenOut(held, weighed, axes, old["normaliser"], old["divided"], old["ones"])
 
 
-OLDER: Mapping[str, Callable[[Fields], Any]] = {"sites.Site": site_of, "sites.Window": dict}
+def findings_of(old: Fields) -> Findings:
+    """What 0.1 saw: all inputs had their samples on the same axis."""
+    guess = Guess(old["batch_axis"], old["batch"], old["listed"])
+    return Findings(old["ledger"], old["outputs"], old["values"], guess, old["joined"])
+
+
+OLDER: Mapping[str, Callable[[Fields], Any]] = {
+    "sites.Site": site_of,
+    "sites.Window": dict,
+    "find.Findings": findings_of,
+    "tasks.Task": lambda old: Task(**old),  # what it did not know of then has the usual value
+}
 """Name of a record -> what it is today, from its fields."""
