@@ -19,7 +19,7 @@ from fxplain.errors import MethodError
 
 # those of layer-wise relevance propagation have tests of their own
 OWN = [name for name, method in METHODS.items() if "lrp" not in name and "LRP" not in method.description]
-LIBRA = [f"{name}+libra" for name in OWN if METHODS[name].gradients]
+LIBRA = [f"{name}+libra" for name in OWN if METHODS[name].takes_libra]
 SELF_ALONE = {"legrad", "legrad+libra"}
 FAMILIES: dict[str, set[str]] = {
     "bert-sdpa": set(),

@@ -19,6 +19,8 @@ IMAGES = ROOT / "docs" / "images"
 # identical to relevancy where no attention runs between two streams
 ACROSS = ("relevancy_no_normalisation", "relevancy_no_self_in_eq10")
 LIBRA = ("relevancy+libra", "gradient_x_input+libra")
+ONLY: list[str] = []
+"""If there are any, the methods that tables are made of; to be filled before their modules are imported."""
 
 TERMS = {
     "relevancy_no_normalisation": "The normalisation of eqs. 8 and 9 helps",
@@ -31,6 +33,8 @@ TERMS = {
 
 VARIANTS = (
     "relevancy+libra",
+    "net_relevancy",
+    "net_relevancy_centred",
     "legrad",
     "transformer_attribution",
     "attnlrp",
@@ -94,6 +98,39 @@ def run(job: Job, count: int | None = None, folder: Path = RESULTS, images: Path
     return table
 
 
+def extend(job: Job, count: int | None = None, folder: Path = RESULTS) -> Table:
+    """Add rows of methods (:data:`ONLY`) to a table that is there. One of its own rows must come out as it
+    was, so that the samples are the same.
+
+    Raises:
+        ValueError: it does not.
+    """
+    file = folder / f"{job.name}.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    table = job.make(count or job.count)
+    new = table.to_json()
+    lead = table.measures[0].name
+    known = [name for name in new["scores"] if name in record["scores"] and name != "random"]
+    for name in known:
+        old, found = (one["scores"][name][lead][0] for one in (record, new))
+        if abs(old - found) > 1e-3 * max(abs(old), 1e-3):
+            raise ValueError(f"{job.name}: {name} has {lead} {found:g}, where the table says {old:g}")
+    if not known:
+        raise ValueError(f"{job.name}: no method is in the table already")
+    lines = {line.split("`")[1]: line for line in record["markdown"].split("\n")[2:]}
+    lines |= {line.split("`")[1]: line for line in table.markdown(job.published).split("\n")[2:]}
+    scores = record["scores"] | {name: row for name, row in new["scores"].items() if name not in known}
+    sign = -1 if table.measures[0].higher_is_better else 1
+    record["scores"] = dict(sorted(scores.items(), key=lambda pair: sign * pair[1][lead][0]))
+    head = record["markdown"].split("\n")[:2]
+    record["markdown"] = "\n".join([*head, *(lines[name] for name in record["scores"])])
+    record["against"] |= {name: gap for name, gap in against(table) if name not in record["against"]}
+    for side in ("positive", "negative") if "curves" in record else ():
+        record["curves"][side] |= {k: v for k, v in new["curves"][side].items() if k not in known}
+    file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return table
+
+
 def checked(claims: Sequence[Claim], table: Table) -> Iterator[dict[str, Any]]:
     """Each claim against each method: the paired difference, and what that says."""
     for claim in claims:
@@ -127,4 +164,4 @@ def against(table: Table) -> Iterator[tuple[str, list[float]]]:
 def all_methods(across: bool) -> list[str]:
     """Every method that applies, ``across``: to attention between two streams."""
     left_out = () if across else ACROSS
-    return [name for name in (*METHODS, *LIBRA) if name not in left_out]
+    return [name for name in ONLY or (*METHODS, *LIBRA) if name not in left_out]

@@ -30,8 +30,10 @@ interval of the gain lies above 0, *does not hold* if it lies below, and is *not
 """
 
 
-MODELS = ("ViT", "BERT", "LXMERT", "VisualBERT", "DETR")
+MODELS = ("ViT", "BERT", "LXMERT", "VisualBERT", "DETR", "SmolLM2", "Gemma 3")
 """The order of the page; others follow."""
+CLUSTERED = ("SmolLM2", "Gemma 3")
+"""Models whose notes say how samples were drawn."""
 
 
 def ordered(jobs: Sequence[Job]) -> list[Job]:
@@ -87,31 +89,6 @@ def _overview(records: Sequence[dict[str, Any]]) -> list[str]:
     return ["\n".join(lines) + "\n"]
 
 
-CLAIMS = """
-**What holds:** relevancy leads chance, Grad-CAM and transformer attribution wherever the samples decide,
-and its last layer alone is never better than all. Class-specific methods gain with the true class
-([bert-true-class](#bert-true-class)). The normalisation of eqs. 8 and 9 and the self-attention terms of eq.
-10 help LXMERT's map of the picture and are not decided elsewhere. **What does not:** relevancy leads
-rollout on the ViT and in the models of other authors, but not on BERT and on the questions about shapes.
-There what matters is much the same whatever the answer (opinion words, the words of the question, regions
-with an object), so attention alone finds it, and the gradient of eq. 5 takes away more than it adds
-(`relevancy_no_gradient`); what it is for shows where the same picture is asked for one thing and then for
-the other ([vit-sensitivity](#vit-sensitivity)). And raw attention leads in models that copy from one place
-by their last layers. Reasons are under the tables.
-"""
-"""What the claims of all tables say together, in words."""
-BETTER = """
-**Balanced gradients are the variant that is nowhere surely worse.** `relevancy+libra` is eqs. 5 to 11 with
-the gradients of LibraGrad (CVPR 2025), which take what a norm divides by, and the weights of other
-attentions, for constants. It is a method of its own, beside the papers' and not in their place. ResLRP
-comes next. The others win on one kind of model and lose on another: `attnlrp`, `cp_lrp` and
-`gradient_x_input+libra` go through the layers to the embeddings, as ResLRP does, and are far ahead on BERT,
-but not on LightGlue, whose code detaches its inputs, nor on LXMERT's regions; LeGrad falls behind on
-rxnmapper and on VisualBERT's regions, and is not defined where one stream attends to another.
-"""
-"""What the table of variants says, in words."""
-
-
 def _in_words(records: Sequence[dict[str, Any]]) -> list[str]:
     """How often relevancy leads each other method: the claims of all tables added up."""
     said: dict[str, list[str]] = {}
@@ -127,7 +104,24 @@ def _in_words(records: Sequence[dict[str, Any]]) -> list[str]:
     for name, answers in said.items():
         counts = [answers.count(one) for one in ("holds", "does not hold", "not decided")]
         lines.append(f"| `{name}` | {' | '.join(map(str, counts))} |")
-    return ["\n".join(lines) + "\n", CLAIMS.strip() + "\n"]
+    return ["\n".join(lines) + "\n", _verdicts(records)]
+
+
+def _verdicts(records: Sequence[dict[str, Any]]) -> str:
+    """What became of each claim, in words: of all its comparisons over all tables."""
+    said: dict[str, list[str]] = {}
+    for record in records:
+        for claim in record["claims"]:
+            said.setdefault(claim["text"], []).append(claim["said"])
+    lines = [
+        "Added up, each claim:\n",
+        "| claim | holds | does not hold | not decided |",
+        "|---|---|---|---|",
+    ]
+    for text, answers in said.items():
+        counts = [answers.count(one) for one in ("holds", "does not hold", "not decided")]
+        lines.append(f"| {text} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines) + "\n"
 
 
 def _variants(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -150,7 +144,26 @@ def _variants(records: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(f"| {record['name']} | {measure} | {scores['relevancy']:.3f} | {' | '.join(cells)} |")
     sums = " | ".join(_won(compared, name) for name in VARIANTS)
     lines.append(f"| **surely better, surely worse** | of {len(compared)} | | {sums} |")
-    return ["\n".join(lines) + "\n", BETTER.strip() + "\n"]
+    return ["\n".join(lines) + "\n", _better(compared)]
+
+
+def _better(records: Sequence[dict[str, Any]]) -> str:
+    """What the table of variants says, in words."""
+    sentences = ["What each is: [methods](methods.md), [LRP methods](methods-lrp.md)."]
+    for name in VARIANTS:
+        gains = {r["name"]: r["against"][name] for r in records if name in r["against"]}
+        if not gains:
+            continue
+        better = sum(low > 0 for _, low, _ in gains.values())
+        worse = [table for table, (*_, high) in gains.items() if high < 0]
+        where = f"worse on {', '.join(worse)}" if worse else "worse nowhere"
+        sentences.append(
+            f"`{name}`: of {len(gains)} tables surely better than relevancy in {better}, surely {where}."
+        )
+    return (
+        "\n".join(f"* {sentence}" if place else f"{sentence}\n" for place, sentence in enumerate(sentences))
+        + "\n"
+    )
 
 
 def _won(records: Sequence[dict[str, Any]], name: str) -> str:
@@ -172,6 +185,7 @@ def _section(job: Job, record: dict[str, Any]) -> str:
     lines = [f"### {record['name']}\n", fill(f"**{job.title}.** {job.about}", 118)]
     lines += [
         f"{record['samples']} samples; {record['cpu_seconds']} seconds of one core.\n",
+        *(f"{note}\n" for note in record["notes"] if record["model"] in CLUSTERED),
         record["markdown"],
         "",
     ]

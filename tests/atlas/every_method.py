@@ -55,7 +55,7 @@ class Verdict:
 
 def names() -> list[str]:
     """All methods, and the balanced ones."""
-    return [*METHODS, *(name + LIBRA for name, method in METHODS.items() if method.gradients)]
+    return [*METHODS, *(name + LIBRA for name, method in METHODS.items() if method.takes_libra)]
 
 
 def judge(registry: Registry, registry_name: str, name: str) -> Verdict:

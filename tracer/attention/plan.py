@@ -50,6 +50,20 @@ class Plan:
         found = torch.where((self.rows >= 0) & (self.cols >= 0), self.rows * nk + self.cols % max(nk, 1), -1)
         return found.expand(self.shape)
 
+    @cached_property
+    def pairs_apart(self) -> bool:
+        """Whether, heads aside, each pair of tokens has at most one element of the map. (False where that
+        is not seen from rows and columns alone.)"""
+        known = self.rows[self.rows >= 0]
+        if self.folded > 1 or len(torch.unique(known)) < len(known):
+            return False
+        # two elements of one pair lie in one row, so at one place of the axes along which rows differ
+        along = [axis for axis, size in enumerate(self.rows.shape) if size > 1]
+        others = [axis for axis in range(self.cols.ndim) if axis not in along]
+        count = torch.Size([self.cols.shape[axis] for axis in others]).numel()
+        lines = self.cols.permute(*along, *others).reshape(-1, count).sort(-1).values
+        return not bool(((lines[:, 1:] == lines[:, :-1]) & (lines[:, 1:] >= 0)).any())
+
     def only(self, sample: int, gradient: Tensor) -> bool:
         """Whether a gradient of the map, or of the output, is zero but for one sample on the assumed axis."""
         samples = samples_on_map(self.site, self.batch)

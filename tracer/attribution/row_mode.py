@@ -11,10 +11,13 @@ from torch import Tensor
 
 from fxplain.attention.plan import Plan
 from fxplain.attribution.prediction import Prediction
+from fxplain.labels.flows import Sampled
+from fxplain.maps.attentions import map_of
 from fxplain.maps.products import Elsewhere, Formed, MapProducts, Summed
 from fxplain.maps.sparse import mixing_products
-from fxplain.maps.weights import HeadMean, attention_weights
+from fxplain.maps.weights import HeadMean, attention_weights, folded_heads
 from fxplain.rules.adjoint import Dense, Weights
+from fxplain.rules.net_relevancy import centred_gradients, net
 from fxplain.run.checkpoint import PassingGradients
 from fxplain.run.replay import Gradients
 from fxplain.run.target import Readout
@@ -31,9 +34,23 @@ class ByHeads:
     """Weights from a function of maps, gradients and the axes of the heads, such as eq. 5."""
 
     head_mean: HeadMean
+    net: bool = False
+    """Whether heads may cancel: ``head_mean`` is signed, and what is negative once all heads of a step are
+    added up counts for nothing."""
+    centred: bool = False
+    """Whether gradients are taken beside the mean of their row; not for samplings, which have no map."""
 
     def __call__(self, prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
-        return attention_weights(plan, prediction.run, gradient, self.head_mean)
+        if not self.centred or gradient is None or isinstance(plan.site.map, Sampled):
+            return attention_weights(plan, prediction.run, gradient, self.head_mean)
+        maps, gradients = map_of(plan.site, prediction.run, gradient)
+        assert gradients is not None
+        gradients = centred_gradients(maps, gradients, plan.site.axes.columns)
+        return folded_heads(plan, maps, gradients, self.head_mean)
+
+    def step(self, weights: Tensor) -> Tensor:
+        """The weights of a step, of which ``weights`` is the sum over its members."""
+        return net(weights) if self.net else weights
 
 
 MOST = 1 << 26
@@ -140,10 +157,13 @@ def _maps(
     for step, site in steps:
         plan = labelled.plans[site]
         if site not in of_site:
-            of_site[site] = [
-                (_map(prediction, member, gradients, weigh, again), share)
-                for member, share in step_members(labelled.classified, labelled.plans, site)
-            ]
+            own_plans = step_members(labelled.classified, labelled.plans, site)
+            if isinstance(weigh, ByHeads) and _is_formed_whole(weigh, own_plans):
+                of_site[site] = [(_net(prediction, own_plans, gradients, weigh, again), 1.0)]
+            else:
+                of_site[site] = [
+                    (_map(prediction, member, gradients, weigh, again), share) for member, share in own_plans
+                ]
         columns, members = step_columns(plan, step), of_site[site]
         whole = columns is None and len(members) == 1
         own = members[0][0] if whole else Summed(members, columns, len(plan.keys))
@@ -152,11 +172,37 @@ def _maps(
     return found
 
 
+def _is_formed_whole(weigh: ByHeads, members: Sequence[tuple[Plan, float]]) -> bool:
+    """Whether no block of a step's map can be worked out without the rest: weights of one pair of tokens, of
+    which the sum is clamped, stand in other members or more than once in a map; or rows are centred."""
+    plan = members[0][0]
+    apart = len(members) == 1 and plan.pairs_apart
+    return plan.site.attends and (weigh.centred or (weigh.net and not apart))
+
+
+def _net(
+    prediction: Prediction,
+    members: Sequence[tuple[Plan, float]],
+    gradients: Sequence[Gradients | None],
+    weigh: ByHeads,
+    again: bool,
+) -> Weights:
+    """The map of a step, formed whole."""
+    return Formed([partial(_dense_net, weigh, prediction, members, of_pass) for of_pass in gradients], again)
+
+
+def _dense_net(
+    weigh: ByHeads, prediction: Prediction, members: Sequence[tuple[Plan, float]], gradients: Gradients | None
+) -> Dense:
+    parts = [share * weigh(prediction, plan, _gradient(plan, gradients)) for plan, share in members]
+    return Dense(weigh.step(sum(parts[1:], parts[0])))
+
+
 def _map(
     prediction: Prediction, plan: Plan, gradients: Sequence[Gradients | None], weigh: Weigh, again: bool
 ) -> Weights:
     if isinstance(weigh, ByHeads) and plan.sampled and plan.site.attends:
-        return MapProducts(plan, prediction.run, gradients, weigh.head_mean, again)
+        return MapProducts(plan, prediction.run, gradients, weigh.head_mean, again, weigh.net)
     if not plan.site.attends:
         # rules ask for the sums of its rows too; it is not much larger than the data it is made of
         return Formed([partial(_mixing, prediction, plan, of_pass) for of_pass in gradients], again=True)
@@ -173,4 +219,5 @@ def _mixing(prediction: Prediction, plan: Plan, gradients: Gradients | None) -> 
 
 
 def _dense(weigh: Weigh, prediction: Prediction, plan: Plan, gradients: Gradients | None) -> Dense:
-    return Dense(weigh(prediction, plan, _gradient(plan, gradients)))
+    found = weigh(prediction, plan, _gradient(plan, gradients))
+    return Dense(weigh.step(found) if isinstance(weigh, ByHeads) else found)

@@ -128,7 +128,8 @@ class Scheduled:
         for site in dict.fromkeys(site for _, site in steps):
             members = step_members(prediction.labelled.classified, plans, site)
             own = [share * self._weights(prediction, plan, gradients) for plan, share in members]
-            weights[site] = sum(own[1:], own[0])
+            total = sum(own[1:], own[0])
+            weights[site] = self.weigh.step(total) if isinstance(self.weigh, ByHeads) else total
         device = prediction.resolved.scores.device  # of a model on several devices, one for all of R
         blocks = [step_weights(weights[site], plans[site], step).to(device) for step, site in steps]
         return schedule(

@@ -30,6 +30,7 @@ from fxplain.attribution.scheduled import Explained, Scheduled, by_heads
 from fxplain.errors import MethodError
 from fxplain.maps.weights import HeadMean
 from fxplain.rules.lrp_maps import positive_head_mean
+from fxplain.rules.net_relevancy import signed_head_mean
 from fxplain.rules.raw_attention import head_mean
 from fxplain.rules.relevancy import Flags, head_mean_relevance
 from fxplain.schedule.rules_over_steps import (
@@ -44,6 +45,7 @@ from fxplain.schedule.rules_over_steps import (
 
 ICCV = "Chefer et al., ICCV 2021"
 CVPR = "Chefer et al., CVPR 2021"
+OURS = "fxplain, after Chefer et al., ICCV 2021, and Mehri et al., CVPR 2025"
 LIBRA = "+libra"
 """Ends the name of a method that is to take balanced gradients."""
 
@@ -57,11 +59,16 @@ class Method:
     description: str
     explain: Callable[[Prediction], Explained]
     gradients: bool
-    """Whether it takes plain gradients of the graph, so that ``+libra`` says something."""
+    """Whether it takes gradients of the graph."""
     attentions: bool = True
     """Whether it goes attention by attention, so that ``layers=`` says something."""
     libra: bool = False
     """Whether its gradients are to be balanced."""
+
+    @property
+    def takes_libra(self) -> bool:
+        """Whether ``+libra`` says something: gradients are taken, and not balanced anyway."""
+        return self.gradients and not self.libra
 
 
 METHODS: dict[str, Method] = {}
@@ -86,15 +93,41 @@ def scheduled(
     return Method(name, paper, description, explain, gradients)
 
 
+def balanced(method: Method) -> Method:
+    """A method whose gradients are always balanced."""
+    return replace(method, libra=True)
+
+
 def relevance_head_mean(maps: Tensor, gradients: Tensor | None, dim: tuple[int, ...]) -> Tensor:
     """The mean over heads of the positive part of maps' relevance."""
     return positive_head_mean(maps, dim)
 
 
 EQ_5, MEAN = by_heads(head_mean_relevance), by_heads(plain_mean)
+NET = by_heads(signed_head_mean, net=True)
 
 register(
     scheduled("relevancy", ICCV, "gradient times attention, self and across streams", RELEVANCY, EQ_5, True),
+    balanced(
+        scheduled(
+            "net_relevancy",
+            OURS,
+            "relevancy with balanced gradients and heads that may cancel: clamped after their mean",
+            RELEVANCY,
+            NET,
+            True,
+        )
+    ),
+    balanced(
+        scheduled(
+            "net_relevancy_centred",
+            OURS,
+            "the same with gradients beside their row's mean: values that are shifted alike change nothing",
+            RELEVANCY,
+            by_heads(signed_head_mean, net=True, centred=True),
+            True,
+        )
+    ),
     scheduled(
         "rollout",
         "Abnar and Zuidema, ACL 2020",
@@ -305,10 +338,16 @@ def method_named(name: str) -> Method:
     method = METHODS[plain]
     if plain == name:
         return method
+    if method.libra:
+        raise MethodError(
+            f"the gradients of {plain!r} are balanced already",
+            expected=repr(plain),
+            found=repr(name),
+        )
     if not method.gradients:
         raise MethodError(
             f"the method {plain!r} takes no gradient that {LIBRA} could balance",
-            expected=", ".join(n for n, m in METHODS.items() if m.gradients),
+            expected=", ".join(n for n, m in METHODS.items() if m.takes_libra),
             found=repr(name),
         )
     return replace(method, name=name, libra=True)

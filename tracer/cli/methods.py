@@ -15,7 +15,7 @@ def table_of_methods() -> str:
     """Every method with one line and its paper, and what the switch says."""
     width = max(map(len, METHODS), default=0)
     lines = [f"{name:<{width}}  {m.description} ({m.paper})" for name, m in METHODS.items()]
-    balanced = ", ".join(name for name, method in METHODS.items() if method.gradients)
+    balanced = ", ".join(name for name, method in METHODS.items() if method.takes_libra)
     lines += [
         "",
         f"NAME{LIBRA} takes balanced gradients (LibraGrad, Mehri et al., CVPR 2025), for these methods:",

@@ -93,18 +93,23 @@ def _summed(map: Sum, site: Site, replay: Replay, gradient: Tensor | None) -> Ma
 
 
 def blocks(
-    site: Site, replay: Replay, gradients: Sequence[Tensor | None], live: Mapping[int, range]
+    site: Site,
+    replay: Replay,
+    gradients: Sequence[Tensor | None],
+    live: Mapping[int, range],
+    whole: Sequence[int] = (),
 ) -> Iterator[Block]:
     """The blocks of an attention's map; elements that are 0 for sure may be left out.
 
     Args:
         gradients: those of the site's tapped tensor, one for each score; None where there is none.
         live: by axis of the map, the only places that are asked for.
+        whole: axes that no block may be cut along, beside those of the columns.
     """
     if isinstance(site.map, Kernel):
-        yield from kernel_blocks(site, replay, gradients, live)
+        yield from kernel_blocks(site, replay, gradients, live, whole)
         return
     maps, first = map_of(site, replay, gradients[0])
     grown = [first, *(map_of(site, replay, gradient)[1] for gradient in gradients[1:])]
-    for where in cuts(maps.shape, site.axes.columns, MOST, live):
-        yield Block(where, maps[where], [None if whole is None else whole[where] for whole in grown])
+    for where in cuts(maps.shape, (*site.axes.columns, *whole), MOST, live):
+        yield Block(where, maps[where], [None if own is None else own[where] for own in grown])

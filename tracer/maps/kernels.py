@@ -39,13 +39,17 @@ def kernel_map(
 
 
 def kernel_blocks(
-    site: Site, replay: Replay, gradients: Sequence[Tensor | None], live: Mapping[int, range]
+    site: Site,
+    replay: Replay,
+    gradients: Sequence[Tensor | None],
+    live: Mapping[int, range],
+    whole: Sequence[int] = (),
 ) -> Iterator[Block]:
     """The blocks of a kernel's map; see :func:`fxplain.maps.attentions.blocks`."""
     query, key, value = _operands(site, replay)
     dtype = torch.promote_types(query.dtype, torch.float32)
     shared = _shared(query, key)
-    for where in cuts(site.shape, [query.ndim - 1], MOST, live, {query.ndim - 3: shared}):
+    for where in cuts(site.shape, [query.ndim - 1, *whole], MOST, live, {query.ndim - 3: shared}):
         lead, rows = where[:-2], where[-2]
         theirs = _of_keys(lead, shared)
         if is_flex(site.node):

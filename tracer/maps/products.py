@@ -21,6 +21,7 @@ from fxplain.maps.attentions import blocks
 from fxplain.maps.blocks import Where
 from fxplain.maps.weights import HeadMean, every_head
 from fxplain.rules.adjoint import Weights
+from fxplain.rules.net_relevancy import net
 from fxplain.run.replay import Gradients, Replay
 
 
@@ -36,6 +37,9 @@ class MapProducts:
     again: bool
     """Whether several products will be asked for: a map that is no larger than twice what it is rebuilt
     from is kept then."""
+    net: bool = False
+    """Whether heads may cancel: ``head_mean`` is signed, and what is negative in the mean of all heads counts
+    for nothing. For maps that hold each pair of tokens once."""
     _kept: list[tuple[Where, list[Tensor]]] | None = field(default=None, repr=False)
 
     def left(self, rows: Tensor) -> Tensor:
@@ -105,7 +109,8 @@ class MapProducts:
         return [None if of_score is None else of_score.get(name) for of_score in self.gradients]
 
     def _formed(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Iterator[Tensor]]]:
-        for block in blocks(self.plan.site, self.replay, self._own(), live):
+        whole = self.plan.heads if self.net else ()
+        for block in blocks(self.plan.site, self.replay, self._own(), live, whole):
             yield block.where, (self._mean(block.maps, gradient) for gradient in block.gradients)
 
     def _mean(self, maps: Tensor, gradient: Tensor | None) -> Tensor:
@@ -113,10 +118,13 @@ class MapProducts:
         plan, heads = self.plan, self.plan.heads
         shape = [1 if axis in heads else size for axis, size in enumerate(maps.shape)]
         if not heads:
-            return every_head(maps, gradient, self.head_mean).reshape(shape)
-        mean = self.head_mean(maps, gradient, heads).reshape(shape)
+            return self._clamped(every_head(maps, gradient, self.head_mean)).reshape(shape)
+        mean = self._clamped(self.head_mean(maps, gradient, heads)).reshape(shape)
         own, whole = (torch.Size([s[axis] for axis in heads]).numel() for s in (maps.shape, plan.full))
         return mean if own == whole else mean * (own / whole)
+
+    def _clamped(self, mean: Tensor) -> Tensor:
+        return net(mean) if self.net else mean
 
 
 def _live(spread: Tensor, plan: Plan) -> dict[int, range] | None:
