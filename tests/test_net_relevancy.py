@@ -61,7 +61,8 @@ def slow(net: Model, x: Tensor, target: int, centred: bool) -> Tensor:
     """Eq. 6 with ``(Σ_h A ∇A / H)⁺``, by autograd on a model whose maps and deviations are cut off."""
     x = net.embed(x)
     maps: list[Tensor] = []
-    for layer in net.layers:
+    layers: list[Any] = list(net.layers)
+    for layer in layers:
         y = libra.layer_norm(layer.norm(x), x, (-1,), layer.norm.weight, layer.norm.eps)
         q, k, v = (part(y).unflatten(-1, (2, 4)).transpose(1, 2) for part in (layer.q, layer.k, layer.v))
         maps.append((q @ k.mT / 2).softmax(-1).detach().requires_grad_())
