@@ -11,7 +11,7 @@ from fxplain.attribution import prediction
 from fxplain.capture.capture import capture
 from fxplain.capture.verify import check, check_finite_outputs, difference, tolerance, verify
 from fxplain.errors import InputError, NonFiniteError, VerificationError
-from fxplain.maps import blocks as map_blocks
+from fxplain.maps import kernels
 from fxplain.where import module_path, source_line
 
 INF = float("inf")
@@ -138,6 +138,6 @@ def test_large_scores_are_rounded_by_more(monkeypatch: pytest.MonkeyPatch) -> No
     result = fxplain.explain(sharp, x, 0)
     assert bool(torch.isfinite(result.relevance["x"]).all())
     # what is no rounding is still told
-    monkeypatch.setattr(map_blocks, "_scale", lambda *_: 0.1)
+    monkeypatch.setattr(kernels, "_scale", lambda *_: 0.1)
     with pytest.raises(VerificationError, match="does not reproduce"):
         fxplain.explain(sharp, x, 0)

@@ -16,7 +16,6 @@ from fxplain.attention.layers import Layers, chosen_sites
 from fxplain.attention.notes import notes_of
 from fxplain.attribution.prediction import Mode, Prediction, aim, run_graph
 from fxplain.attribution.scheduled import Explained, Scheduled
-from fxplain.attribution.sinks import sink_notes
 from fxplain.attribution.table import Method
 from fxplain.attribution.unexplained import unexplained
 from fxplain.capture.guard import forks_told, untouched
@@ -31,9 +30,6 @@ from fxplain.errors import (
 from fxplain.result import Relevance, Result
 from fxplain.run.broken_gradient import ended
 from fxplain.where import place_of
-
-NET = "net_relevancy"
-"""What the notes name where relevance lies on a sink."""
 
 
 def explain_labelled(
@@ -187,7 +183,6 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
         *explained.notes,
         *_unreached(prediction),
         *nothing,
-        *sink_notes(prediction, explained.rows, NET if method.name.startswith("relevancy") else None),
     )
     if prediction.chosen is not None:
         whole = sum(site.attends for site in classified.sites)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,8 @@ from fxplain.result import Result
 from fxplain.run.asked import LARGEST
 from fxplain.traced import Traced, trace
 
-Outcome = Literal["ok", "failed", "not applicable"]
+Outcome = Literal["ok", "failed", "doubted", "not applicable"]
+"""``doubted``: a law does not seem to hold, which asks for a look and is no proof."""
 Answer = Literal["explained", "no attention", "refused"]
 
 NAMES = ("graph", "census", "labels", "attentions", "maps", "relevancy", *(law.name for law in LAWS))
@@ -114,7 +115,7 @@ def check(model: Any, inputs: Any, target: Any = None, output: str | None = None
     except FxplainError as error:
         return Verdict("refused", _refused(findings, traced, error), error, traced)
     findings += [_attentions(traced), _maps(traced, result), _relevancy(traced, result)]
-    findings += map(_law, traced.laws(inputs, result))
+    findings += _laws(traced, inputs, result)
     return Verdict("explained", tuple(findings), None, traced, result)
 
 
@@ -264,12 +265,22 @@ def _wrong(values: Tensor, matrix: Tensor | None) -> Iterator[str]:
             yield f"the {name} is negative: {float(tensor.min()):.2g} at the lowest"
 
 
+def _laws(traced: Traced, inputs: Any, result: Result) -> list[Finding]:
+    """A line for each law; one that a model cannot be held against says why."""
+    try:
+        return [_law(found) for found in traced.laws(inputs, result)]
+    except Exception as error:  # what is checked stands without it
+        why = f"it could not be held against this model: {type(error).__name__}: {error}"
+        return [Finding(law.name, "not applicable", why) for law in LAWS]
+
+
 def _law(found: Judgement) -> Finding:
     fine = found.law.claim
     if found.set_aside:
         places = "place" if len(found.set_aside) == 1 else "places"
         fine += f"; {len(found.set_aside)} {places} set aside: {found.set_aside[0]}"
-    return _judged(found.law.name, shortened(found.broken), fine)
+    judged = _judged(found.law.name, shortened(found.broken), fine)
+    return replace(judged, outcome="doubted") if found.broken else judged
 
 
 def _counted(names: Iterable[str]) -> str:

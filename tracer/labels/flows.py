@@ -270,8 +270,8 @@ class Site:
 
     @property
     def keeps(self) -> list[fx.Node]:
-        """The nodes whose values are needed to rebuild its map; beside a map the values that it weighs."""
-        return list(self.map.operands) if self.map.tapped is not None else self.map.keeps(self.node)
+        """The nodes whose values are needed to rebuild its map."""
+        return [self.tap] if self.map.tapped is not None else self.map.keeps(self.node)
 
 
 @dataclass(frozen=True)
