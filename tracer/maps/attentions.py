@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxplain.labels.axes import Axes
 from fxplain.labels.flows import Kernel, Map, Sampled, Site, Sum, WrittenOut
-from fxplain.maps.blocks import MOST, Block, cuts
+from fxplain.maps.blocks import Block, cuts
 from fxplain.maps.kernels import kernel_blocks, kernel_map
 from fxplain.maps.samplings import sampled_map
 from fxplain.run.replay import Replay
@@ -111,5 +111,5 @@ def blocks(
         return
     maps, first = map_of(site, replay, gradients[0])
     grown = [first, *(map_of(site, replay, gradient)[1] for gradient in gradients[1:])]
-    for where in cuts(maps.shape, (*site.axes.columns, *whole), MOST, live):
+    for where in cuts(maps.shape, (*site.axes.columns, *whole), None, live):
         yield Block(where, maps[where], [None if own is None else own[where] for own in grown])

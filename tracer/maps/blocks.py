@@ -29,18 +29,20 @@ class Block:
 def cuts(
     shape: Sequence[int],
     whole: Sequence[int],
-    most: int,
+    most: int | None,
     live: Mapping[int, range],
     grains: Mapping[int, int] | None = None,
 ) -> Iterator[Where]:
     """Cut an array of that shape into blocks, along its first axes first, never along those in ``whole``.
 
+    ``most``: how many elements a block may have; None: :data:`MOST`.
     ``grains``: by axis, what the size of its pieces must be a multiple of.
 
     Example:
         >>> [[s.start for s in where[:2]] for where in cuts((2, 4, 8), [2], 16, {})]
         [[0, 0], [0, 2], [1, 0], [1, 2]]
     """
+    most = MOST if most is None else most
     spans = [live.get(axis, range(size)) for axis, size in enumerate(shape)]
     count = torch.Size([len(span) for span in spans]).numel()
     pieces = []

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from fxplain.labels.call import literal
 from fxplain.labels.flows import Kernel, Site
-from fxplain.maps.blocks import MOST, Block, Where, cuts
+from fxplain.maps.blocks import Block, Where, cuts
 from fxplain.ops.kernels import flex_scores, is_flex, masked_softmax
 from fxplain.run.replay import Replay
 
@@ -49,7 +49,7 @@ def kernel_blocks(
     query, key, value = _operands(site, replay)
     dtype = torch.promote_types(query.dtype, torch.float32)
     shared = _shared(query, key)
-    for where in cuts(site.shape, [query.ndim - 1, *whole], MOST, live, {query.ndim - 3: shared}):
+    for where in cuts(site.shape, [query.ndim - 1, *whole], None, live, {query.ndim - 3: shared}):
         lead, rows = where[:-2], where[-2]
         theirs = _of_keys(lead, shared)
         if is_flex(site.node):
