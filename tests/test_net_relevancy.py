@@ -95,7 +95,7 @@ def test_against_a_slow_one(method: str, apart: bool, mode: str) -> None:
 def test_heads_are_never_cut_apart(method: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However small the blocks are."""
     wanted = explained(model(), method, "matrix")
-    monkeypatch.setattr("fxplain.maps.kernels.MOST", most)
+    monkeypatch.setattr("fxplain.maps.blocks.MOST", most)
     found = explained(model(), method, "rows")
     torch.testing.assert_close(found.relevance["x"], wanted.relevance["x"], rtol=1e-12, atol=1e-14)
 
