@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import fxplain
 from fxplain.capture import capture as capture_module
 from fxplain.capture.capture import STRATEGIES, Captured, capture
 from fxplain.capture.inputs import normalise
@@ -396,3 +398,35 @@ def test_a_graph_that_is_not_the_model_is_refused(monkeypatch: pytest.MonkeyPatc
     captured = capture(made(Attend), (torch.randn(2, 4, 8),), {})
     assert captured.strategy == "export"
     assert "VerificationError" in captured.reasons["wrong"]
+
+
+def test_weights_whose_sum_overflows_are_finite() -> None:
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.fill_(3e38)
+    assert capture(model, (torch.zeros(1, 2),), {}).verified == 0
+
+
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the products of a linear map that compute anything."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        computes = all(type(each) in (Tensor, nn.Parameter) for each in args if isinstance(each, Tensor))
+        self.count += computes and func in (torch.ops.aten.addmm.default, torch.ops.aten.linear.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_trace_runs_the_model_once_and_its_graph_once(batch: int) -> None:
+    """One run of the graph serves its labels and the comparison with the model."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).eval()
+    x = torch.randn(batch, 5, 6)
+    with Products() as once:
+        model(x)
+    with Products() as counted:
+        fxplain.trace(model, x)
+    assert counted.count == 2 * once.count

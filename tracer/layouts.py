@@ -8,9 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fxplain.attention.labelled import Labelled, label
-from fxplain.capture.capture import capture
-from fxplain.capture.captured import Captured
+from fxplain.attention.labelled import Labelled, capture_and_label, label
 from fxplain.capture.inputs import Layout, check_layout, flatten
 from fxplain.capture.sizes import Sizes
 from fxplain.capture.verify import verify
@@ -49,19 +47,15 @@ class Layouts:
         elif isinstance(self.model, SavedModel):
             check_layout(next(iter(self.known.values())).captured.layout, layout)  # raises
         if known is None or not known.holds_for(bound):
-            captured = self._captured(args, kwargs, layout)
-            bound = captured.bind(args, kwargs)
-            return self._keep(layout, label(captured, bound)), bound, captured.verified
+            before = self._sizes.strategies((one.captured for one in self.known.values()), layout)
+            labelled = self._keep(layout, capture_and_label(self.model, args, kwargs, before))
+            return labelled, labelled.captured.bind(args, kwargs), labelled.captured.verified
         # a recorded graph holds constants of the weights too: it is compared again even on its own input
         again = check or known.captured.specialised
         verified = verify(known.captured, args, kwargs) if again else known.captured.verified
         if known.findings.ledger.data_dependent and not known.captured.specialised:
             known = label(known.captured, bound)
         return known, bound, verified
-
-    def _captured(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], layout: Layout) -> Captured:
-        before = self._sizes.strategies((one.captured for one in self.known.values()), layout)
-        return capture(self.model, args, kwargs, before)
 
     def _keep(self, layout: Layout, labelled: Labelled) -> Labelled:
         self.known[_key(layout)] = labelled

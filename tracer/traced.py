@@ -13,13 +13,12 @@ from torch import Tensor
 
 from fxplain.attention.census import census
 from fxplain.attention.graph import attention_graph
-from fxplain.attention.labelled import Labelled, label
+from fxplain.attention.labelled import Labelled, capture_and_label, label
 from fxplain.attention.layers import Layers
 from fxplain.attention.notes import notes_of
 from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
 from fxplain.attribution.prediction import Mode
 from fxplain.attribution.table import Method, method_named, methods_named
-from fxplain.capture.capture import capture
 from fxplain.capture.captured import Captured
 from fxplain.capture.guard import drawing_from, forks_told, one_at_a_time, untouched
 from fxplain.capture.inputs import normalise
@@ -350,10 +349,10 @@ def _trace(model: Any, inputs: Any) -> Traced:
     if isinstance(model, SavedModel) and model.labelled is not None:
         model.labelled.captured.bind(args, kwargs)  # raises where the inputs are of another layout
         return traced_from(model.labelled)
-    captured = model if isinstance(model, Captured) else capture(model, args, kwargs)
     with untouched(None):
-        labelled = label(captured, captured.bind(args, kwargs))
-    return traced_from(labelled)
+        if isinstance(model, Captured):
+            return traced_from(label(model, model.bind(args, kwargs)))
+        return traced_from(capture_and_label(model, args, kwargs))
 
 
 def traced_from(labelled: Labelled) -> Traced:

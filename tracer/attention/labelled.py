@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from fxplain.attention.classify import Classified, classify
 from fxplain.attention.labelling import find
 from fxplain.attention.layers import numbered
 from fxplain.attention.plan import Plan, make_plan
+from fxplain.capture.capture import Strategy, capture
 from fxplain.capture.captured import Captured
-from fxplain.capture.guard import random_state, same_random_numbers
+from fxplain.capture.guard import random_state
 from fxplain.capture.passes.clean import draws_random_numbers
 from fxplain.errors import InputError
 from fxplain.labels.findings import Findings
@@ -44,16 +46,52 @@ class Labelled:
         return all(torch.equal(tensor, bound[node]) for node, tensor in self.inputs.items())
 
 
+def capture_and_label(
+    model: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    before: Sequence[tuple[str, Strategy]] = (),
+) -> Labelled:
+    """Capture a model, and find and classify its attentions: the graph runs once, for both.
+
+    Args and errors as for :func:`fxplain.capture.capture.capture`.
+    """
+    seen: list[_Seen] = []
+
+    def run(captured: Captured, bound: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        found, outputs = _see(captured, bound)
+        seen.append(found)
+        return outputs
+
+    captured = capture(model, args, kwargs, before, run)
+    return _classified(captured, seen[-1])
+
+
 def label(captured: Captured, bound: Mapping[str, Tensor]) -> Labelled:
     """Find and classify all attentions of a captured graph on these tensors."""
+    return _classified(captured, _see(captured, bound)[0])
+
+
+class _Seen(NamedTuple):
+    """What a run of the graph leaves behind."""
+
+    findings: Findings
+    inputs: Mapping[str, Tensor]
+    drawn_from: Callable[[], None] | None
+
+
+def _see(captured: Captured, bound: Mapping[str, Tensor]) -> tuple[_Seen, tuple[Tensor, ...]]:
     check_not_empty(captured, bound)
     own = {p.node: bound[p.node].clone() for p in captured.placeholders if p.kind == "input"}
     draws = draws_random_numbers(captured.graph) is not None
     state = random_state() if draws else None
-    with same_random_numbers():  # the run that these labels are for draws the same
-        findings = find(captured, bound)
+    findings, outputs = find(captured, bound)
     findings.ledger.data_dependent |= draws
-    return replace(labelled_by(captured, findings, own if captured.specialised else {}), drawn_from=state)
+    return _Seen(findings, own if captured.specialised else {}, state), outputs
+
+
+def _classified(captured: Captured, seen: _Seen) -> Labelled:
+    return replace(labelled_by(captured, seen.findings, seen.inputs), drawn_from=seen.drawn_from)
 
 
 def labelled_by(

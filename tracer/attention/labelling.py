@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from fxplain.attention.samples_shown import names_samples, shown
 from fxplain.capture.captured import Captured, Placeholder
+from fxplain.capture.guard import same_random_numbers
 from fxplain.labels.batch_axis import Guess, batch_guesses
 from fxplain.labels.call import op_name
 from fxplain.labels.elements import Root
@@ -39,15 +40,19 @@ MOST_COPIES = 4
 STEM = "stem", "no transfer function, on raw data: tokens are counted from its result"
 
 
-def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
+def find(captured: Captured, bound: Mapping[str, Tensor]) -> tuple[Findings, tuple[Tensor, ...]]:
     """Label the graph on these tensors, with the first batch axis that nothing refutes.
 
     Args:
         captured: the graph and its placeholders.
         bound: a tensor for each placeholder node, as :meth:`Captured.bind` gives them.
+
+    Returns:
+        What is seen, and the graph's outputs.
     """
     joined: dict[int, fx.Node] = {}
     found: list[Findings] = []
+    outputs: tuple[Tensor, ...] = ()
     for guess in batch_guesses(captured, bound):
         if guess.axis is None and found:
             break
@@ -56,12 +61,13 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
         if findings is None and guess.axis is not None and labelling.refuted is not None:
             joined.setdefault(guess.axis, labelling.refuted)
         if findings is not None and (guess.axis is None or names_samples(findings)):
-            found.append(findings)
+            found, outputs = [*found, findings], labelling.outputs
             if guess.axis is None or shown(captured, findings):
                 break
     best = next((each for each in found if shown(captured, each)), found[0])
     sure = len(found) == 1 or (best.batch > 1 and shown(captured, best))
-    return replace(_with_copies(best, captured, bound), joined=tuple(joined.items()), doubted=not sure)
+    best = _with_copies(best, captured, bound)
+    return replace(best, joined=tuple(joined.items()), doubted=not sure), outputs
 
 
 def _with_copies(findings: Findings, captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
@@ -99,29 +105,35 @@ class Labelling:
         self.real: dict[fx.Node, Any] = {}
         self.refuted: fx.Node | None = None
         """The operation that joins what would be samples."""
+        self.outputs: tuple[Tensor, ...] = ()
+        """What the graph gave, once it was run to its end."""
 
     def run(self) -> Findings | None:
         """What is seen; None as soon as information crosses what was taken for the batch."""
+        with torch.no_grad(), same_random_numbers():  # each run draws the same
+            return self._run()
+
+    def _run(self) -> Findings | None:
         last_use = {arg: node for node in self.graph.graph.nodes for arg in node.all_input_nodes}
         output: fx.Node | None = None
-        with torch.no_grad():
-            for node in self.graph.graph.nodes:
-                if node.op == "output":
-                    output = node
-                    break
-                self._step(node)
-                if self.ledger.crossing and self.guess.axis is not None:
-                    self.refuted = node
-                    return None
-                for used in node.all_input_nodes:
-                    if last_use[used] is node:
-                        self.real.pop(used, None)
-                        self.ledger.factors.pop(used.name, None)
-                        self.ledger.partial.pop(used.name, None)
-                        self.ledger.stacks.pop(used.name, None)
-                        self.ledger.weighed.pop(used.name, None)
+        for node in self.graph.graph.nodes:
+            if node.op == "output":
+                output = node
+                break
+            self._step(node)
+            if self.ledger.crossing and self.guess.axis is not None:
+                self.refuted = node
+                return None
+            for used in node.all_input_nodes:
+                if last_use[used] is node:
+                    self.real.pop(used, None)
+                    self.ledger.factors.pop(used.name, None)
+                    self.ledger.partial.pop(used.name, None)
+                    self.ledger.stacks.pop(used.name, None)
+                    self.ledger.weighed.pop(used.name, None)
         assert output is not None
         nodes = [n for n in output.args[0] if isinstance(n, fx.Node)]  # type: ignore[union-attr]
+        self.outputs = tuple(self.real[node] for node in nodes)
         return Findings(
             ledger=self.ledger,
             outputs=tuple(self.values.get(n, NOTHING) for n in nodes),

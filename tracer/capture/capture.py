@@ -22,12 +22,20 @@ from fxplain.capture.passes.clean import draws_random_numbers
 from fxplain.capture.passes.dense import without_sparse
 from fxplain.capture.program import as_module
 from fxplain.capture.record import record
-from fxplain.capture.verify import call, check_finite_outputs, check_finite_weights, verify_draft
+from fxplain.capture.verify import (
+    call,
+    check,
+    check_finite_outputs,
+    check_finite_weights,
+    run,
+    tolerance,
+)
 from fxplain.errors import CaptureError, DeviceError, InputError, VerificationError
 
 __all__ = ["STRATEGIES", "Captured", "Placeholder", "capture"]
 
 Strategy = Callable[[nn.Module, list[Tensor], Layout], Draft]
+Run = Callable[[Captured, Mapping[str, Tensor]], Sequence[Tensor]]
 STRATEGIES: tuple[tuple[str, Strategy], ...] = (("export", export), ("record", record))
 """Tried in this order; the first whose graph reproduces the model's output wins."""
 
@@ -37,10 +45,12 @@ def capture(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     before: Sequence[tuple[str, Strategy]] = (),
+    run: Run | None = None,
 ) -> Captured:
     """Capture ``model(*args, **kwargs)`` in eval mode as a graph that reproduces the model's output.
 
-    ``before``: what to try before :data:`STRATEGIES`.
+    ``before``: what to try before :data:`STRATEGIES`. ``run``: runs a graph on a tensor for each placeholder;
+    what it returns is compared with the model's outputs.
 
     Raises:
         InputError: the model raised on these arguments, or the model is no ``torch.nn.Module`` or
@@ -56,7 +66,7 @@ def capture(
         ('export', ('output',), ['weight', 'bias', 'input'])
     """
     if isinstance(model, ExportedProgram):
-        return replace(capture(as_module(model), args, kwargs), strategy="program")
+        return replace(capture(as_module(model), args, kwargs, run=run), strategy="program")
     model = _plain(model)
     tensors, layout = flatten(model, args, kwargs)
     check_initialised(model)
@@ -64,22 +74,15 @@ def capture(
     check_finite_weights(model)
     tensors = [owned(tensor) for tensor in tensors]  # the model may write into them
     output = _output(model, tensors, layout, places)
-    expected = flatten_output(output)
-    if not expected:
-        raise InputError(
-            "the model returns no tensor",
-            where=type(model).__name__,
-            expected="a tensor, or a container or dataclass with tensors",
-            found=type(output).__name__,
-        )
-    check_finite_outputs(expected)
     reasons: dict[str, str] = {}
     mismatch: VerificationError | None = None
     for name, strategy in (*before, *STRATEGIES):
         try:
             with untouched(model), values_kept(model, tensors, watch=False), same_random_numbers():
                 draft = pruned(as_flags(apart(without_sparse(strategy(model, tensors, layout)))))
-            return _finish(model, draft, tensors, layout, output, name, reasons)
+            return _verified(
+                _captured(model, draft, tensors, layout, output, name, reasons), output, run or _run
+            )
         except VerificationError as error:
             mismatch, reasons[name] = error, _reason(error)
         except Exception as error:  # any failure of a strategy is a reason to try the next one
@@ -94,7 +97,12 @@ def capture(
     )
 
 
-def _finish(
+def _run(captured: Captured, bound: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """The outputs of a graph on a tensor for each placeholder."""
+    return run(captured.graph, list(bound.values()))
+
+
+def _captured(
     model: nn.Module,
     draft: Draft,
     tensors: list[Tensor],
@@ -103,16 +111,15 @@ def _finish(
     strategy: str,
     reasons: Mapping[str, str],
 ) -> Captured:
-    expected = flatten_output(output)
     notes = draft.notes
     if any(module.training for module in model.modules()):
         notes += ("the model was in training mode; captured and explained in eval mode",)
     if random := draws_random_numbers(draft.graph):
         notes += (f"the model draws random numbers (first at node {random}); each run may differ",)
-    captured = Captured(
+    return Captured(
         graph=draft.graph,
         placeholders=draft.placeholders,
-        outputs=tuple(name for name, _ in expected),
+        outputs=tuple(name for name, _ in flatten_output(output)),
         strategy=strategy,
         reasons=dict(reasons),
         specialised=draft.specialised,
@@ -125,9 +132,13 @@ def _finish(
         example=tuple(tensors),
         drawn_from=random_state() if draft.drew else None,  # all that ran put back what it drew
     )
-    values = captured.bind_tensors(tensors)
-    worst = verify_draft(draft, list(values.values()), expected, strategy)
-    return captured.with_verified(worst)
+
+
+def _verified(captured: Captured, output: Any, run: Run) -> Captured:
+    """The captured graph, once it was run and gave what the model gave."""
+    bound, expected = captured.bind_tensors(captured.example), flatten_output(output)
+    allowed = tolerance(list(bound.values()), [tensor for _, tensor in expected])
+    return replace(captured, verified=check(run(captured, bound), expected, allowed, captured.strategy))
 
 
 def _plain(model: Any) -> nn.Module:
@@ -186,7 +197,7 @@ def _output(
 ) -> Any:
     """The model's own output. It may well be spread over devices, if it moves what passes between them."""
     try:
-        return call(model, tensors, layout)
+        output = call(model, tensors, layout)
     except InputError as error:
         if len(places) < 2:
             raise
@@ -196,6 +207,16 @@ def _output(
             found=", ".join(f"{name} on {device}" for device, name in places.items()),
             hint="move them together: model.to(device) and the inputs too",
         ) from error
+    tensors_in_it = flatten_output(output)
+    if not tensors_in_it:
+        raise InputError(
+            "the model returns no tensor",
+            where=type(model).__name__,
+            expected="a tensor, or a container or dataclass with tensors",
+            found=type(output).__name__,
+        )
+    check_finite_outputs(tensors_in_it)
+    return output
 
 
 def _reason(error: Exception) -> str:

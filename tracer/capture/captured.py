@@ -147,9 +147,6 @@ class Captured:
             if all(isinstance(size, int) for size in value.shape)
         }
 
-    def with_verified(self, verified: float) -> Captured:
-        return replace(self, verified=verified)
-
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         """The model's own output structure around these tensors; caches and other objects become None."""
         return rebuild(self.structure, tensors)

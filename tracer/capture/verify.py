@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxplain.capture.captured import Captured, Draft, owned
+from fxplain.capture.captured import Captured, owned
 from fxplain.capture.guard import drawing_from, same_random_numbers, untouched, values_kept
 from fxplain.capture.inputs import Layout, described, signature
 from fxplain.capture.inputs import flatten as flatten_inputs
@@ -138,19 +138,15 @@ def verify(captured: Captured, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     return check(found, expected, allowed, captured.strategy)
 
 
-def verify_draft(
-    draft: Draft, values: Sequence[Tensor], expected: Sequence[tuple[str, Tensor]], strategy: str
-) -> float:
-    """:func:`verify` for a graph that is not a :class:`Captured` yet."""
-    allowed = tolerance(values, [tensor for _, tensor in expected])
-    return check(run(draft.graph, values), expected, allowed, strategy)
-
-
 def check_finite_weights(model: nn.Module) -> None:
     """Raise :class:`NonFiniteError` that names the first parameter with NaN or inf."""
     for path, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(parameter.detach().isfinite().all()):
-            bad = int((~parameter.detach().isfinite()).sum())
+        weights = parameter.detach()
+        # a sum is not finite if an entry is not, and is had several times faster than a look at each; it may
+        # also overflow, so then each is looked at
+        if not parameter.is_floating_point() or bool(weights.sum().isfinite()):
+            continue
+        if bad := int((~weights.isfinite()).sum()):
             raise NonFiniteError(
                 "a parameter of the model is not finite",
                 where=path,
