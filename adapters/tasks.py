@@ -107,6 +107,8 @@ def _of_transformers(model: Any) -> Task:
     )
     if kind == "unknown" and model.can_generate():
         kind = "next token"
+    if kind in ("next token", "words") and hasattr(config, "causal"):  # one class, for the one and the other
+        kind = "next token" if config.causal else "words"
     decoder = bool(getattr(config, "is_encoder_decoder", False))
     padding = _TEXT_PADDING[:1] if decoder else _TEXT_PADDING[1:]
     told = partial(Task, padding=padding, others=_OUTPUTS)

@@ -10,6 +10,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 import fxplain
+from fxplain.tasks import task_of
 
 TEXT: dict[str, Any] = {
     "hidden_size": 16,
@@ -205,3 +206,13 @@ def test_the_choices_that_an_error_names_are_there() -> None:
     assert "target=(2, 12), word 12 at place 2" in text
     text = refusal(_detr(num_labels=3), {"pixel_values": PICTURE}, output="pred_boxes")
     assert "target=(3, 0), the first number of query 3" in text
+
+
+@pytest.mark.parametrize("name", ["XLM", "Flaubert"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_class_for_two_tasks_has_the_one_that_it_is_configured_for(name: str, causal: bool) -> None:
+    model = getattr(hf, f"{name}WithLMHeadModel")
+    size: dict[str, Any] = {"emb_dim": 16, "n_layers": 1, "n_heads": 2, "vocab_size": 30, "n_words": 30}
+    assert task_of(model(model.config_class(**size, causal=causal))).kind == (
+        "next token" if causal else "words"
+    )

@@ -204,8 +204,12 @@ def _of_inputs(prediction: Prediction, found: list[Propagated]) -> dict[str, Ten
 def _conservation(prediction: Prediction, rules: RuleSet, rows: Tensor) -> tuple[str, ...]:
     seeds = torch.ones_like(rows[:, 0]) if rules.seed == "one" else prediction.resolved.scores.detach()
     found = propagated(prediction, rules)
+    constants = torch.cat([one.constants for one in found])
+    # what would not change a sum of the relevance is a rounding, and not the same in another batch
+    least = 16 * torch.finfo(rows.dtype).eps * (rows.abs().sum(-1) + seeds.abs().to(rows))
+    constants = torch.where(constants.abs() > least.to(constants), constants, 0)
     told = [
         f"{float(row.sum()):.4g} of {float(seed):.4g} reached the tokens, {float(constant):.4g} constants"
-        for row, seed, constant in zip(rows, seeds, torch.cat([one.constants for one in found]), strict=True)
+        for row, seed, constant in zip(rows, seeds, constants, strict=True)
     ]
     return ("relevance, per sample: " + "; ".join(told),)
