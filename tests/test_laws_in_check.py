@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
-from fxplain.attention.labelled import Labelled, label
+from fxplain.attention.labelled import Labelled, capture_and_label
 from fxplain.labels.flows import Site, WrittenOut
 from fxplain.labels.labels import Slot, Value
 from fxplain.laws import step
@@ -43,7 +43,8 @@ X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
 
 def relabelled(monkeypatch: pytest.MonkeyPatch, change: Callable[[Labelled], Labelled]) -> None:
     """From here on, a labelling claims what `change` makes of it."""
-    monkeypatch.setattr("fxplain.traced.label", lambda *given: change(label(*given)))
+    found = "fxplain.traced.capture_and_label"
+    monkeypatch.setattr(found, lambda *given: change(capture_and_label(*given)))
 
 
 def with_sites(labelled: Labelled, change: Callable[[Site], Site]) -> Labelled:

@@ -100,8 +100,8 @@ def test_explains_as_before(name: str, tmp_path: Path, monkeypatch: pytest.Monke
     ]
     traced.save(tmp_path / "model.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
-    monkeypatch.setattr(layouts, "capture", refuse)
-    monkeypatch.setattr(traced_module, "capture", refuse)
+    monkeypatch.setattr(layouts, "capture_and_label", refuse)
+    monkeypatch.setattr(traced_module, "capture_and_label", refuse)
     monkeypatch.setattr(labelling, "find", refuse)
     for unpickle in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, unpickle, refuse)
@@ -324,7 +324,7 @@ def test_the_command_line_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model, inputs = custom()
     traced = fxplain.trace(model, inputs)
     traced.save(tmp_path / "model.pt2")
-    monkeypatch.setattr(layouts, "capture", refuse)
-    monkeypatch.setattr(traced_module, "capture", refuse)
+    monkeypatch.setattr(layouts, "capture_and_label", refuse)
+    monkeypatch.setattr(traced_module, "capture_and_label", refuse)
     loaded = load_model(str(tmp_path / "model.pt2"))
     assert same(fxplain.trace(loaded.model, loaded.inputs).explain(loaded.inputs), traced.explain(inputs))

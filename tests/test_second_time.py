@@ -27,7 +27,7 @@ def test_it_captures_nothing_labels_nothing_and_compares_no_map(monkeypatch: pyt
         raise AssertionError("done again")
 
     for module, name in [
-        (layouts, "capture"),
+        (layouts, "capture_and_label"),
         (layouts, "label"),
         (layouts, "verify"),
         (prediction, "check_rebuilt"),

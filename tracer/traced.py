@@ -17,6 +17,7 @@ from fxplain.attention.labelled import Labelled, capture_and_label, label
 from fxplain.attention.layers import Layers
 from fxplain.attention.notes import notes_of
 from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
+from fxplain.attention.why import Why, why
 from fxplain.attribution.prediction import Mode
 from fxplain.attribution.table import Method, method_named, methods_named
 from fxplain.capture.captured import Captured
@@ -134,6 +135,25 @@ class Traced:
     def census(self) -> tuple[CensusEntry, ...]:
         """Every softmax-like operation with its role and the reason for it."""
         return census(self._first.findings, self._first.classified.sites)
+
+    def why(self, node: str) -> Why:
+        """Why a node of the graph is taken for what it is: for whoever adds an operation, or wonders why an
+        attention was not found. What recognition rules made of it is not in a file of :meth:`save`.
+
+        Args:
+            node: its name, as in the census, in errors and in :attr:`captured`.
+
+        Raises:
+            InputError: the graph has no such node.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+            >>> traced = trace(model, torch.randn(1, 5, 8))
+            >>> traced.why(traced.attentions[0].node).role
+            'self attention 0: src [5] from src [5]'
+        """
+        return why(self._first, node)
 
     def laws(self, inputs: Any, result: Result | None = None) -> tuple[Judgement, ...]:
         """How the laws hold on these inputs: whether what is read into the graph is what the graph does.

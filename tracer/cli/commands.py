@@ -111,6 +111,12 @@ def inspect(
         Form | None, typer.Option("--format", help="By default the suffix of --out, or table.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write there instead of printing.")] = None,
+    why: Annotated[
+        str | None,
+        typer.Option(
+            "--why", metavar="NODE", help="Say of one node of the graph why it is taken for what it is."
+        ),
+    ] = None,
     allow_pickle: AllowPickle = False,
     allow_remote_code: AllowRemoteCode = False,
     random_weights: RandomWeights = False,
@@ -122,7 +128,7 @@ def inspect(
         from fxplain.cli.inspect import run_inspect
 
         ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
-        run_inspect(ask.with_options(allow_pickle, allow_remote_code, random_weights, device), form, out)
+        run_inspect(ask.with_options(allow_pickle, allow_remote_code, random_weights, device), form, out, why)
 
 
 @app.command()

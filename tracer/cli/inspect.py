@@ -28,11 +28,11 @@ _SUFFIXES = {
 }
 
 
-def run_inspect(ask: Ask, form: Form | None, out: Path | None) -> None:
-    """Load, trace on the given or made-up inputs, and show what was found."""
+def run_inspect(ask: Ask, form: Form | None, out: Path | None, why: str | None = None) -> None:
+    """Load, trace on the given or made-up inputs, and show what was found; ``why``: of one node."""
     from fxplain import trace
 
-    form = form or _form_of(out)
+    form = Form.table if why is not None else form or _form_of(out)
     if out is not None:
         from fxplain.files import check_folder
 
@@ -41,7 +41,9 @@ def run_inspect(ask: Ask, form: Form | None, out: Path | None) -> None:
     inputs, notes = ask.example(loaded)
     with working("capturing the model and finding its attentions"):
         traced = trace(loaded.model, inputs)
-    if form is Form.table:
+    if why is not None:
+        text = str(traced.why(why))
+    elif form is Form.table:
         text = overview(loaded.name, traced, notes)
     else:
         from fxplain.render.graph_files import graph_text

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import Tensor, fx
 
 from fxplain.labels.labels import NOTHING, Slot, Value, joined
+from fxplain.labels.notebook import Ledger, Looked
 from fxplain.labels.operand import Operand
-
-if TYPE_CHECKING:
-    from fxplain.labels.notebook import Ledger
 
 
 def aten(names: str) -> tuple[str, ...]:
@@ -67,6 +65,14 @@ class Call:
     def _operand(self, node: Any, real: Tensor) -> Operand:
         value = self.values.get(node, NOTHING) if isinstance(node, fx.Node) else NOTHING
         return Operand(node if isinstance(node, fx.Node) else None, real, value)
+
+    def matched(self, rule: str) -> None:
+        """Note that a recognition rule found what it looks for at this node."""
+        self.ledger.looked.append(Looked(self.node, rule))
+
+    def unmatched(self, rule: str, reason: str) -> None:
+        """Note that a recognition rule did not find it, and why: ``fxplain inspect --why`` prints that."""
+        self.ledger.looked.append(Looked(self.node, rule, reason))
 
     def carry(self, *operands: Operand, slots: Sequence[Slot] = (), **changes: Any) -> Value:
         """A value with the provenance of the operands and the given slots."""

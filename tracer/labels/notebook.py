@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from fxplain.labels.operand import Operand, Taken, Weighed
 
 
+@dataclass(frozen=True)
+class Looked:
+    """A recognition rule that looked at a node, and why it did not match; no reason where it did."""
+
+    node: fx.Node
+    rule: str
+    reason: str = ""
+
+
 @dataclass
 class Ledger:
     """Mutable notes of one labelling run."""
@@ -70,6 +79,8 @@ class Ledger:
     """Products that are scores of columns, summed over the rows of a grid."""
     rows_alike: set[int] = field(default_factory=set)
     """Tokens that several rows of a map are of, along an axis that the values lack: copies, or heads."""
+    looked: list[Looked] = field(default_factory=list)
+    """What the recognition rules made of the nodes that they looked at."""
     _tokens: dict[tuple[str, int], int] = field(default_factory=dict)
     _mixed: dict[tuple[object, ...], int] = field(default_factory=dict)
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor, fx
 
 from fxplain.labels.labels import Slot, Value
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

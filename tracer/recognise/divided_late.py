@@ -28,6 +28,7 @@ MOVES = frozenset(aten(f"{UNARY} {IDENTITY}"))
 DIVISIONS = frozenset(aten("div divide true_divide"))
 PRODUCTS = frozenset(aten("mul"))
 SUMS = frozenset(aten("add sub"))
+DIVIDED, TOGETHER = "a softmax divided late", "parts of one attention"
 
 
 def begin(call: Call, site: Site, sums: Tensor, positive: bool) -> None:
@@ -77,6 +78,8 @@ def _scaled(call: Call, known: list[Partial | None], divides: bool) -> None:
         _join_if_whole(call, new)
     elif all_ones(new.sums, call.result.dtype):
         _mark_divided(call, next(iter(new.factors)), old.positive, twice)
+    elif _unnormalised(call.ledger, new):
+        call.unmatched(DIVIDED, "what the weights of a row sum up to is not 1 after it either")
 
 
 def _mark_divided(call: Call, index: int, positive: bool, ones: bool) -> None:
@@ -86,6 +89,7 @@ def _mark_divided(call: Call, index: int, positive: bool, ones: bool) -> None:
     normaliser = "softmax" if positive else site.map.normaliser
     divided = replace(site.map, divided=True, ones=ones, normaliser=normaliser)
     call.ledger.sites[index] = replace(site, map=divided)
+    call.matched(DIVIDED)
     call.ledger.data_dependent = True  # that the divisor is the sum was seen for these inputs
 
 
@@ -168,11 +172,17 @@ def _join_if_whole(call: Call, new: Partial) -> None:
     added = all(bool((factor >= 0).all()) for factor in new.factors.values())
     whole = new.positive and added and all_ones(new.sums, call.result.dtype)
     over = _same_map(sites)
-    if not (whole or over) or not _can_join(call, sites):
+    if not (whole or over):
+        call.unmatched(TOGETHER, "rows do not sum up to 1 yet, and the parts are no maps of the same values")
+        return
+    if not _can_join(call, sites):
+        call.unmatched(TOGETHER, "a part was divided before, or something has read one by now")
         return
     laid = [_on_map(call, site, new.factors[site.index]) for site in sites]
     if any(part is None for part in laid):
+        call.unmatched(TOGETHER, "a part's rows do not lie as those of the sum, or are scaled by feature")
         return
+    call.matched(TOGETHER)
     _join(call, sites, [part for part in laid if part is not None], whole, over)
 
 

@@ -20,6 +20,7 @@ from fxplain.labels.operand import Operand, Taken
 from fxplain.ops.meeting.mixing import check_samples
 from fxplain.recognise.normaliser import all_ones, is_positive
 
+RULE = "attention along edges"
 ACCUMULATORS = frozenset(aten("index_add index_reduce scatter_add scatter_reduce"))
 
 
@@ -82,11 +83,15 @@ def along_edges(call: Call, source: Operand, pooled: Callable[[Slot], Slot]) -> 
     """
     product = call.ledger.weighed.get(source.node.name) if source.node is not None else None
     line = line_of(call)
-    if product is None or line is None:
+    if product is None:
+        return None
+    if line is None:
+        call.unmatched(RULE, "the index is not along one axis")
         return None
     axis, index = line
     shape = call.ledger.shapes[product.node.name]
     if shape[: axis + 1] != source.shape[: axis + 1]:
+        call.unmatched(RULE, "the weighed values were laid out otherwise before they were summed up")
         return None
     for weights, values in (product.factors, product.factors[::-1]):
         fits = weights.ndim == values.ndim == len(shape) and weights.shape[axis] == shape[axis]
@@ -94,11 +99,15 @@ def along_edges(call: Call, source: Operand, pooled: Callable[[Slot], Slot]) -> 
             keys = values.value.active[0]
             asked = _asking(call, keys, axis, index)
             if asked is not None and _each_its_own(asked, keys, axis, index):
-                return None  # rows that a loop sends away and adds back, as mixtures of experts do
+                # rows that a loop sends away and adds back, as mixtures of experts do
+                call.unmatched(RULE, "each edge leads from a token to itself")
+                return None
             rows = asked or replace(pooled(keys), reads=frozenset())
             ends = replace(rows, labels=_ends(rows, axis, index, weights.ndim))
             read = _attention(call, product.node, weights, values, ends, asked is None)
+            call.matched(RULE)
             return replace(rows, reads=rows.reads | {read})
+    call.unmatched(RULE, "the weights that end in one place do not sum up to 1, or are below 0")
     return None
 
 

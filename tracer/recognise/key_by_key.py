@@ -14,6 +14,8 @@ from fxplain.labels.operand import Operand
 from fxplain.ops.meeting.attending import attend
 from fxplain.ops.meeting.reading import Side, letters_for
 
+RULE = "one key at a time"
+
 
 def weighed_key(call: Call) -> Value | None:
     """The value of ``weights * value`` where the value is of the one token that the weights are of too.
@@ -26,6 +28,7 @@ def weighed_key(call: Call) -> Value | None:
     for weights, value in (operands, operands[::-1]):
         rows = _row(call, weights, value)
         if rows is not None:
+            call.matched(RULE)
             return _attention(call, weights.with_slots(rows), value)
     return None
 
@@ -35,10 +38,15 @@ def _row(call: Call, weights: Operand, value: Operand) -> list[Slot] | None:
     slots, given = weights.value.active, value.value.active
     if len(slots) != 2 or len(given) != 1 or given[0].token_axes or value.node is None:
         return None
-    if value.node.name in call.ledger.partial or not _features(call, weights, value):
+    if value.node.name in call.ledger.partial:
+        call.unmatched(RULE, "what is weighed is what an attention gave, and no value of one key")
+        return None
+    if not _features(call, weights, value):
+        call.unmatched(RULE, "what is weighed has no features of its own")
         return None
     keys = [slot for slot in slots if not slot.token_axes and same_tokens(slot, given[0])]
     if not keys:
+        call.unmatched(RULE, "the weights are of another token than what is weighed")
         return None
     row = slots[0] if keys[-1] is slots[1] else slots[1]
     # a score of one query and one key may be of two tokens for other reasons

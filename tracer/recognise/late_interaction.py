@@ -20,6 +20,7 @@ MOVING = frozenset(
     aten("view reshape unsqueeze squeeze expand expand_as clone detach permute transpose where cat stack")
 )
 
+RULE = "late interaction"
 BLOCKWISE = frozenset(aten("sum amax"))
 
 
@@ -28,12 +29,18 @@ def features_of_rows(call: Call, operand: Operand, axes: Sequence[int], alive: S
     columns = [slot for slot in operand.value.active if any(slot.varies(axis) for axis in axes)]
     firm = all(slot.strength == STRONG for slot in (*alive, *columns))
     if len(alive) != 1 or len(columns) != 1 or not firm or not alive[0].token_axes:
+        call.unmatched(RULE, "it is not over the columns of one map of inputs' tokens by inputs' tokens")
         return list(alive)
     result = call.result[0] if isinstance(call.result, tuple) else call.result
     if not isinstance(result, Tensor) or not result.is_floating_point() or operand.node is None:
         return list(alive)
-    if _samples_apart(alive[0], columns[0]) or _scales(call, alive[0], columns[0]):
+    if _samples_apart(alive[0], columns[0]):
+        call.unmatched(RULE, "its rows and columns are of different samples")
         return list(alive)
+    if _scales(call, alive[0], columns[0]):
+        call.unmatched(RULE, "it only scales something else that is made of the columns, as a softmax does")
+        return list(alive)
+    call.matched(RULE)
     return [record(call, operand, alive[0], columns[0], adds=True)]
 
 

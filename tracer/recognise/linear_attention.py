@@ -15,6 +15,8 @@ from fxplain.labels.labels import Slot, Value, codes_of
 from fxplain.ops.meeting.reading import Side
 from fxplain.ops.sequences import follow_operator
 
+RULE = "linear attention"
+
 
 def read_summaries(call: Call, left: Side, right: Side, slots: Sequence[Slot]) -> list[Slot]:
     """The slots of a product, where one operand is a summary of tokens, with those behind the others'."""
@@ -28,9 +30,15 @@ def read_summaries(call: Call, left: Side, right: Side, slots: Sequence[Slot]) -
             continue
         for node in sorted(summary.operand.value.summed, key=lambda node: node.name):
             source, tokens = call.ledger.summaries[node]
-            if not _only_scales(found[rows[0]], tokens):
-                taken = follow_operator(call, source, tokens, found[rows[0]], alone=False)
-                found[rows[0]] = taken or found[rows[0]]
+            if _only_scales(found[rows[0]], tokens):
+                call.unmatched(RULE, "some of the keys only scale what all were summed to")
+                continue
+            taken = follow_operator(call, source, tokens, found[rows[0]], alone=False)
+            found[rows[0]] = taken or found[rows[0]]
+            if taken is None:
+                call.unmatched(RULE, "its map from keys to queries is not had")
+            else:
+                call.matched(RULE)
     return found
 
 

@@ -15,6 +15,8 @@ from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, same_tokens
 from fxplain.labels.operand import Operand
 from fxplain.ops.meeting.mixing import join
 
+RULE = "tokens laid out otherwise than they were"
+
 
 def relaid_on(call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[Slot]]) -> Slot | None:
     """The tokens of the one operand, with the other's behind them; None where neither is laid out wrongly."""
@@ -27,6 +29,7 @@ def relaid_on(call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[
         # rows and columns of a map lie on axes of their own; a grid and what was laid wrongly on it do not
         among = any(axis in other.token_axes for axis in features) and other.token_axes & kept.token_axes
         if whole and among and same_tokens(kept, other):
+            call.matched(RULE)
             return _taken_in(call, operands[1 - place], kept, other)
     return None
 

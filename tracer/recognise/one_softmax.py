@@ -22,6 +22,7 @@ from fxplain.labels.labels import Slot, Value, reads_of, same_tokens
 from fxplain.ops.meeting.reading import LAYING, before, letters_for, run_on
 
 CUTTING = (*LAYING, *aten("slice narrow split split_with_sizes chunk"), str(getitem))
+AGAIN, WHOLE = "one map for several values", "one softmax over several sets of keys"
 KEEPING = aten("clone contiguous detach dropout alias to _to_copy")
 
 
@@ -30,8 +31,10 @@ def weighing_once(call: Call, site: Site) -> tuple[Site, bool]:
     for other in reversed(call.ledger.sites[: site.index]):
         if not (isinstance(other.map, WrittenOut) and other.map.tapped and site.map.tapped):
             continue
-        one = _weighed_again(call, site, other) or _of_one_softmax(call, site, other)
+        again = _weighed_again(call, site, other)
+        one = again or _of_one_softmax(call, site, other)
         if one is not None:
+            call.matched(WHOLE if again is None else AGAIN)
             call.ledger.sites.pop()
             call.ledger.sites[other.index] = one
             return one, False
@@ -59,14 +62,19 @@ def _weigh_alike(call: Call, one: Site, other: Site) -> bool:
 
 def _of_one_softmax(call: Call, site: Site, other: Site) -> Site | None:
     """The attention by a whole map, of which two sites have columns of their own."""
-    if not site.softmaxes or site.softmaxes != other.softmaxes or not same_tokens(site.rows, other.rows):
+    if not site.softmaxes or site.softmaxes != other.softmaxes:
+        return None
+    if not same_tokens(site.rows, other.rows):
+        call.unmatched(WHOLE, f"its queries are not those of {other.node.name}")
         return None
     if site.rows.reads != other.rows.reads or other.index in site.cols.reads:
+        call.unmatched(WHOLE, f"its queries or keys have read what {other.node.name} gave")
         return None
     ours, theirs = (before(each.map.operands[0], CUTTING) for each in (site, other))
     whole = next((node for node in ours if node in theirs), None)
     value = call.values.get(whole) if whole is not None else None
     if whole is None or not isinstance(value, Value) or len(value.active) != 2:
+        call.unmatched(WHOLE, f"it has no map of queries by keys in common with {other.node.name}")
         return None
     shape = call.ledger.shapes[whole.name]
     held = [_held(chain[: chain.index(whole)], shape) for chain in (ours, theirs)]
@@ -74,6 +82,7 @@ def _of_one_softmax(call: Call, site: Site, other: Site) -> Site | None:
     cols = [slot for slot in value.active if axis is not None and slot.varies(axis)]
     rows = [slot for slot in value.active if axis is not None and not slot.varies(axis)]
     if axis is None or len(cols) != 1:
+        call.unmatched(WHOLE, f"it shares columns with {other.node.name}, or has a single one")
         return None
     return replace(
         other,

@@ -22,6 +22,9 @@ Numbers = Tensor | None
 """Laid out as a tensor: which feature each element is of; None if that was lost sight of."""
 
 
+RULE = "a summary that queries read"
+
+
 def read_by_data(call: Call, features: Sequence[int]) -> bool:
     """Whether a product with other data sums over these axes of the result, as queries do that read keys."""
     stack: list[tuple[fx.Node, Numbers]] = [(call.node, _numbered(call.result.shape, features))]
@@ -31,10 +34,12 @@ def read_by_data(call: Call, features: Sequence[int]) -> bool:
         for user in node.users:
             reads = op_name(user) in PRODUCTS and _of_data(call, user, made)
             if reads and _sums(user, node, numbers):
+                call.matched(RULE)
                 return True
             if user not in seen and op_name(user) not in (*PRODUCTS, *LINEARS):
                 seen.add(user)
                 stack.append((user, _laid_out(user, node, numbers)))
+    call.unmatched(RULE, "no product with other data sums over its features")
     return False
 
 

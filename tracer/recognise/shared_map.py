@@ -16,6 +16,8 @@ from torch import Tensor
 from fxplain.labels.labels import Slot, codes_of, compact, encode, samples_of
 from fxplain.ops.meeting.reading import Side, moved
 
+TIED = "one map for all rows of a grid"
+
 
 @dataclass(frozen=True)
 class Tied:

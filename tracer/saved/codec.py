@@ -41,7 +41,7 @@ CLASSES: Mapping[str, type] = {
 """All that a file may hold, by names that stay when the project's files move; two are called Slot."""
 _NAMES = {kind: name for name, kind in CLASSES.items()}
 
-WHILE_LABELLING = {"ledger.Ledger": {"factors", "partial", "stacks", "_tokens", "_mixed"}}
+WHILE_LABELLING = {"ledger.Ledger": {"factors", "partial", "stacks", "looked", "_tokens", "_mixed"}}
 """Fields that nobody reads once a graph is labelled: they are left out."""
 
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}

@@ -44,7 +44,7 @@ from fxplain.ops.sampling import sum_up
 from fxplain.ops.tokens import woken
 from fxplain.recognise.linear_attention import read_summaries, still_summed
 from fxplain.recognise.read_later import read_by_data
-from fxplain.recognise.shared_map import tied_scores
+from fxplain.recognise.shared_map import TIED, tied_scores
 
 LONGEST_SCORE = 2
 """How many sums of products may lie between a query that was added to keys, and scores."""
@@ -234,7 +234,9 @@ def _both_summed(call: Call, left: Side, right: Side, output: str) -> list[Slot]
     scores = tied_scores(left, right, output)
     if scores is not None:
         call.ledger.tied.add(call.node)
+        call.matched(TIED)
         return scores
+    call.unmatched(TIED, "the tokens that it sums over have no columns of their own on both sides")
     assert right.operand.node is not None
     call.ledger.summaries[call.node] = right.operand.node, right.killed[0]
     return [side.moved(slot, output) for side in (left, right) for slot in side.alive]
