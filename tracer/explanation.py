@@ -175,14 +175,12 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
             "normalised double with every attention (rollout divides them)",
         )
     classified = labelled.classified
-    zero = [str(sample) for sample, row in enumerate(explained.rows) if not bool(row.any())]
-    nothing = (f"no token has any relevance by {method.name} (sample {', '.join(zero)})",) if zero else ()
     notes = (
         *notes_of(labelled, unexplained(prediction)),
         *_passed_over(prediction),
         *explained.notes,
         *_unreached(prediction),
-        *nothing,
+        *_all_zero(explained, method),
     )
     if prediction.chosen is not None:
         whole = sum(site.attends for site in classified.sites)
@@ -205,6 +203,11 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
         mode=explained.mode,
         questions=resolved.questions,
     )
+
+
+def _all_zero(explained: Explained, method: Method) -> tuple[str, ...]:
+    zero = [str(sample) for sample, row in enumerate(explained.rows) if not bool(row.any())]
+    return (f"no token has any relevance by {method.name} (sample {', '.join(zero)})",) if zero else ()
 
 
 def with_matrix(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, cast
@@ -134,17 +134,6 @@ ALIASES = {
     "aten::not_equal": "aten::ne",
 }
 """Second names of operations; ATen keeps them apart, and tags only the first."""
-
-
-def behind(node: fx.Node) -> Iterator[fx.Node]:
-    """All that comes of a node, the nearest first."""
-    queue, seen = [node], {node}
-    while queue:
-        for user in queue.pop(0).users:
-            if user not in seen:
-                seen.add(user)
-                queue.append(user)
-                yield user
 
 
 def op_name(node: fx.Node) -> str:

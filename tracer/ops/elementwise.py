@@ -8,9 +8,9 @@ from dataclasses import replace
 from itertools import product
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from fxplain.labels.call import Call, aten, op_name
+from fxplain.labels.call import Call, aten
 from fxplain.labels.labels import (
     DORMANT,
     STRONG,
@@ -30,11 +30,10 @@ from fxplain.ops.meeting.features import pair_among
 from fxplain.ops.meeting.mixing import join
 from fxplain.ops.names import ADDING, completing, placed, spread, under_condition, without_tables
 from fxplain.ops.sequences import taken_for_data
+from fxplain.recognise.around import first_in_its_module, is_score
 from fxplain.recognise.misplaced import relaid_on
-from fxplain.where import module_path
 
 QUERYING = frozenset(aten("add sub mul"))
-SUMMING = aten("matmul bmm mm einsum baddbmm tensordot cdist")
 JOINING = frozenset(aten("add sub mul"))
 """What of two single tokens has them side by side: a sum of pooled tokens, or their product."""
 MOST_IN_A_STATE = 16
@@ -96,40 +95,13 @@ def _pair_tokens(
         firm = len(own) == 1 and own[0].strength == STRONG and len(theirs) == 2
         crossed = firm and all(slot.token_axes for slot in theirs) and own[0].token_axes == _axes_of(theirs)
         wide = bool(other.ndim) and other.shape[-1] > 1 and other.ndim - 1 not in _axes_of(other.value.active)
-        if crossed and wide and not _is_score(call, other):
+        if crossed and wide and not is_score(call, other):
             return own
     return None
 
 
 def _axes_of(slots: Sequence[Slot]) -> frozenset[int]:
     return frozenset().union(*(slot.token_axes for slot in slots))
-
-
-def _is_score(call: Call, operand: Operand) -> bool:
-    """Whether features of rows and columns were multiplied and summed up on the way to it."""
-    stack = [operand.node]
-    seen = set(stack)
-    while stack:
-        node = stack.pop()
-        before = [] if node is None else node.all_input_nodes
-        values = [call.values.get(each) for each in before]
-        labelled = [isinstance(value, Value) and value.labelled for value in values]
-        sums = node is not None and op_name(node) in SUMMING
-        if sums and sum(labelled) > 1 and _sums_features(call, node):
-            return True
-        for each, value in zip(before, values, strict=True):
-            if isinstance(value, Value) and len(value.active) > 1 and each not in seen:
-                seen.add(each)
-                stack.append(each)
-    return False
-
-
-def _sums_features(call: Call, product: fx.Node | None) -> bool:
-    """Whether a product sums over an axis: only an einsum may not."""
-    if product is None or op_name(product) != "aten::einsum":
-        return product is not None
-    inputs, arrow, output = str(product.args[0]).replace(" ", "").partition("->")
-    return bool(arrow) and any(letter.isalpha() and letter not in output for letter in inputs)
 
 
 def _one_place(call: Call, operands: Sequence[Sequence[Slot]]) -> bool:
@@ -168,8 +140,8 @@ def _samples_meet(operands: Sequence[Sequence[Slot]]) -> bool:
 
 def _told(call: Call) -> None:
     """Note the recurrence, once in a module."""
-    known = (module_path(node) for node, told in call.ledger.unfollowed.items() if told == STATE)
-    if module_path(call.node) not in known:
+    known = [node for node, told in call.ledger.unfollowed.items() if told == STATE]
+    if first_in_its_module(call.node, known):
         call.ledger.unfollowed[call.node] = STATE
 
 

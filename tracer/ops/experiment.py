@@ -66,7 +66,7 @@ def _stays(call: Call, operand: Operand, axes: int, draw: int) -> bool:
 
 def _again(call: Call, operand: Operand, moved: Tensor) -> Tensor:
     """The operation once more, with the operand replaced."""
-    real = dict(zip(call.node.all_input_nodes, _reals(call), strict=True))
+    real = _reals(call)
 
     def value(node: fx.Node) -> Any:
         return moved if node is operand.node else real[node]
@@ -76,12 +76,12 @@ def _again(call: Call, operand: Operand, moved: Tensor) -> Tensor:
     return result
 
 
-def _reals(call: Call) -> list[Any]:
-    """The real values of the node's inputs, in the order of ``all_input_nodes``."""
+def _reals(call: Call) -> dict[fx.Node, Any]:
+    """The real values of the node's inputs."""
     found: dict[fx.Node, Any] = {}
     pairs = [*zip(call.node.args, call.args, strict=True)]
     pairs += [(call.node.kwargs[name], call.kwargs[name]) for name in call.node.kwargs]
     for node, real in pairs:
         items = zip(node, real, strict=True) if isinstance(node, list | tuple) else [(node, real)]
         found.update({n: r for n, r in items if isinstance(n, fx.Node)})
-    return [found[node] for node in call.node.all_input_nodes]
+    return found

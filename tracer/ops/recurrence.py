@@ -7,7 +7,6 @@ state is a token that is made of all of them.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -22,7 +21,7 @@ from fxplain.labels.operand import Operand
 from fxplain.ops.meeting.features import features_pooled
 from fxplain.ops.table import transfer
 from fxplain.ops.tokens import woken
-from fxplain.where import module_path
+from fxplain.recognise.around import calls_alike, used_parts
 
 CELLS = "gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell"
 RECURRENCE = "recurrence", "mixes tokens along time, one after the other: there is no token-to-token map"
@@ -76,7 +75,7 @@ def _state(
     reads = frozenset().union(*(o.value.active[0].reads for o in operands))
     strength = max(o.value.active[0].strength for o in operands)
     source = next((o.value.root for o in operands if o.value.root is not None), call.node.name)
-    alike = _calls_alike(call.node)
+    alike = calls_alike(call.node)
     line = Slot(encode(0, torch.arange(len(alike))), strength)
     line = ledger.rebirth(line, call.node, source, "mixing", ("states", alike[0].name, node is call.node))
     code = int(codes_of(line.labels).reshape(-1)[alike.index(call.node)])
@@ -92,11 +91,6 @@ def _state(
         new_rows=True,
     )
     return replace(born, labels=compact(born.labels), reads=reads | {site.index})
-
-
-def _calls_alike(node: fx.Node) -> list[fx.Node]:
-    """All calls of one cell, in order: its states are tokens of one space."""
-    return [n for n in node.graph.nodes if n.target == node.target and module_path(n) == module_path(node)]
 
 
 @transfer(*aten(LAYERS))
@@ -123,7 +117,7 @@ def _step(call: Call, operand: Operand) -> tuple[Value, ...] | None:
     known = [o for o in (operand, *(_awake(call, o) for o in given)) if o.value.labelled]
     packed = "data" in [argument.name for argument in call.schema.arguments]
     time = 1 if bool(call.argument("batch_first", False)) and operand.ndim == 3 else 0
-    alone = len(known) < 2 and len(_calls_alike(call.node)) < 2
+    alone = len(known) < 2 and len(calls_alike(call.node)) < 2
     if packed or operand.shape[time] != 1 or alone or not operand.value.labelled:
         return None
     samples = _samples(operand, [time, operand.ndim - 1])
@@ -135,7 +129,7 @@ def _step(call: Call, operand: Operand) -> tuple[Value, ...] | None:
 
 def _last(call: Call, operand: Operand, place: int) -> Value:
     """The last states [layer, batch, feature], if they are used."""
-    taken = [n for n in call.node.users if n.target is operator.getitem and n.args[1] == place and n.users]
+    taken = used_parts(call.node, place)
     if not taken or not operand.value.labelled:
         return call.carry(operand)
     packed = "data" in [argument.name for argument in call.schema.arguments]

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels.call import Call, aten, op_name
+from fxplain.labels.call import Call, aten, literal, op_name
 from fxplain.labels.flows import Sampled
 from fxplain.labels.labels import NOTHING, Slot, Value, compact, encode, reads_of, samples_of
 from fxplain.labels.operand import Operand
 from fxplain.ops.meeting.mixing import check_samples
 from fxplain.ops.table import transfer
+from fxplain.recognise.around import between, named
 
 BILINEAR, NEAREST = 0, 1
 """Codes of grid sampling's modes."""
@@ -62,7 +63,7 @@ def sum_up(call: Call, operand: Operand, summed: Sequence[int]) -> list[Slot] | 
     alive = [slot for slot in slots if not any(slot.varies(axis) for axis in summed)]
     if not operand.value.sampled or not alive or len(alive) == len(slots):
         return None
-    held = [node for node in call.node.graph.nodes if node.name in operand.value.sampled]
+    held = named(call.node, operand.value.sampled)
     index = frozenset(_record(call, group) for group in _alike([_source(call, n) for n in held]))
     return [replace(slot, reads=slot.reads | index) for slot in alive]
 
@@ -78,7 +79,7 @@ class _Source:
 
 
 def _source(call: Call, node: fx.Node) -> _Source:
-    values, (data, grid) = call.values, node.all_input_nodes[:2]
+    values, data, grid = call.values, literal(node, "input"), literal(node, "grid")
     size, points = call.ledger.shapes[data.name], call.ledger.shapes[grid.name][1:-1]
     asking = next(slot for slot in values[grid].active if not slot.varies(len(points) + 1))
     rows = replace(asking, labels=asking.labels.select(-1, 0).unsqueeze(-1))
@@ -127,22 +128,6 @@ def _side_by_side(group: Sequence[_Source]) -> Tensor:
     batch = max(source.cols.labels.shape[0] for source in group)
     parts = [s.cols.labels.expand(batch, *s.cols.labels.shape[1:-1], s.shape[-1]) for s in group]
     return torch.cat(parts, -1)
-
-
-def between(last: fx.Node, samplers: set[fx.Node]) -> tuple[fx.Node, ...]:
-    """The operations between some nodes and the last, which is among them, in order."""
-    behind: set[fx.Node] = set(samplers)
-    ordered = list(last.graph.nodes)
-    first = min(ordered.index(node) for node in samplers)
-    between = ordered[first : ordered.index(last) + 1]
-    for node in between:
-        if any(used in behind for used in node.all_input_nodes):
-            behind.add(node)
-    needed = {last}
-    for node in reversed(between):
-        if node in needed:
-            needed.update(used for used in node.all_input_nodes if used in behind)
-    return tuple(node for node in between if node in needed and node not in samplers)
 
 
 def is_sampler(node: fx.Node) -> bool:

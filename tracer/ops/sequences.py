@@ -17,8 +17,8 @@ from fxplain.labels.call import Call, aten
 from fxplain.labels.flows import Operator
 from fxplain.labels.labels import STRONG, Slot, Spectrum, Value, codes_of
 from fxplain.labels.operand import Operand
-from fxplain.ops.sampling import between
 from fxplain.ops.table import transfer
+from fxplain.recognise.around import between
 
 MOST_TOKENS = 512
 """A backward pass for each token is more than one would wait for beyond this."""

@@ -24,6 +24,7 @@ from fxplain.labels.labels import (
 )
 from fxplain.labels.operand import Operand
 from fxplain.ops.table import transfer
+from fxplain.recognise.around import made_by
 
 
 def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable[int] = ()) -> Operand:
@@ -165,7 +166,7 @@ def fresh(call: Call, operand: Operand) -> Slot:
 
 def _numbers(call: Call, operand: Operand, shape: list[int], filled: bool = False) -> Tensor:
     value = operand.value
-    name = value.root or _made_by(call, operand.node or call.node).name
+    name = value.root or made_by(call, operand.node or call.node).name
     strength = STRONG if value.from_input else FAINT if value.root is None else WEAK
     constant = filled or (not value.from_input and value.root is None)
     root = Root(name, value.from_input, strength, constant)
@@ -174,16 +175,6 @@ def _numbers(call: Call, operand: Operand, shape: list[int], filled: bool = Fals
     memo = (tensor, tuple(shape)) if filled and tensor else None
     start = call.ledger.elements.reserve(root, shape, memo)
     return torch.arange(torch.Size(shape).numel()).view(shape) + start
-
-
-def _made_by(call: Call, node: fx.Node) -> fx.Node:
-    """The operation that made a tensor from nothing, which was only laid out otherwise since."""
-    while len(node.all_input_nodes) == 1:
-        before = call.values.get(node.all_input_nodes[0])
-        if not isinstance(before, Value) or before.from_input or before.root is not None:
-            break
-        node = node.all_input_nodes[0]
-    return node
 
 
 def _all_numbered(call: Call, operand: Operand, labels: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ Contribute = Callable[[Tensor, int], Tensor]
 def tap_terms(node: fx.Node, kept: Mapping[str, Any], window: Window) -> Contribute:
     """What the element read at one place of the window adds to the output."""
     if op_name(node) in aten(CONVOLUTIONS):
-        return _convolved(kept[node.all_input_nodes[1].name].detach(), int(literal(node, "groups", 1)))
+        return _convolved(kept[literal(node, "weight").name].detach(), int(literal(node, "groups", 1)))
     if "avg" in op_name(node):
         count = torch.Size(window.kernel).numel()
         return lambda view, place: view / count

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels.call import Call, aten, behind, op_name
+from fxplain.labels.call import Call, aten, op_name
 from fxplain.labels.labels import Value
-from fxplain.ops.meeting.reading import LAYING, run_on
+from fxplain.ops.meeting.reading import run_on
+from fxplain.recognise.around import LAYING, behind
 
 PRODUCTS = aten("matmul mm bmm einsum baddbmm mv dot tensordot")
 LINEARS = aten("linear addmm conv1d conv2d conv3d convolution")

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels.call import aten, behind, op_name
+from fxplain.labels.call import aten, op_name
 from fxplain.labels.labels import DORMANT, Slot, Value, codes_of, compact, completed, encode, samples_of
 from fxplain.labels.notebook import Ledger
+from fxplain.recognise.around import behind
 from fxplain.recognise.copies import renamed
 
 if TYPE_CHECKING:

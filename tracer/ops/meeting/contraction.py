@@ -37,11 +37,11 @@ from fxplain.ops.meeting.reading import (
     same_single,
     sizes_of,
     told_by_rows,
-    unexpanded,
     weighs_one,
 )
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.tokens import woken
+from fxplain.recognise.around import unexpanded
 from fxplain.recognise.linear_attention import read_summaries, still_summed
 from fxplain.recognise.read_later import read_by_data
 from fxplain.recognise.shared_map import TIED, tied_scores

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from fxplain.labels.axes import Axes
-from fxplain.labels.call import Call, op_name
+from fxplain.labels.call import Call
 from fxplain.labels.flows import Matrix
 from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, compact, same_tokens
 from fxplain.ops.meeting.features import crossed
 from fxplain.ops.meeting.mixing import check_samples, new_tokens, pooled, record, record_map
-from fxplain.ops.meeting.reading import LAYING, Side, before, moved, sizes_of
+from fxplain.ops.meeting.reading import Side, moved, sizes_of
+from fxplain.recognise.around import weighs_data
 
 
 def mixed_by_parameter(call: Call, data: Side, weight: Side, output: str) -> list[Slot]:
@@ -61,24 +62,10 @@ def _with_columns(call: Call, data: Side, output: str) -> list[Slot]:
     place that a query finds. None where the map weighs data as well: its gradient tells of both then."""
     rows, columns = data.alive, data.killed
     alone = len(rows) == len(columns) == 1 and bool(rows[0].token_axes) and data.operand.value.softmaxes
-    if not alone or columns[0].strength < STRONG or _weighs_data(call, data.operand.node):
+    if not alone or columns[0].strength < STRONG or weighs_data(call, data.operand.node):
         return []
     found = record(call, data.operand, rows[0], columns[0], adds=True)
     return [data.moved(found, output)]
-
-
-def _weighs_data(call: Call, node: fx.Node | None) -> bool:
-    """Whether a map, however laid out, meets data in some product, or data that come later."""
-    stack = [before(node, LAYING)[-1]] if node is not None else []
-    while stack:
-        node = stack.pop()
-        for user in node.users:
-            others = [other for other in user.all_input_nodes if other is not node]
-            if any(other not in call.values or call.values[other].from_input for other in others):
-                return True
-            if op_name(user) in LAYING:
-                stack.append(user)
-    return False
 
 
 def _of_one_token(slot: Slot, features: list[int]) -> Slot | None:

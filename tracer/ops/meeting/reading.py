@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from string import ascii_letters
 from typing import Any
@@ -10,18 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain.labels.call import Call, aten, op_name
 from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, same_tokens
 from fxplain.labels.operand import Operand
-
-LAYING = aten(
-    "view reshape _unsafe_view permute transpose t unsqueeze squeeze flatten unflatten expand clone "
-    "contiguous detach dropout alias to _to_copy mT numpy_T movedim adjoint swapaxes swapdims moveaxis"
-)
-"""Operations after which all numbers of a map are still there, laid out otherwise."""
-
-SPREADING = aten("expand expand_as repeat expand_copy clone contiguous")
-"""Operations whose result holds copies of the same numbers along axes where the operand has one."""
 
 
 def letters_for(count: int, skip: str = "") -> str:
@@ -85,43 +74,10 @@ def moved(labels: Tensor, letters: str, target: str) -> Tensor:
     )
 
 
-def before(node: fx.Node, operations: Sequence[str]) -> list[fx.Node]:
-    """A node and those whose numbers it holds, however laid out by these operations; the last comes first."""
-    found = [node]
-    while op_name(node) in operations and len(node.all_input_nodes) == 1:
-        node = node.all_input_nodes[0]
-        found.append(node)
-    return found
-
-
 def run_on(node: fx.Node, operand: Any) -> Any:
     """What an operation with one operand gives on another one."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: operand)
     return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def unexpanded(call: Call, weights: Operand, values: Operand) -> Operand:
-    """Softmaxed weights as they were before they were copied along features of the values: one map, and not
-    one for each feature."""
-    source = weights.node
-    while weights.value.softmaxes and source is not None and op_name(source) in SPREADING:
-        source = source.all_input_nodes[0]
-        sizes = call.ledger.shapes.get(source.name, ())
-        if len(sizes) != weights.ndim or not all(
-            a in (b, 1) for a, b in zip(sizes, weights.shape, strict=True)
-        ):
-            break
-        copied = [axis for axis, size in enumerate(sizes) if size != weights.shape[axis]]
-        behind = [axis - weights.ndim + values.ndim for axis in copied]
-        if any(
-            slot.varies(axis) for slot in values.value.slots if slot.strength for axis in behind if axis >= 0
-        ):
-            break
-        tensor = weights.tensor
-        for axis in copied:
-            tensor = tensor.narrow(axis, 0, 1)
-        weights = Operand(source, tensor, call.values[source])
-    return weights
 
 
 def told_by_rows(weights: Side) -> bool:

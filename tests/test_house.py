@@ -1,0 +1,62 @@
+"""Laws of the house: what a transfer function may look at, and how large files, folders and functions are."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CODE = sorted(path for folder in ("tracer", "rules", "adapters") for path in (ROOT / folder).rglob("*.py"))
+FOLDERS = sorted({path.parent for path in CODE})
+AROUND = {"users", "nodes", "all_input_nodes", "module_path", "nn_module_stack"}
+"""Ways from a node to its neighbours, and to the names of modules."""
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef]:
+    return (node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef))
+
+
+def lines(function: ast.FunctionDef) -> int:
+    """Lines of a function's code: without its docstring, which may hold an example."""
+    first = function.body[0]
+    documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    assert function.end_lineno is not None
+    assert first.end_lineno is not None
+    whole = function.end_lineno - function.lineno + 1
+    return whole - (first.end_lineno - first.lineno + 1 if documented else 0)
+
+
+OPS = [path for path in CODE if path.is_relative_to(ROOT / "tracer" / "ops")]
+
+
+@pytest.mark.parametrize("path", OPS, ids=name)
+def test_a_transfer_function_looks_at_its_operands_alone(path: Path) -> None:
+    """Neighbours and names are for `recognise/`, so nothing hangs on one model."""
+    seen = {used.attr for used in ast.walk(tree(path)) if isinstance(used, ast.Attribute)}
+    imports = (used for used in ast.walk(tree(path)) if isinstance(used, ast.ImportFrom))
+    seen |= {alias.name for used in imports for alias in used.names}
+    assert not seen & AROUND
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name)
+def test_a_folder_is_seen_at_a_glance(folder: Path) -> None:
+    assert len(list(folder.glob("*.py"))) <= 20
+
+
+@pytest.mark.parametrize("path", CODE, ids=name)
+def test_functions_are_short(path: Path) -> None:
+    if path.is_relative_to(ROOT / "tracer" / "cli"):
+        pytest.skip("a command spells its options out")
+    long = {function.name: lines(function) for function in functions(path) if lines(function) > 40}
+    assert not long
