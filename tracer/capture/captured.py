@@ -43,7 +43,8 @@ class Draft:
 
 
 def pruned(draft: Draft) -> Draft:
-    """The draft without placeholders that nothing reads; inputs stay, read or not."""
+    """The draft without placeholders that nothing reads; inputs stay, read or not. The last of the passes: it
+    compiles the graph, which they have changed."""
     nodes = {node.name: node for node in draft.graph.graph.nodes}
     kept = []
     for placeholder in draft.placeholders:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -74,7 +75,7 @@ class Slot:
         """The axes along which the labels vary, for whatever reason."""
         return frozenset(axis for axis, size in enumerate(self.labels.shape) if size > 1)
 
-    @property
+    @cached_property
     def token_axes(self) -> frozenset[int]:
         """The axes along which the *tokens* of a sample vary; not those where each place is of another
         sample, even if other tokens were picked in each."""
@@ -86,7 +87,8 @@ class Slot:
         samples = samples_of(self.labels)
         others = [other for other in range(samples.ndim) if other != axis]
         line = samples.amax(others) if others else samples
-        return bool((line >= 0).all()) and len(torch.unique(line)) == samples.shape[axis]
+        # most axes are of one sample, which two places show
+        return bool(line[0] != line[1]) and bool((line >= 0).all()) and len(torch.unique(line)) == len(line)
 
     def varies(self, axis: int) -> bool:
         return self.labels.shape[axis] > 1

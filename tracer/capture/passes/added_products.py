@@ -36,7 +36,6 @@ def apart(draft: Draft) -> Draft:
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
-    draft.graph.recompile()
     return draft
 
 

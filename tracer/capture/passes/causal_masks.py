@@ -42,7 +42,6 @@ def as_flags(draft: Draft) -> Draft:
         if not node.users and node.op == "call_function" and not node._erased:
             gone += node.all_input_nodes
             graph.erase_node(node)
-    draft.graph.recompile()
     return draft
 
 

@@ -40,9 +40,9 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     inline_grad_regions(program.graph_module)
     unroll_loops(program.graph_module)
     make_out_of_place(program)
-    program.graph_module.recompile()
     if not needs_work(program.graph):
         return program
+    program.graph_module.recompile()
     inner = origins(
         module
         for module in program.graph_module.modules()
@@ -103,9 +103,12 @@ def inline_grad_regions(root: GraphModule) -> None:
     for module in list(root.modules()):
         if not isinstance(module, GraphModule):
             continue
+        inlined = False
         while regions := [n for n in module.graph.nodes if _name(n) == "wrap_with_set_grad_enabled"]:
             _inline(module, regions[0])
-        module.recompile()
+            inlined = True
+        if inlined:
+            module.recompile()
 
 
 def _inline(module: GraphModule, region: Node) -> None:
@@ -133,7 +136,10 @@ def tidy(program: ExportedProgram, rename: Callable[[str], str], own: Graph | No
 
 
 def tidy_graph(module: GraphModule) -> GraphModule:
-    """The module's graph, changed in place: no assertions, no operation that has no derivative."""
+    """The module's graph, changed in place: no assertions, no operation that has no derivative.
+
+    The module is not compiled again: the last pass does that, for all.
+    """
     graph = module.graph
     for node in reversed(list(graph.nodes)):
         if node.op == "call_module" or (node.op == "call_function" and _name(node) in _ASSERTIONS):
@@ -146,7 +152,6 @@ def tidy_graph(module: GraphModule) -> GraphModule:
     read_as_written(graph)
     graph.eliminate_dead_code(_has_effects)
     graph.lint()
-    module.recompile()
     return module
 
 

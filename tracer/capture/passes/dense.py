@@ -35,7 +35,6 @@ def without_sparse(draft: Draft) -> Draft:
             new.meta = {**node.meta, **new.meta}
         node.replace_all_uses_with(new)
         graph.erase_node(node)
-    draft.graph.recompile()
     return draft
 
 
