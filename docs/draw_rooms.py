@@ -4,7 +4,7 @@
 
 The floors are those of the layered contract in ``pyproject.toml``; the lines are read off the imports, those
 inside functions and for types alone included. A line that others imply (a imports from b, b from c, a from c)
-is left out. ``tests/test_layout.py`` fails if the picture is not that of the code.
+is left out. ``tests/house/test_layout.py`` fails if the picture is not that of the code.
 """
 
 from __future__ import annotations

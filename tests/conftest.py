@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # what would be fetched fails at once, and not after retries
 EXPERIMENTS = Path(__file__).parent.parent / "benchmarks" / "experiments"
 
 
@@ -45,7 +47,7 @@ def jobs(module: Callable[[str], Any]) -> dict[str, Any]:
 # -- which tests share a process, under pytest-xdist: those that share what was traced
 
 SHARING = re.compile(r"\b(from zoo import .*\btraced\b|from references import .*\bexactly_traced\b)")
-ALONE = ("test_atlas.py::test_sample", "test_docs.py", "test_experiments.py")
+ALONE = ("attention/test_atlas.py::test_sample", "house/test_docs.py", "evaluate/test_experiments.py")
 """Long tests that share nothing."""
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fxplain import adapters, demo, errors, evaluate, targets
     from fxplain.adapters.loaded import Loaded, LoadOptions
     from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
+    from fxplain.attention.why import Why
     from fxplain.attribution.table import methods
     from fxplain.comparison import Comparison
     from fxplain.display import Display
@@ -80,6 +81,7 @@ _HOMES = {
     "UnsafeFileError": "errors",
     "Verdict": "verdict",
     "VerificationError": "errors",
+    "Why": "attention.why",
     "check": "verdict",
     "compare": "traced",
     "contrast": "targets",
@@ -132,6 +134,7 @@ __all__ = [
     "UnsafeFileError",
     "Verdict",
     "VerificationError",
+    "Why",
     "__version__",
     "adapters",
     "check",

@@ -1,6 +1,6 @@
 """Records of files that earlier versions wrote, as records of today.
 
-A class whose fields change gets a function here; ``tests/test_saved_older.py`` reads a file of 0.1.
+A class whose fields change gets a function here; ``tests/saved/test_saved_older.py`` reads a file of 0.1.
 """
 
 from __future__ import annotations

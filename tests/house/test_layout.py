@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 FOLDERS = {"tracer": "", "rules": "rules", "adapters": "adapters"}
 TEST_COMMAND = 'pip install -e ".[dev]" && pytest -q -n 2'
 AGAIN = 'the installed fxplain is not what the folders hold; run again: pip install -e ".[dev]"'

@@ -328,7 +328,7 @@ def test_plain_results_are_read_too_and_other_files_are_refused(tmp_path: Path) 
 def test_a_notebook_shows_words_and_pictures_in_a_box_of_its_own(
     name: str, explanations: dict[str, fxplain.Explanation]
 ) -> None:
-    from test_render_html import Page
+    from render.test_pages import Page
 
     explanation = explanations[name]
     text = explanation._repr_html_()

@@ -21,7 +21,7 @@ from fxplain.schedule.rules_over_steps import (
     schedule,
 )
 
-GOLDENS: dict[str, Any] = json.loads((Path(__file__).parent / "goldens" / "rules.json").read_text())
+GOLDENS: dict[str, Any] = json.loads((Path(__file__).parent.parent / "goldens" / "rules.json").read_text())
 LXMERT_PARALLEL = (5, 9)
 """Image reads text from before the layer, though text has read image one step earlier."""
 

@@ -519,8 +519,8 @@ def test_default_names_are_safe() -> None:
 
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from test_explainer import chatty
-    from test_generated import gpt2
+    from explainer.test_explainer import chatty
+    from explainer.test_generated import gpt2
 
     return toys.saved(tmp_path_factory.mktemp("writer") / "writer", gpt2(), chatty())
 

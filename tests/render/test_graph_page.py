@@ -9,6 +9,7 @@ import re
 
 import networkx as nx
 import pytest
+from render.test_pages import Page, assert_inert
 from render_fixtures import (
     HOSTILE,
     GraphBuilder,
@@ -16,7 +17,6 @@ from render_fixtures import (
     three_stream_graph,
     zoo_graph,
 )
-from test_render_html import Page, assert_inert
 
 from fxplain.errors import OutputError
 from fxplain.render.graph_files import FORMS, graph_dot, graph_graphml, graph_json, graph_text

@@ -12,8 +12,8 @@ import pytest
 import torch
 import toy_folders as toys
 import transformers as hf
-from test_explainer import WORDS, Writer, chatty, spell, tokenizer
-from test_render_html import Page
+from explainer.test_explainer import WORDS, Writer, chatty, spell, tokenizer
+from render.test_pages import Page
 from torch import Tensor, nn
 
 import fxplain

@@ -18,7 +18,7 @@ from fxplain.cli.demo import run_demo
 from fxplain.demo import load_demo, peak, pointing_game
 from fxplain.demo.assets import CANVAS_FOLDER, MODEL_FOLDER
 
-DATA = Path(__file__).parent / "data" / "demo_canvases.npz"
+DATA = Path(__file__).parent.parent / "data" / "demo_canvases.npz"
 SIZE = (64, 64)
 
 

@@ -6,7 +6,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_schedule import DOUBLE, TOKENS, Part, Program, bimodal, chain, close, draw, everything, programs
+from schedule.test_schedule import (
+    DOUBLE,
+    TOKENS,
+    Part,
+    Program,
+    bimodal,
+    chain,
+    close,
+    draw,
+    everything,
+    programs,
+)
 from torch import Tensor
 
 from fxplain.rules.adjoint import Dense

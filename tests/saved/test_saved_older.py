@@ -11,7 +11,7 @@ import torch
 
 import fxplain
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent.parent / "data"
 
 
 @pytest.fixture(scope="module")

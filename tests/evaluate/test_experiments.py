@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "benchmarks" / "experiments"
+FOLDER = Path(__file__).parent.parent.parent / "benchmarks" / "experiments"
 FEW = ["relevancy", "rollout", "raw_attention", "random"]
 
 

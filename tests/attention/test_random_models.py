@@ -17,7 +17,7 @@ KNOWN = {
 }
 """Seeds that disagree because of a fault that is not mended yet, and the fault."""
 
-GOLDENS = json.loads((Path(__file__).parent / "goldens" / "rules.json").read_text())
+GOLDENS = json.loads((Path(__file__).parent.parent / "goldens" / "rules.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_ids_that_are_added_to_other_tokens_are_told_with_their_share() -> None:
     shares = by_hand(model, inputs)
     for name in ("kinds", "places", "boxes"):
         (note,) = (n for n in result.notes if n.startswith(f"{name} has no tokens of its own"))
-        assert "is added to the tokens of ids in the model (tests/test_support.py:" in note
+        assert "is added to the tokens of ids in the model (tests/laws/test_support.py:" in note
         assert f"{shares[name]:.0%} of the score's gradient x input" in note
 
 

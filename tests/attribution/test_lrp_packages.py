@@ -1,7 +1,7 @@
 """AttnLRP, CP-LRP and the epsilon rule against other authors' packages, on a BERT, a Llama and a ViT.
 
     pip install --no-deps lxt autolrp
-    pytest -m packages tests/test_lrp_packages.py
+    pytest -m packages tests/attribution/test_lrp_packages.py
 
 ``lxt`` is the AttnLRP authors' own: it patches activations, norms and attention functions so that gradient
 times input is the relevance. ``autolrp`` works on autograd's nodes. Both are held against in float64.

@@ -12,7 +12,7 @@ import pytest
 
 import fxplain
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 LINK = re.compile(r"\]\((?!#)([^)]+)\)")
 
 

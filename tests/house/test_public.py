@@ -10,7 +10,7 @@ import pytest
 
 import fxplain
 
-API = Path(__file__).parent.parent / "docs" / "api.md"
+API = Path(__file__).parent.parent.parent / "docs" / "api.md"
 
 
 def test_dir_is_the_public_api() -> None:

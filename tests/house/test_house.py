@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CODE = sorted(path for folder in ("tracer", "rules", "adapters") for path in (ROOT / folder).rglob("*.py"))
 FOLDERS = sorted({path.parent for path in CODE})
 AROUND = {"users", "nodes", "all_input_nodes", "module_path", "nn_module_stack"}

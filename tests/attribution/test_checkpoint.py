@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from attribution.test_method_samples import Classes
 from speed_meters import peak_bytes
-from test_method_samples import Classes
 from torch import Tensor, nn
 from zoo import built, traced
 
