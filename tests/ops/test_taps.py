@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
-from fxplain.ops.windows import tap_views
+from fxplain.ops.taps import tap_views
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},

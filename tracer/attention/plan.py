@@ -12,7 +12,7 @@ from fxplain.attention.classify import Classified
 from fxplain.attention.lines import APART, heads_of, samples_on_map
 from fxplain.labels.flows import Site
 from fxplain.labels.labels import broadcast, compact, samples_of
-from fxplain.ops.windows import concrete
+from fxplain.ops.taps import concrete
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fxplain.attention.labelled import Labelled
 from fxplain.labels.findings import Findings
 from fxplain.labels.flows import Site
 from fxplain.labels.labels import Slot, broadcast, codes_of, reads_of, samples_of
-from fxplain.ops.windows import concrete
+from fxplain.ops.taps import concrete
 from fxplain.run.target import Resolved
 
 

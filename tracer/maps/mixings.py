@@ -10,7 +10,7 @@ from torch import Tensor
 from fxplain.labels.flows import Copied, Elementwise, Gathered, Map, Matrix, Operator, Site, Window
 from fxplain.labels.labels import codes_of
 from fxplain.maps.paths import along, through_path
-from fxplain.ops.windows import tap_terms, tap_views
+from fxplain.ops.taps import tap_terms, tap_views
 from fxplain.run.replay import Replay
 
 

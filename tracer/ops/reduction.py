@@ -229,10 +229,11 @@ def compared(call: Call) -> Value:
 
 @transfer("aten::glu")
 def glu(call: Call) -> Value:
-    """Half of the features gates the other half; gating halves of the tokens is pointwise on the first
-    half."""
+    """Half of the features gates the other half."""
     operand = call.operands()[0]
     axis = int(call.argument("dim", -1)) % operand.ndim
+    if any(slot.varies(axis) and operand.tensor.is_floating_point() for slot in operand.value.active):
+        raise ValueError("a half of the tokens that gates the other half")
     half = operand.shape[axis] // 2
     slots = [s.run(lambda labels: labels.narrow(axis, 0, half), operand.shape) for s in operand.value.slots]
     return call.carry(operand, slots=slots)

@@ -18,6 +18,7 @@ from fxplain.labels.labels import NOTHING, Slot, Value, compact, encode, reads_o
 from fxplain.labels.operand import Operand
 from fxplain.ops.meeting.mixing import check_samples
 from fxplain.ops.table import transfer
+from fxplain.ops.windows import note_blending
 from fxplain.recognise.around import between, named
 
 BILINEAR, NEAREST = 0, 1
@@ -35,6 +36,8 @@ def sampling(call: Call) -> Value:
     if nearest and asking and int(call.argument("interpolation_mode")) not in (BILINEAR, NEAREST):
         raise ValueError("bicubic sampling at points that tokens ask for has no map")
     held = frozenset({call.node.name}) if nearest and asking else frozenset()
+    if nearest and not asking and int(call.argument("interpolation_mode")) != NEAREST:
+        note_blending(call, operand, range(2, operand.ndim))
     return call.carry(operand, grid, slots=[*nearest, *asking], sampled=held)
 
 
@@ -46,11 +49,19 @@ def asking_slots(grid: Operand) -> list[Slot]:
 
 
 def _nearest(call: Call, operand: Operand, grid: Operand, slot: Slot) -> Slot:
-    labels = slot.expanded(operand.shape).narrow(1, 0, 1).double()
-    places = grid.tensor.detach().cpu().double()
+    sizes = [1 if axis == 1 and not slot.varies(1) else n for axis, n in enumerate(operand.shape)]
+    labels = slot.expanded(sizes).flatten(2)
+    # which place is the nearest is worked out in the operation's own type, whose roundings decide between two
+    points = grid.tensor.detach().cpu()
+    points = points.to(torch.promote_types(points.dtype, torch.float32))
+    numbers = torch.arange(1, labels.shape[-1] + 1, dtype=points.dtype).view(1, 1, *sizes[2:])
+    numbers = numbers.expand(len(points), *numbers.shape[1:])
     padding, corners = int(call.argument("padding_mode")), bool(call.argument("align_corners"))
-    nearest = torch.grid_sampler(labels, places, NEAREST, padding, corners)
-    return replace(slot, labels=compact(nearest.round().long()))
+    nearest = torch.grid_sampler(numbers, points, NEAREST, padding, corners)
+    beside = torch.nn.functional.pad(labels, (1, 0))  # 0: outside of the grid
+    places = nearest.round().long().flatten(2).expand(-1, sizes[1], -1)
+    found = beside.gather(2, places).view(*places.shape[:2], *nearest.shape[2:])
+    return replace(slot, labels=compact(found))
 
 
 def sum_up(call: Call, operand: Operand, summed: Sequence[int]) -> list[Slot] | None:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten
 from fxplain.labels.flows import Operator
-from fxplain.labels.labels import STRONG, Slot, Spectrum, Value, codes_of
+from fxplain.labels.labels import STRONG, Slot, Spectrum, Value, codes_of, compact, samples_of
 from fxplain.labels.operand import Operand
 from fxplain.ops.table import transfer
 from fxplain.recognise.around import between
@@ -61,11 +61,22 @@ SOLVING = "solved system", "a linear system over tokens mixes those that it coup
 def matrix(call: Call) -> Value | tuple[Value, ...]:
     """A function of a map is a map between the same tokens."""
     operand = call.operands()[0]
+    _check_map(call, operand)
     slots = operand.value.active
-    if len(slots) == 1 and slots[0].token_axes & {operand.ndim - 1, operand.ndim - 2}:
-        raise ValueError("the inverse of a matrix whose rows alone are tokens")
+    if "pinv" in call.op:  # [row, column] becomes [column, row], and the two may be of other sizes
+        slots = tuple(slot.run(lambda labels: labels.mT, operand.shape) for slot in slots)
     value = call.carry(operand, slots=slots, softmaxes=frozenset())
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
+
+
+def _check_map(call: Call, operand: Operand) -> None:
+    """Raise where a matrix is no map of tokens; samples along its rows or columns are none."""
+    slots = operand.value.active
+    for slot in slots:
+        samples = samples_of(slot.labels)
+        call.ledger.crossing |= any(compact(samples).shape[axis] > 1 for axis in (-1, -2))
+    if len(slots) == 1 and slots[0].token_axes & {operand.ndim - 1, operand.ndim - 2}:
+        raise ValueError("a matrix whose rows alone are tokens")
 
 
 @transfer(*aten("linalg_solve_triangular linalg_solve cholesky_solve triangular_solve"))
@@ -75,6 +86,7 @@ def solve(call: Call) -> Value | tuple[Value, ...]:
     if call.op in ("aten::cholesky_solve", "aten::triangular_solve"):
         system, given = given, system
     if not given.value.labelled:
+        _check_map(call, system)
         value = call.carry(system, given, slots=system.value.active, softmaxes=frozenset())
     else:
         value = call.carry(given, system, slots=_taken_in(call, system, given), softmaxes=frozenset())

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from fxplain.labels.call import Call, aten, literal, op_name
-from fxplain.labels.flows import Site, Window
+from fxplain.labels.call import Call, aten
+from fxplain.labels.flows import Window
 from fxplain.labels.labels import Slot, Value, compact
 from fxplain.labels.operand import Operand
 from fxplain.ops.meeting.mixing import new_tokens, pooled, record, record_map
 from fxplain.ops.table import transfer
+from fxplain.ops.taps import ADAPTIVE, CONVOLUTIONS, POOLINGS, adaptive_windows, per_axis
 from fxplain.ops.tokens import grid_birth
 
-POOLINGS = """avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
-max_pool3d_with_indices max_pool1d_with_indices mkldnn_max_pool2d"""
-ADAPTIVE = """adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d
-_adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"""
 UPSAMPLINGS = """upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
 _upsample_bilinear2d_aa _upsample_bicubic2d_aa interpolate"""
-CONVOLUTIONS = (
-    "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d"
-)
 
 
 @transfer(*aten(CONVOLUTIONS))
@@ -36,6 +29,12 @@ def convolution(call: Call) -> Value:
     kernel = tuple(weight.shape[2:])
     channel = operand.ndim - len(kernel) - 1
     if "transpose" in call.op or bool(call.argument("transposed", False)):
+        dims = len(kernel)
+        strides = per_axis(call.argument("stride"), dims) or [1] * dims
+        dilations = per_axis(call.argument("dilation"), dims) or [1] * dims
+        sizes = zip(kernel, dilations, strides, strict=True)
+        overlap = [channel + 1 + axis for axis, (k, d, s) in enumerate(sizes) if (k - 1) * d >= s]
+        note_blending(call, operand, overlap)
         return _spread(call, operand, channel)
     slots = operand.value.active
     if not slots:
@@ -123,98 +122,13 @@ def taps(call: Call, operand: Operand, old: Slot, kernel: Sequence[int]) -> Slot
     return replace(rows, reads=new.reads)
 
 
-def concrete(site: Site) -> Site:
-    """A site of windows with its map spelled out: rows and columns as [..., grid, place of the kernel].
-    Others stay as they are."""
-    window = site.map
-    if not isinstance(window, Window):
-        return site
-    places = site.cols.expanded(site.shape).narrow(window.channel, 0, 1)
-    neighbours = torch.stack(tap_views(places, site.node, window.shape, window.kernel, window.channel), -1)
-    rows = replace(site.rows, labels=site.rows.labels.unsqueeze(-1))
-    cols = replace(site.cols, labels=compact(neighbours))
-    return replace(site, rows=rows, cols=cols, shape=(*window.shape, neighbours.shape[-1]))
-
-
-def tap_views(
-    tensor: Tensor, node: fx.Node, out_shape: Sequence[int], kernel: Sequence[int], channel: int
-) -> list[Tensor]:
-    """For each place of the kernel, the element that every output place reads there (0 outside)."""
-    dims = len(kernel)
-    # what is not in the graph is as the operation has it: a convolution goes place by place
-    usual = [1] * dims if op_name(node) in aten(CONVOLUTIONS) else list(kernel)
-    stride = _per_axis(literal(node, "stride"), dims) or usual
-    dilation = _per_axis(literal(node, "dilation"), dims) or [1] * dims
-    padding = _padding(node, kernel, dilation)
-    out = list(out_shape[channel + 1 :])
-    spare = [max(stride) + k * d for k, d in zip(kernel, dilation, strict=True)]
-    pads = [
-        p for pad, extra in zip(reversed(padding), reversed(spare), strict=True) for p in (pad, pad + extra)
-    ]
-    padded = torch.nn.functional.pad(tensor, pads)
-    views = []
-    for place in torch.cartesian_prod(*[torch.arange(k) for k in kernel]).reshape(-1, dims).tolist():
-        view = padded
-        for axis, offset in enumerate(place):
-            index = torch.arange(out[axis], device=tensor.device) * stride[axis] + offset * dilation[axis]
-            view = view.index_select(channel + 1 + axis, index.clamp_max(view.shape[channel + 1 + axis] - 1))
-        views.append(view)
-    return views
-
-
-Contribute = Callable[[Tensor, int], Tensor]
-
-
-def tap_terms(node: fx.Node, kept: Mapping[str, Any], window: Window) -> Contribute:
-    """What the element read at one place of the window adds to the output."""
-    if op_name(node) in aten(CONVOLUTIONS):
-        return _convolved(kept[literal(node, "weight").name].detach(), int(literal(node, "groups", 1)))
-    if "avg" in op_name(node):
-        count = torch.Size(window.kernel).numel()
-        return lambda view, place: view / count
-    result = kept[node.name]
-    largest = result[0].detach() if isinstance(result, tuple | list) else result.detach()
-    return lambda view, place: torch.where(view == largest, view, 0.0)
-
-
-def _convolved(weight: Tensor, groups: int) -> Contribute:
-    flat = weight.reshape(*weight.shape[:2], -1).to(torch.promote_types(weight.dtype, torch.float32))
-
-    def convolve(view: Tensor, place: int) -> Tensor:
-        tap = flat[..., place].reshape(*weight.shape[:2], *[1] * (weight.ndim - 2))
-        return _CONV[weight.ndim - 2](view, tap, groups=groups)
-
-    return convolve
-
-
-_CONV: dict[int, Callable[..., Tensor]] = {
-    1: torch.nn.functional.conv1d,
-    2: torch.nn.functional.conv2d,
-    3: torch.nn.functional.conv3d,
-}
-
-
-def _per_axis(number: int | Sequence[int] | None, dims: int) -> list[int]:
-    if number is None or (not isinstance(number, int) and len(number) == 0):
-        return []
-    numbers = [number] if isinstance(number, int) else list(number)
-    return numbers * dims if len(numbers) == 1 else numbers
-
-
-def _padding(node: fx.Node, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    padding, dims = literal(node, "padding", 0), len(kernel)
-    if padding == "same":
-        return [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
-    return [0] * dims if padding == "valid" else _per_axis(padding, dims) or [0] * dims
-
-
 @transfer(*aten(POOLINGS))
 def pooling(call: Call) -> Value | tuple[Value, ...]:
     """Windows of a pooling: a new grid before any attention, else taps like a convolution's."""
     operand = call.operands()[0]
     dims = 1 if "1d" in call.op else 3 if "3d" in call.op else 2
     slots = operand.value.active
-    kernel = _per_axis(call.argument("kernel_size"), dims)
+    kernel = per_axis(call.argument("kernel_size"), dims)
     first = call.result[0] if isinstance(call.result, tuple) else call.result
     if not slots:
         value = _resized(call, operand, operand.ndim - dims)
@@ -241,8 +155,12 @@ def adaptive_pooling(call: Call) -> Value | tuple[Value, ...]:
     elif all(first.shape[axis] == 1 for axis in space):
         new = pooled(call, operand, slots[0], space)
         value = call.carry(operand, slots=[new] if new is not None else [])
-    else:
+    elif all(operand.shape[axis] % first.shape[axis] == 0 for axis in space):
         value = call.carry(operand, slots=[_regrid(call, operand, slots[0], channel, tuple(first.shape))])
+    else:
+        starts = [adaptive_windows(operand.shape[axis], first.shape[axis]) for axis in space]
+        kernel = [int((stop - start).max()) for start, stop in starts]
+        value = call.carry(operand, slots=[taps(call, operand, slots[0], kernel)])
     return (value, value) if isinstance(call.result, tuple) else value
 
 
@@ -264,7 +182,18 @@ def upsampling(call: Call) -> Value:
     """Every new place belongs to the nearest old token."""
     operand = call.operands()[0]
     channel = operand.ndim - (1 if "1d" in call.op else 3 if "3d" in call.op else 2) - 1
+    grid = range(channel + 1, operand.ndim)
+    note_blending(call, operand, [axis for axis in grid if operand.shape[axis] != call.result.shape[axis]])
     return _spread(call, operand, channel)
+
+
+BLENDING = "resampling", "blends neighbouring tokens; each place counts as the nearest"
+
+
+def note_blending(call: Call, operand: Operand, axes: Sequence[int]) -> None:
+    """Note that places along these axes are made of several tokens, and count as the one of their labels."""
+    if any(slot.varies(axis) for slot in operand.value.active for axis in axes):
+        call.ledger.unfollowed[call.node] = BLENDING
 
 
 def _resized(call: Call, operand: Operand, first: int) -> Value:
@@ -288,7 +217,11 @@ def _nearest(labels: Tensor, axis: int, size: int) -> Tensor:
 def _spread(call: Call, operand: Operand, channel: int) -> Value:
     slots = []
     for slot in operand.value.active:
-        labels = slot.expanded(operand.shape).narrow(channel, 0, 1)
+        labels = slot.expanded(operand.shape)
+        if "conv" in call.op:  # channels are summed up
+            if slot.varies(channel):
+                raise ValueError("a transposed convolution over features of several tokens")
+            labels = labels.narrow(channel, 0, 1)
         for axis in range(channel + 1, operand.ndim):
             labels = _nearest(labels, axis, call.result.shape[axis])
         slots.append(replace(slot, labels=compact(labels)))
