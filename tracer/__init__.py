@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
     from fxplain.attribution.table import methods
     from fxplain.comparison import Comparison
-    from fxplain.display import Display
+    from fxplain.display import Display, Look
     from fxplain.errors import (
         CaptureError,
         DeviceError,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fxplain.explainer.explanation import Explanation
     from fxplain.explainer.generated import Generated
     from fxplain.explainer.load import load
+    from fxplain.explainer.ranked import Ranked
     from fxplain.many.on_ray import explain_dataset_on_ray
     from fxplain.many.records import Explained, Sample
     from fxplain.many.run import explain_all, explain_dataset
@@ -51,6 +52,7 @@ _HOMES = {
     "Comparison": "comparison",
     "DeviceError": "errors",
     "Display": "display",
+    "Look": "display",
     "Explained": "many.records",
     "Explainer": "explainer.explainer",
     "Explanation": "explainer.explanation",
@@ -67,6 +69,7 @@ _HOMES = {
     "NoAttentionError": "errors",
     "NonFiniteError": "errors",
     "OutputError": "errors",
+    "Ranked": "explainer.ranked",
     "Relevance": "result",
     "Result": "result",
     "Sample": "many.records",
@@ -114,11 +117,13 @@ __all__ = [
     "LoadError",
     "LoadOptions",
     "Loaded",
+    "Look",
     "MethodError",
     "Mixing",
     "NoAttentionError",
     "NonFiniteError",
     "OutputError",
+    "Ranked",
     "Relevance",
     "Result",
     "Sample",

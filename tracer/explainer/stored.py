@@ -174,7 +174,9 @@ def _display(facts: dict[str, Any], arrays: Arrays) -> Display:
         name: [tuple((int(a), int(b), str(what)) for a, b, what in sample) for sample in samples]
         for name, samples in facts["turns"].items()
     }
+    seen = {name: [(float(high), float(wide)) for high, wide in each] for name, each in facts["seen"].items()}
     return Display(
+        seen=seen,
         images=images,
         tokens=tokens,
         labels={int(index): name for index, name in facts["labels"].items()},
