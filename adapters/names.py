@@ -97,7 +97,8 @@ def target_names(model: Any, processors: Processors) -> Mapping[int, str]:
     speaks = head() is not None or task_of(model).kind in ("next token", "words")
     if speaks and processors.tokenizer is not None:
         return Vocabulary(processors.tokenizer)
-    names = dict(getattr(getattr(model, "config", None), "id2label", None) or {})
+    told = task_of(model).names
+    names = dict(told or getattr(getattr(model, "config", None), "id2label", None) or {})
     if all(name == f"LABEL_{index}" for index, name in names.items()):  # what every configuration starts from
         return {}
     return {int(index): str(name) for index, name in names.items()}

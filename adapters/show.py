@@ -16,6 +16,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fxplain.display import Display
 
+_PIXEL_MASK = "pixel_mask"
+"""The input by which detectors are told which pixels are no padding."""
+
 
 class Spell(Protocol):
     """Token ids, and the text or pair of texts they were made from, if known -> the text of each token."""
@@ -60,6 +63,7 @@ class Show:
         """
         from fxplain.display import Display
 
+        tensors = tuple(tensors)
         images: dict[str, Sequence[Any]] = {}
         tokens: dict[str, Sequence[Sequence[str]]] = {}
         for name, tensor in tensors:
@@ -72,7 +76,10 @@ class Show:
                 known = written if len(written) == len(rows) else [None] * len(rows)
                 pairs = zip(rows, known, strict=True)
                 tokens[name] = [self.spell(row, text) if text else self.spell(row) for row, text in pairs]
-        return Display(images=images, tokens=tokens, labels=labels or {}, title=title, captions=captions)
+        seen = {name: own for name in images if (own := _seen(name, dict(tensors)))}
+        return Display(
+            images=images, tokens=tokens, labels=labels or {}, title=title, captions=captions, seen=seen
+        )
 
     def pictures(self, pixels: Tensor) -> list[Any]:
         """[batch, (T,) C, H, W] as the model takes it -> per sample a uint8 array [(T,) H, W, 3]."""
@@ -90,6 +97,16 @@ class Show:
         pixels = pixels.expand(*pixels.shape[:-3], 3, *pixels.shape[-2:]) if channels == 1 else pixels
         upright = (pixels.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1)
         return [picture.contiguous().numpy() for picture in upright]
+
+
+def _seen(name: str, tensors: Mapping[str, Tensor]) -> list[tuple[float, float]]:
+    """Per sample the part of height and width that is no padding, as a mask of the pixels tells it."""
+    mask, pixels = tensors.get(_PIXEL_MASK), tensors[name]
+    if mask is None or pixels.ndim != 4 or mask.shape != (len(pixels), *pixels.shape[-2:]):
+        return []
+    real = mask.detach().cpu() != 0
+    high, wide = real.any(-1).float().mean(-1), real.any(-2).float().mean(-1)
+    return [(float(h), float(w)) for h, w in zip(high, wide, strict=True)]
 
 
 def is_picture(tensor: Tensor) -> bool:

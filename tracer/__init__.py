@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fxplain.attention.why import Why
     from fxplain.attribution.table import methods
     from fxplain.comparison import Comparison
-    from fxplain.display import Display
+    from fxplain.display import Display, Look
     from fxplain.errors import (
         CaptureError,
         DeviceError,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fxplain.explainer.explanation import Explanation
     from fxplain.explainer.generated import Generated
     from fxplain.explainer.load import load
+    from fxplain.explainer.ranked import Ranked
     from fxplain.many.on_ray import explain_dataset_on_ray
     from fxplain.many.records import Explained, Sample
     from fxplain.many.run import explain_all, explain_dataset
@@ -52,6 +53,7 @@ _HOMES = {
     "Comparison": "comparison",
     "DeviceError": "errors",
     "Display": "display",
+    "Look": "display",
     "Explained": "many.records",
     "Explainer": "explainer.explainer",
     "Explanation": "explainer.explanation",
@@ -68,6 +70,7 @@ _HOMES = {
     "NoAttentionError": "errors",
     "NonFiniteError": "errors",
     "OutputError": "errors",
+    "Ranked": "explainer.ranked",
     "Relevance": "result",
     "Result": "result",
     "Sample": "many.records",
@@ -116,11 +119,13 @@ __all__ = [
     "LoadError",
     "LoadOptions",
     "Loaded",
+    "Look",
     "MethodError",
     "Mixing",
     "NoAttentionError",
     "NonFiniteError",
     "OutputError",
+    "Ranked",
     "Relevance",
     "Result",
     "Sample",

@@ -15,6 +15,21 @@ Picture = NDArray[np.uint8]
 """[H, W, 3], or [T, H, W, 3] for a video; upright, as the model saw it (cropped, not normalised)."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """How relevance is laid over a picture.
+
+    Args:
+        colours: a colour map of matplotlib (``inferno``, ``viridis``); empty for fxplain's own.
+        opacity: of the most relevant place, 0 to 1; a place without relevance shows the picture as it is.
+        bare: the map alone, without the picture.
+    """
+
+    colours: str = ""
+    opacity: float = 0.75
+    bare: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Display:
     """What to show for each token space; everything is optional.
@@ -29,6 +44,9 @@ class Display:
         notes: what a person should know of how the inputs were made, e.g. that a text was cut.
         turns: token space -> per sample the parts of a conversation, or of a pair of texts: first token, the
             one after the last, and what it is.
+        seen: token space -> per sample which part of the picture's height and width is picture; the rest, at
+            the bottom and on the right, is padding, which is not shown.
+        look: how relevance is laid over pictures.
 
     Example:
         >>> display = Display(tokens={"input_ids": [["[CLS]", "good", "[SEP]"]]}, labels=["bad", "good"])
@@ -43,6 +61,8 @@ class Display:
     captions: Sequence[str] = ()
     notes: Sequence[str] = ()
     turns: Mapping[str, Sequence[Sequence[tuple[int, int, str]]]] = field(default_factory=dict)
+    seen: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    look: Look = field(default_factory=Look)
 
     def image(self, space: str, sample: int) -> Picture | None:
         """The picture of one sample, or None; a grey one is given three channels."""
@@ -51,6 +71,11 @@ class Display:
             return None
         picture = np.asarray(pictures[sample])
         return np.repeat(picture[..., None], 3, axis=-1) if picture.ndim == 2 else picture
+
+    def part(self, space: str, sample: int) -> tuple[float, float]:
+        """Which part of the height and width of one sample's picture is no padding."""
+        parts = self.seen.get(space, ())
+        return parts[sample] if sample < len(parts) else (1.0, 1.0)
 
     def texts(self, space: str, sample: int, size: int | None = None) -> Sequence[str] | None:
         """The token texts of one sample, or None.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,32 @@ def write_whole(path: str | os.PathLike[str], content: bytes | str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def save_as(
+    what: str, path: str | os.PathLike[str], writers: Mapping[str, Callable[..., bytes]], *things: Any
+) -> None:
+    """Write something in the form that the suffix of its file says.
+
+    Args:
+        what: what it is, for messages: ``an explanation``.
+        path: where.
+        writers: suffix -> what makes the file's content of the things.
+        things: for the writer.
+
+    Raises:
+        OutputError: unknown suffix, no such folder, nothing to draw, or the disk refuses.
+    """
+    path = path_of(path)
+    writer = writers.get(path.suffix.lower())
+    if writer is None:
+        raise OutputError(
+            f"{what} cannot be saved as {path.name!r}",
+            expected=f"a name that ends in {', '.join(writers)}",
+            found=path.suffix or "no suffix",
+        )
+    check_folder(path)
+    write_whole(path, writer(*things))
 
 
 @contextmanager

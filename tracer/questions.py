@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Texts = Callable[[str, int], str | None]
@@ -58,6 +60,46 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Spot:
+    """Where on a picture lies what is asked about: a box, or places of an output.
+
+    Args:
+        box: left, top, right and bottom, as parts of the picture's width and height; empty for places.
+        grid: rows and columns of the output that the places are of.
+        runs: row by row how many places are not meant, then how many are, then how many are not, and so on.
+    """
+
+    box: tuple[float, ...] = ()
+    grid: tuple[int, ...] = ()
+    runs: tuple[int, ...] = ()
+
+    @staticmethod
+    def of_places(mask: Tensor) -> Spot:
+        """The places at which a mask [row, column] is true.
+
+        Example:
+            >>> spot = Spot.of_places(torch.tensor([[False, True], [True, False]]))
+            >>> spot.runs, spot.places
+            ((1, 2, 1), 2)
+        """
+        flat = mask.reshape(-1).to("cpu", torch.int8)
+        changes = (torch.diff(flat).nonzero().reshape(-1) + 1).tolist()
+        edges = [0, *([0] if bool(flat[:1].any()) else []), *changes, len(flat)]
+        runs = tuple(after - before for before, after in pairwise(edges))
+        return Spot(grid=tuple(mask.shape), runs=runs)
+
+    @property
+    def places(self) -> int:
+        """How many places it has; 0 for a box."""
+        return sum(self.runs[1::2])
+
+    def mask(self) -> Tensor:
+        """[row, column]: true at its places."""
+        flags = torch.tensor([place % 2 == 1 for place in range(len(self.runs))])
+        return flags.repeat_interleave(torch.tensor(self.runs)).reshape(self.grid)
+
+
+@dataclass(frozen=True)
 class Question:
     """What the score of one sample answers. ``str(question)`` says it in words.
 
@@ -71,7 +113,7 @@ class Question:
         name: of the class or word, where one is known.
         largest: over how many values it is the largest, where nobody named it; else 0.
         probability: by a softmax over classes or words; None where that means nothing.
-        places: over how many places a region goes.
+        spot: where on the picture it lies, if that is known: a detection's box, the places of a region.
         about: more words (a box; the name of a function).
         parts: of a sum.
 
@@ -87,7 +129,7 @@ class Question:
     name: str = ""
     largest: int = 0
     probability: float | None = None
-    places: int = 0
+    spot: Spot | None = None
     about: str = ""
     parts: tuple[Part, ...] = ()
 
@@ -115,7 +157,12 @@ class Question:
         said = _WORDS[self.kind](self, texts)
         chosen = f", the largest of {self.largest}" if self.largest > 1 else ""
         likely = "" if self.probability is None else f", probability {_share(self.probability)}"
-        return said + (f", {self.about}" if self.about and self.kind != "function" else "") + likely + chosen
+        return (
+            said
+            + (f", {self.about}" if self.about and self.kind not in ("function", "region") else "")
+            + likely
+            + chosen
+        )
 
     def _label(self, what: str) -> str:
         return f"{what} {self.label}" + (f" {self.name!r}" if self.name else "")
@@ -151,8 +198,10 @@ def _query(question: Question, texts: Texts) -> str:
 
 
 def _region(question: Question, texts: Texts) -> str:
-    many = f"{question.places} places where" if question.places > 1 else "one place where"
-    return f"the mean score of {question._label('class')} over the {many} it is predicted"
+    count = 0 if question.spot is None else question.spot.places
+    many = "one place where" if count == 1 else f"{count} places where"
+    around = f" {question.about}" if question.about else ""
+    return f"the mean score of {question._label('class')} over the {many} it is predicted{around}"
 
 
 def _place(question: Question, texts: Texts) -> str:

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from fxplain.attention.labelled import Labelled
 from fxplain.attention.layers import Layers, chosen_sites
-from fxplain.attribution.prediction import Mode, Prediction, Ran, aim, run_graph
+from fxplain.attribution.frame import frame_of
+from fxplain.attribution.prediction import Mode, Prediction, Ran, aim, output_of, run_graph
 from fxplain.attribution.scheduled import Explained, Scheduled
 from fxplain.attribution.table import Method
 from fxplain.errors import FxplainError, InputError, TargetError, first_line
 from fxplain.explanation import check_layers, check_mode, check_understood, result_of, with_matrix
 from fxplain.result import Result
+from fxplain.run.ranked import CONFIDENT, Likeliest, ranked
 from fxplain.run.replay import Gradients, Replay, gradients_of
+from fxplain.run.target import batch_axis, choose_output
+from fxplain.run.wishes import Region
 
 MEMORY = 1 << 30
 """Bytes that gradients of several scores may take together, if nothing else is asked for."""
@@ -28,7 +32,7 @@ WORKING = 3
 def explain_each(
     labelled: Labelled,
     bound: Mapping[str, Tensor],
-    targets: Sequence[Any] | Callable[[Any], Sequence[Any]],
+    targets: Sequence[Any] | Callable[[Any], Sequence[Any]] | Likeliest,
     method: Method,
     output: str | None,
     verified: float,
@@ -40,7 +44,7 @@ def explain_each(
     """Explain several targets of one batch, each as :func:`fxplain.explanation.explain_labelled` does.
 
     Args:
-        targets: what to explain, or a function from the model's output to that.
+        targets: what to explain, a function from the model's output to that, or the likeliest answers.
         memory: how many bytes the gradients that are had together may take.
 
     Raises:
@@ -54,6 +58,9 @@ def explain_each(
     given = targets if isinstance(targets, Iterable) else ()
     own = not callable(targets) and any(callable(target) for target in given)
     ran = run_graph(labelled, bound, method.gradients, method.libra, method.attentions, verify, own, mode)
+    note = ""
+    if isinstance(targets, Likeliest):
+        targets, note = likeliest(targets, ran, output)
     if callable(targets):
         targets = asked(targets, ran)
     if isinstance(targets, str) or not isinstance(targets, Iterable):
@@ -69,7 +76,7 @@ def explain_each(
         for found in _of_chunk(method, aimed[start : start + size], together, verified):
             result = with_matrix(found, labelled, bound, method, layers)
             assert isinstance(result, Result)
-            yield result
+            yield replace(result, notes=(*result.notes, note)) if note else result
 
 
 def _of_chunk(
@@ -84,6 +91,29 @@ def _of_chunk(
     answers = zip(predictions, _explained(method, predictions), strict=True)
     found = [result_of(prediction, method, explained, verified) for prediction, explained in answers]
     return [replace(result, notes=(*result.notes, note)) for result in found] if note else found
+
+
+def likeliest(wanted: Likeliest, ran: Ran, output: str | None) -> tuple[list[Any], str]:
+    """The likeliest answers as targets: first every sample's first, then every sample's second, ... A sample
+    that has fewer stands there with its first again. And a note where some are left out."""
+    captured, findings = ran.labelled.captured, ran.labelled.findings
+    outputs = [tensor.detach() for tensor in ran.run.outputs]
+    place = choose_output(captured.outputs, outputs, output_of(ran, output))
+    frame = frame_of(ran.labelled, ran.bound, outputs, place)
+    axis = batch_axis(outputs[place], findings.outputs[place], findings.batch)
+    samples = outputs[place][None] if axis is None else outputs[place].movedim(axis, 0)
+    own = [ranked(scores, wanted, frame, sample) for sample, scores in enumerate(samples)]
+    most = max(len(found) for found, _ in own)
+    ranks = [[found[rank if rank < len(found) else 0] for found, _ in own] for rank in range(most)]
+    left = sum(count for _, count in own)
+    least = CONFIDENT if wanted.threshold is None else wanted.threshold
+    note = f"{left} less likely answers, below a probability of {least:g}, are left out (threshold=)"
+    return [[_as_entry(index) for index in row] for row in ranks], note if left else ""
+
+
+def _as_entry(index: tuple[int, ...]) -> Any:
+    """A target as a list of them holds it."""
+    return index if len(index) != 1 or isinstance(index, Region) else index[0]
 
 
 def asked(targets: Callable[[Any], Sequence[Any]], ran: Ran) -> list[Any]:

@@ -12,17 +12,22 @@ from typing import Any
 from torch import Tensor
 
 from fxplain.errors import TargetError
-from fxplain.run.asked import LARGEST
 from fxplain.run.combined import LOG, RAW, Combined, Term
+from fxplain.run.ranked import Likeliest
+from fxplain.run.wishes import LARGEST, Point
 
 __all__ = [
     "LARGEST",
     "Combined",
+    "Likeliest",
     "Picker",
+    "Point",
     "confident",
     "contrast",
     "generated",
+    "likeliest",
     "log_probability",
+    "point",
     "top",
     "total",
 ]
@@ -77,6 +82,45 @@ def _terms(target: Any) -> tuple[Term, ...]:
             hint="write the whole sum as one function of the model's output",
         )
     return target.terms if isinstance(target, Combined) else (Term(target, 1.0, RAW),)
+
+
+def point(across: float, down: float) -> Point:
+    """Of a segmentation: the class at a point, over the places around it that have the same class.
+
+    Args:
+        across, down: parts of the picture's width and height, from its left and upper edge, 0 to 1.
+
+    Raises:
+        TargetError: when it is explained: the model does not segment, or the point lies outside.
+    """
+    return Point(float(across), float(down))
+
+
+def likeliest(count: int, target: Any = None, threshold: float | None = None) -> Likeliest:
+    """The likeliest answers, by the model's task: classes, next tokens, the surest queries of a detector each
+    with its class, the classes of a segmentation that are predicted at most places.
+
+    Args:
+        count: how many of each sample at most.
+        target: what is named of them: ``(place,)`` for the likeliest words at one place, a class for the
+            surest queries of that class.
+        threshold: the least probability; a sample's first answer is there in any case. None: 0.5 for
+            detectors, else there is no limit.
+
+    Raises:
+        TargetError: when they are looked up: the output has no likeliest answers.
+
+    Example:
+        >>> import torch, fxplain
+        >>> from fxplain.tasks import Task
+        >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> model.fxplain_task = Task("next token", outputs=("output",))
+        >>> x = torch.randn(1, 5, 8)
+        >>> found = fxplain.trace(model, x).explain_targets(x, likeliest(2))
+        >>> [result.target[0][0] for result in found]
+        [4, 4]
+    """
+    return Likeliest(count, target, threshold)
 
 
 def top(count: int, output: str = "logits") -> Picker:

@@ -20,6 +20,8 @@ TaskKind = Literal[
     "next token", "words", "classes", "queries", "places", "embedding", "boxes", "masks", "values", "unknown"
 ]
 
+BoxForm = Literal["centre", "corners"]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -38,6 +40,8 @@ class Task:
             first of them that is given.
         nothing: the class that stands for no object, if the output has one of this index.
         boxes: name of the output with the queries' boxes, if there is one.
+        box_form: what the four numbers of a box are, as parts of the picture's width and height: ``centre``
+            (across, down, width, height) or ``corners`` (left, top, right, bottom).
         independent: whether each class has a probability of its own (a sigmoid), and not a share (a softmax).
             A detector's have where its output has no class for no object.
         within: path of the part of the model that this is the task of; empty for the whole model. An output
@@ -57,6 +61,7 @@ class Task:
     nothing: int | None = None
     independent: bool = False
     boxes: str = ""
+    box_form: BoxForm = "centre"
     within: str = ""
     others: Mapping[str, TaskKind] = field(default_factory=dict)
 

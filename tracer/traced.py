@@ -31,6 +31,7 @@ from fxplain.layouts import Layouts
 from fxplain.maps.samplings import point_weights
 from fxplain.maps.weights import per_head
 from fxplain.result import Result
+from fxplain.run.ranked import Likeliest
 from fxplain.run.replay import replay
 from fxplain.saved.model import SavedModel
 from fxplain.several_targets import MEMORY, explain_each
@@ -263,7 +264,7 @@ class Traced:
     def explain_targets(
         self,
         inputs: Any,
-        targets: Sequence[Any] | Callable[[Any], Sequence[Any]],
+        targets: Sequence[Any] | Callable[[Any], Sequence[Any]] | Likeliest,
         method: str = "relevancy",
         output: str | None = None,
         verify: bool = False,
@@ -275,7 +276,7 @@ class Traced:
 
         Args:
             targets: each of them as for :meth:`explain`; or a function from the model's output to such a
-                sequence, see :mod:`fxplain.targets` for ready ones.
+                sequence, see :mod:`fxplain.targets` for ready ones; or :func:`fxplain.targets.likeliest`.
             memory: how many bytes the gradients of targets that are worked out together may take; at least
                 one target is. The forward pass comes on top.
             inputs, method, output, verify, layers, mode: as for :meth:`explain`.

@@ -15,7 +15,7 @@ from fxplain.labels.call import op_name
 from fxplain.laws.table import LAWS, Judgement, shortened
 from fxplain.ops.creation import MADE
 from fxplain.result import Result
-from fxplain.run.asked import LARGEST
+from fxplain.run.wishes import LARGEST
 from fxplain.traced import Traced, trace
 
 Outcome = Literal["ok", "failed", "doubted", "not applicable"]

@@ -19,7 +19,7 @@ from fxplain.attribution import gradients as token_gradients
 from fxplain.attribution.table import LIBRA, METHODS
 from fxplain.errors import FxplainError, MethodError
 from fxplain.result import Result
-from fxplain.run.asked import LARGEST
+from fxplain.run.wishes import LARGEST
 from fxplain.traced import Traced
 
 FEW = 3

@@ -118,7 +118,7 @@ def test_tensors_need_no_processor(folder: Path) -> None:
     with pytest.raises(fxplain.InputError, match="tensors are the whole input"):
         explainer(inputs, text_pair="a")
     with pytest.raises(TypeError, match="there is no imges="):
-        explainer("a", imges=3)
+        explainer("a", imges=3)  # type: ignore[call-overload]
 
 
 # -- a person's own model

@@ -185,9 +185,8 @@ def aim(ran: Ran, target: Any, output: str | None, **options: Any) -> Prediction
         TargetError, NonFiniteError: see :mod:`fxplain.errors`.
     """
     labelled, run = ran.labelled, ran.run
-    captured, findings, sites = labelled.captured, labelled.findings, labelled.classified.sites
-    attending = frozenset(site.index for site in sites if not site.makes_tokens)
-    wanted = output or default_output(captured.outputs, run.outputs, findings.outputs, attending)
+    captured, findings = labelled.captured, labelled.findings
+    wanted = output_of(ran, output)
     frame = None
     if not callable(target):
         place = choose_output(captured.outputs, run.outputs, wanted)
@@ -214,6 +213,14 @@ def aim(ran: Ran, target: Any, output: str | None, **options: Any) -> Prediction
     return Prediction(
         labelled, ran.bound, run, resolved, passes, output, surrogates=ran.surrogates, **options
     )
+
+
+def output_of(ran: Ran, output: str | None) -> str | None:
+    """The output that is explained: the one that is named, else the one that is meant by none."""
+    labelled = ran.labelled
+    attending = frozenset(site.index for site in labelled.classified.sites if not site.makes_tokens)
+    names, found = labelled.captured.outputs, labelled.findings.outputs
+    return output or default_output(names, ran.run.outputs, found, attending)
 
 
 def _unreached(labelled: Labelled, output: str) -> TargetError:

@@ -159,6 +159,34 @@ def explain(
             show_default=False,
         ),
     ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            "--top",
+            min=1,
+            help="Explain so many of the likeliest answers: classes, next words, objects that were detected.",
+            show_default=False,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option("--threshold", help="With --top: the least probability; 0.5 for detectors."),
+    ] = None,
+    point: Annotated[
+        str | None,
+        typer.Option(
+            "--point",
+            help="Of a segmentation: a point of the picture, as parts of width and height (0.4,0.7).",
+            show_default=False,
+        ),
+    ] = None,
+    colours: Annotated[
+        str, typer.Option("--colours", help="A colour map of matplotlib for pictures.", show_default=False)
+    ] = "",
+    opacity: Annotated[
+        float, typer.Option("--opacity", min=0, max=1, help="Of the most relevant place of a picture.")
+    ] = 0.75,
+    bare: Annotated[bool, typer.Option("--bare", help="Draw the heat map without the picture.")] = False,
     method: Annotated[
         str,
         typer.Option(
@@ -204,12 +232,15 @@ def explain(
     """Explain one prediction: an overlay for pictures, coloured text for texts, and the numbers as JSON."""
     with reported(debug):
         from fxplain.cli.explain import Wanted, run_explain
+        from fxplain.display import Look
 
         ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
         ask = replace(ask, pairs=tuple(pair or ()), chat=chat, audio=tuple(audio or ()))
         ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
-        wanted = Wanted(target, method, output, layers, contrast, cast(Any, mode), check)
-        run_explain(ask, wanted, tuple(out or ()), generate)
+        wanted = Wanted(
+            target, method, output, layers, contrast, cast(Any, mode), check, top, threshold, point
+        )
+        run_explain(ask, wanted, tuple(out or ()), generate, Look(colours, opacity, bare))
 
 
 @app.command("explain-all")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,12 @@ from fxplain.explainer.explainer import Explainer
 from fxplain.explainer.explanation import Explanation
 from fxplain.explainer.generated import Generated
 from fxplain.explainer.handed import Prepared, unseen
+from fxplain.explainer.ranked import Ranked
 from fxplain.laws.table import notes_of_laws
-from fxplain.targets import contrast
+from fxplain.targets import Point, contrast, point
 
 if TYPE_CHECKING:
-    from fxplain.display import Display
+    from fxplain.display import Display, Look
     from fxplain.result import Result
 
 
@@ -37,36 +38,49 @@ class Wanted:
     contrast: str | None = None
     mode: Mode = "auto"
     check: bool = False
+    top: int | None = None
+    threshold: float | None = None
+    point: str | None = None
 
     def of(self, explainer: Explainer) -> Any:
         """The target, with names looked up."""
+        if self.point is not None:
+            return point_of(self.point)
         target = explainer.target(self.target)
         return target if self.contrast is None else contrast(target, explainer.target(self.contrast))
 
 
-def run_explain(ask: Ask, wanted: Wanted, out: tuple[Path, ...], generate: int | None = None) -> None:
+def run_explain(
+    ask: Ask, wanted: Wanted, out: tuple[Path, ...], generate: int | None = None, look: Look | None = None
+) -> None:
     """Load, explain, write, and print what was explained and written."""
     methods = parse_methods(wanted.method)
     _check_asked(wanted, methods, generate)
     for path in out:
-        _check_path(path, methods, generate)
+        _check_path(path, methods, generate, wanted.top)
     explainer = Explainer(ask.load())
     prepared, answer, display = _answer(explainer, ask, wanted, generate)
+    display = display if look is None else replace(display, look=look)
     result = next(iter(answer.values())) if isinstance(answer, Comparison) else answer.result
     what = "answer" if generate is not None else methods[0] if len(methods) == 1 else "comparison"
+    what = what if wanted.top is None else f"{what}-top"
     stem = Path(default_stem(explainer.loaded.name, ask.images, what))
     paths = [path for one in out or (stem,) for path in _expanded(one, display, len(methods) > 1)]
     for path in paths:
         if isinstance(answer, Comparison):
             answer.save(path, display)
-        else:
+        elif isinstance(answer, Generated):
             answer.save(path)
+        else:
+            answer.save(path, look)
     notes = (*explainer.loaded.notes, *display.notes, *unseen(prepared.display, result))
     if wanted.check:
         laws = explainer.trace(prepared.inputs).laws(prepared.inputs, result)
         notes = (*notes, *notes_of_laws(laws))
     if isinstance(answer, Generated):
         lines = answered(answer, notes)
+    elif isinstance(answer, Ranked):
+        lines = listed(answer, notes)
     else:
         lines = summary(answer.result if isinstance(answer, Explanation) else answer, display, notes)
     for line in (*lines, *(f"wrote     {path}" for path in paths)):
@@ -75,7 +89,7 @@ def run_explain(ask: Ask, wanted: Wanted, out: tuple[Path, ...], generate: int |
 
 def _answer(
     explainer: Explainer, ask: Ask, wanted: Wanted, generate: int | None
-) -> tuple[Prepared, Explanation | Generated | Comparison, Display]:
+) -> tuple[Prepared, Explanation | Generated | Ranked | Comparison, Display]:
     """What is shown of the inputs, the explanation, and what is shown beside it."""
     methods = parse_methods(wanted.method)
     target = wanted.of(explainer)
@@ -90,12 +104,26 @@ def _answer(
     with working(f"explaining by {', '.join(methods)}"):
         if len(methods) > 1:
             return prepared, *explainer.compare(prepared, methods=methods, target=target, **how)
+        if wanted.top is not None:
+            how |= {"threshold": wanted.threshold, "method": methods[0]}
+            ranked = explainer(prepared, target=target, top=wanted.top, **how)
+            return prepared, ranked, ranked.display
         found = explainer(prepared, target=target, method=methods[0], **how)
     return prepared, found, found.display
 
 
 def _check_asked(wanted: Wanted, methods: Sequence[str], generate: int | None) -> None:
     """Refuse what does not go together."""
+    if wanted.top is not None and (len(methods) > 1 or generate or wanted.contrast or wanted.point):
+        raise InputError(
+            "with --top the likeliest answers are explained, by one method",
+            expected="no --contrast, --point or --generate, and one --method",
+            found="several methods" if len(methods) > 1 else "another of them",
+        )
+    if wanted.threshold is not None and wanted.top is None:
+        raise InputError("--threshold is of several answers", expected="--top N beside it", found="no --top")
+    if wanted.point is not None and (wanted.target is not None or wanted.contrast is not None):
+        raise InputError("--point stands in place of --target", expected="one of them", found="both")
     if generate is None:
         return
     if len(methods) > 1 or wanted.target is not None or wanted.contrast is not None:
@@ -104,6 +132,37 @@ def _check_asked(wanted: Wanted, methods: Sequence[str], generate: int | None) -
             expected="no --target, no --contrast, and one --method",
             found="several methods" if len(methods) > 1 else "a target",
         )
+
+
+def point_of(text: str) -> Point:
+    """A point as it is written: ``0.4,0.7``.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        across, down = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            "this is no point",
+            expected="parts of the picture's width and height from its upper left corner, such as 0.4,0.7",
+            found=repr(text),
+        ) from error
+    return point(across, down)
+
+
+def listed(answer: Ranked, notes: Iterable[str]) -> list[str]:
+    """Several answers, in a line each with what it rests on."""
+    lines = []
+    for place, one in enumerate(answer):
+        caption = one.display.caption(0) or f"sample {answer.samples[place]}"
+        rests = ", ".join(f"{token} {token.share:.0%}" for token in one.top(3))
+        where = f"{caption}: " if max(answer.samples) else ""
+        lines.append(f"{place + 1:>6}    {where}{one.question}")
+        lines.append(f"          {rests}")
+    lines.append(f"method    {answer.result.method}")
+    lines.append(f"verified  graph and model differ by {answer.result.verified:.1e} at most")
+    return lines + [f"note      {note}" for note in dict.fromkeys((*notes, *answer.result.notes))]
 
 
 def answered(answer: Generated, notes: Iterable[str]) -> list[str]:
@@ -126,14 +185,16 @@ def default_stem(model: str, images: tuple[Path, ...], method: str) -> str:
     return f"{file_stem(model)}{picture}-{method}"
 
 
-def _check_path(path: Path, methods: Sequence[str], generate: int | None) -> None:
+def _check_path(path: Path, methods: Sequence[str], generate: int | None, top: int | None = None) -> None:
     """Refuse early what could not be written after all the work."""
     from fxplain.files import check_folder
-    from fxplain.render import answer_page, save, side_by_side
+    from fxplain.render import answer_page, ranked_page, save, side_by_side
 
     what, writers = "an explanation", list(save.WRITERS)
     if generate is not None:
         what, writers = "an answer", list(answer_page.WRITERS)
+    elif top is not None:
+        what, writers = "an explanation of several answers", list(ranked_page.WRITERS)
     elif len(methods) > 1:
         what, writers = "a comparison", list(side_by_side.WRITERS)
     suffixes = writers

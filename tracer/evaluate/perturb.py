@@ -19,7 +19,7 @@ from fxplain.evaluate.measures import Curves, Measure
 from fxplain.evaluate.removal import Inputs, Removal, named
 from fxplain.evaluate.table import Table
 from fxplain.result import Result
-from fxplain.run.asked import score_at
+from fxplain.run.wishes import score_at
 from fxplain.traced import Traced
 
 Score = Callable[[Any, slice], Tensor]

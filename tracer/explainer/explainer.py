@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 from fxplain.adapters.generic import own
 from fxplain.adapters.loaded import Loaded, LoadOptions
@@ -17,9 +17,12 @@ from fxplain.errors import InputError
 from fxplain.explainer.answer import Answer, Named, behind, generated, longer, place_of_answer
 from fxplain.explainer.answer import named as by_name
 from fxplain.explainer.explanation import Explanation
-from fxplain.explainer.generated import Generated, stacked
+from fxplain.explainer.generated import Generated
 from fxplain.explainer.handed import Asking, Given, Prepared, apart, kind_of, shown_by_space
 from fxplain.explainer.names import named_target
+from fxplain.explainer.ranked import Ranked, unranked
+from fxplain.explainer.rows import stacked
+from fxplain.targets import likeliest
 from fxplain.targets import log_probability as log_probability_of
 from fxplain.traced import Traced, trace
 
@@ -78,14 +81,41 @@ class Explainer:
         """The model."""
         return self.loaded.model
 
-    def __call__(self, inputs: Any = None, *, target: Any = None, **asking: Unpack[Asking]) -> Explanation:
-        """Explain one prediction.
+    @overload
+    def __call__(
+        self, inputs: Any = None, *, target: Any = None, top: None = None, **asking: Unpack[Asking]
+    ) -> Explanation: ...
+
+    @overload
+    def __call__(
+        self,
+        inputs: Any = None,
+        *,
+        target: Any = None,
+        top: int,
+        threshold: float | None = None,
+        **asking: Unpack[Asking],
+    ) -> Ranked: ...
+
+    def __call__(
+        self,
+        inputs: Any = None,
+        *,
+        target: Any = None,
+        top: int | None = None,
+        threshold: float | None = None,
+        **asking: Unpack[Asking],
+    ) -> Explanation | Ranked:
+        """Explain one prediction, or with ``top=`` several.
 
         Args:
             inputs: a text or several, messages of a chat, picture or sound files, or tensors as the model is
                 called with; for a function as the processor, whatever it takes.
             target: as for :meth:`fxplain.Traced.explain`; names of classes or words as well, also within
                 :func:`fxplain.contrast` and its like. None: what is usual for the model's task.
+            top: explain so many of the likeliest answers: classes, next words, the surest objects of a
+                detector, the largest regions of a segmentation; see :func:`fxplain.targets.likeliest`.
+            threshold: the least probability of those; for detectors 0.5 by default.
             asking: ``text_pair=``, ``images=``, ``audio=``, ``decoder_text=``; ``method=``, ``output=``,
                 ``layers=``, ``mode=``, ``verify=``.
 
@@ -95,8 +125,14 @@ class Explainer:
         """
         given, how = apart(asking)
         prepared, display = self.prepare(inputs, **given)
-        result = self.trace(prepared).explain(prepared, self.target(target), **how)
-        return Explanation(result, shown_by_space(display, result.spaces, result.batch))
+        traced = self.trace(prepared)
+        if top is None:
+            result = traced.explain(prepared, self.target(target), **how)
+            return Explanation(result, shown_by_space(display, result.spaces, result.batch))
+        wanted = likeliest(top, self.target(target), threshold)
+        results = traced.explain_targets(prepared, wanted, **how)
+        result, samples = unranked(results, results[0].batch)
+        return Ranked(result, shown_by_space(display, result.spaces, results[0].batch), samples)
 
     def compare(
         self, inputs: Any = None, *, methods: Iterable[str], target: Any = None, **asking: Unpack[Asking]

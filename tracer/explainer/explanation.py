@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fxplain.display import Display
+from fxplain.display import Display, Look
 from fxplain.explainer.tokens import TokenRelevance, evenly, frame, strongest, tokens_of
 from fxplain.result import Result
 
@@ -100,25 +101,44 @@ class Explanation:
         """
         return frame(self.tokens)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def heat_map(self, name: str | None = None, sample: int = 0) -> NDArray[Any]:
+        """The relevance on one picture, ``[rows, columns]``, or on a video, ``[frames, rows, columns]``.
+
+        Of a model with several scales it is one map of the finest one: what a token of a coarser scale has is
+        spread evenly over its part of the picture, and all scales are added up.
+
+        Args:
+            name: of the input, or of one token space; None: the only picture.
+            sample: of the batch.
+
+        Raises:
+            UnknownNameError: there is no such picture, or there are several.
+        """
+        from fxplain.render.scales import heat_map
+
+        return heat_map(self.result, name, sample)
+
+    def save(self, path: str | os.PathLike[str], look: Look | None = None) -> None:
         """Write it to a file; the suffix says how.
 
         Args:
             path: ``.json``, ``.npz`` and ``.safetensors`` are read back by :func:`fxplain.load`; ``.html`` is
                 a page; ``.png`` the overlays on pictures.
+            look: how relevance is laid over pictures: colour map, opacity, or the bare map.
 
         Raises:
             OutputError: another suffix, no such folder, nothing to draw, or the file cannot be written.
         """
-        self.result.save(path, self.display)
+        self.result.save(path, self.display if look is None else replace(self.display, look=look))
 
-    def plot(self) -> Figure:
+    def plot(self, look: Look | None = None) -> Figure:
         """A matplotlib figure: overlays where there are pictures, else rows of coloured tokens."""
         from fxplain.render.heatmap import heatmap_figure
         from fxplain.render.picture import picture_figure
 
-        drawn = picture_figure(self.result, self.display) if self.display.images else None
-        return drawn or heatmap_figure({self.result.method: self.result}, self.display)
+        display = self.display if look is None else replace(self.display, look=look)
+        drawn = picture_figure(self.result, display) if display.images else None
+        return drawn or heatmap_figure({self.result.method: self.result}, display)
 
     def _repr_html_(self) -> str:
         from fxplain.render.notebook import explanation_html

@@ -233,23 +233,3 @@ class Generated(Sequence[Explanation]):
 def _probability(question: Question) -> float | None:
     parts = question.parts
     return parts[0].question.probability if len(parts) == 1 else question.probability
-
-
-def stacked(results: Sequence[Result]) -> Result:
-    """Results of one sample each as one whose samples they are."""
-    first = results[0]
-    names = list(first.relevance)
-    values = {name: torch.cat([result.relevance[name] for result in results]) for name in names}
-    return replace(
-        first,
-        relevance=Relevance(values, first.spaces),
-        score=torch.cat([result.score for result in results]),
-        target=tuple(result.target[0] for result in results),
-        readout=tuple(result.readout[0] for result in results),
-        questions=tuple(result.questions[0] for result in results),
-        notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
-        verified=max(result.verified for result in results),
-        relevancy=None,
-        inputs={},
-        later=None,
-    )

@@ -97,6 +97,7 @@ def shown_by_space(display: Display, spaces: Iterable[TokenSpace], batch: int) -
         images=renamed(display.images),
         tokens=renamed(display.tokens),
         turns=renamed(display.turns),
+        seen=renamed(display.seen),
         captions=captions,
     )
 

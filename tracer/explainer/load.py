@@ -10,6 +10,7 @@ from fxplain import traced
 from fxplain.explainer.answer import Answer
 from fxplain.explainer.explanation import Explanation
 from fxplain.explainer.generated import Generated
+from fxplain.explainer.ranked import Ranked
 from fxplain.explainer.stored import READERS, read
 from fxplain.files import path_of
 from fxplain.render.words import TokenText
@@ -19,9 +20,9 @@ def load(path: str | os.PathLike[str], operations: Collection[str] = ()) -> Any:
     """Read what fxplain has saved: an explanation, an explained answer, or a traced model.
 
     Args:
-        path: ``.json``, ``.npz`` and ``.safetensors`` hold a :class:`fxplain.Explanation` or a
-            :class:`fxplain.Generated`, as plain data. Any other file is taken for a traced model, see
-            :func:`fxplain.traced.load`.
+        path: ``.json``, ``.npz`` and ``.safetensors`` hold a :class:`fxplain.Explanation`, a
+            :class:`fxplain.Generated` or a :class:`fxplain.Ranked`, as plain data. Any other file is taken
+            for a traced model, see :func:`fxplain.traced.load`.
         operations: for a traced model.
 
     Raises:
@@ -42,6 +43,8 @@ def load(path: str | os.PathLike[str], operations: Collection[str] = ()) -> Any:
     if place.suffix.lower() not in READERS:
         return traced.load(path, operations)
     result, display, facts = read(place)
+    if "ranked" in facts:
+        return Ranked(result, display, tuple(facts["ranked"]["samples"]))
     if "answer" not in facts:
         return Explanation(result, display)
     answer = facts["answer"]

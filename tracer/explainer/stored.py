@@ -15,7 +15,7 @@ import torch
 from fxplain.attention.records import Attention, Stream, TokenSpace
 from fxplain.display import Display
 from fxplain.errors import FxplainError, LoadError, first_line
-from fxplain.questions import Axis, Part, Question
+from fxplain.questions import Axis, Part, Question, Spot
 from fxplain.render.save import FORMAT, member
 from fxplain.render.words import TokenText
 from fxplain.result import Relevance, Result
@@ -152,7 +152,11 @@ def _target(target: Any) -> Any:
 def _question(facts: Mapping[str, Any]) -> Question:
     axes = tuple(Axis(**axis) for axis in facts["axes"])
     parts = tuple(Part(p["weight"], p["log"], _question(p["question"])) for p in facts["parts"])
-    return Question(**{**facts, "index": tuple(facts["index"]), "axes": axes, "parts": parts})
+    spot = (
+        None if facts["spot"] is None else Spot(*(tuple(facts["spot"][k]) for k in ("box", "grid", "runs")))
+    )
+    read = {"index": tuple(facts["index"]), "axes": axes, "parts": parts, "spot": spot}
+    return Question(**{**facts, **read})
 
 
 def _display(facts: dict[str, Any], arrays: Arrays) -> Display:
@@ -170,7 +174,9 @@ def _display(facts: dict[str, Any], arrays: Arrays) -> Display:
         name: [tuple((int(a), int(b), str(what)) for a, b, what in sample) for sample in samples]
         for name, samples in facts["turns"].items()
     }
+    seen = {name: [(float(high), float(wide)) for high, wide in each] for name, each in facts["seen"].items()}
     return Display(
+        seen=seen,
         images=images,
         tokens=tokens,
         labels={int(index): name for index, name in facts["labels"].items()},

@@ -110,6 +110,14 @@ def blocks(
         yield from kernel_blocks(site, replay, gradients, live, whole)
         return
     maps, first = map_of(site, replay, gradients[0])
-    grown = [first, *(map_of(site, replay, gradient)[1] for gradient in gradients[1:])]
+    others = [map_of(site, replay, gradient) for gradient in gradients[1:]]
+    grown = [first, *(gradient for _, gradient in others)]
+    apart = [maps, *(own for own, _ in others)] if _of_its_score(site.map) and others else []
     for where in cuts(maps.shape, (*site.axes.columns, *whole), None, live):
-        yield Block(where, maps[where], [None if own is None else own[where] for own in grown])
+        own = [None if gradient is None else gradient[where] for gradient in grown]
+        yield Block(where, maps[where], own, [each[where] for each in apart])
+
+
+def _of_its_score(map: Map) -> bool:
+    """Whether what stands for the map has been multiplied with the score's gradient already."""
+    return isinstance(map, Sampled) or (isinstance(map, Sum) and any(_of_its_score(p.map) for p in map.parts))

@@ -24,6 +24,13 @@ class Block:
     maps: Tensor
     gradients: Iterable[Tensor | None]
     """One for each score; each is formed when it is asked for, once."""
+    own_maps: Sequence[Tensor] = ()
+    """One for each score, where what stands for the map is another for each."""
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The map and its gradient, for each score."""
+        for place, gradient in enumerate(self.gradients):
+            yield (self.own_maps[place] if self.own_maps else self.maps), gradient
 
 
 def cuts(

@@ -111,7 +111,7 @@ class MapProducts:
     def _formed(self, live: Mapping[int, range]) -> Iterator[tuple[Where, Iterator[Tensor]]]:
         whole = self.plan.heads if self.net else ()
         for block in blocks(self.plan.site, self.replay, self._own(), live, whole):
-            yield block.where, (self._mean(block.maps, gradient) for gradient in block.gradients)
+            yield block.where, (self._mean(maps, gradient) for maps, gradient in block.pairs())
 
     def _mean(self, maps: Tensor, gradient: Tensor | None) -> Tensor:
         """A block without heads; where it holds only some of them, their share of the mean."""

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxplain.errors import OutputError
-from fxplain.files import check_folder, path_of, write_whole
+from fxplain.files import save_as
 from fxplain.render.colours import kind_name, to_array
 from fxplain.render.overlay import data_uri, enlarge
 from fxplain.render.pages import page
@@ -69,16 +68,7 @@ def save(answered: Answered, path: str | os.PathLike[str]) -> None:
     Raises:
         OutputError: unknown suffix, no such folder, or the disk refuses.
     """
-    path = path_of(path)
-    writer = WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise OutputError(
-            f"an explained answer cannot be saved as {path.name!r}",
-            expected=f"a name that ends in {', '.join(WRITERS)}",
-            found=path.suffix or "no suffix",
-        )
-    check_folder(path)
-    write_whole(path, writer(answered))
+    save_as("an explained answer", path, WRITERS, answered)
 
 
 def answer_page(answered: Answered) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fxplain.errors import OutputError
 
 Array = NDArray[Any]
 
@@ -51,6 +54,10 @@ class Scale:
     low: float
     high: float
     signed: bool
+    colours: str = ""
+    """A colour map of matplotlib; empty for fxplain's own."""
+    opacity: float = 0.75
+    """Of the largest value, over a picture."""
 
     @classmethod
     def of(cls, values: Array, aside: NDArray[np.bool_] | None = None) -> Scale:
@@ -94,24 +101,36 @@ class Scale:
 
 
 @functools.cache
-def _lut(signed: bool) -> Array:
-    """256 colours [256, 3] in 0..1: dark to bright, or blue over white to red for signed values."""
+def _lut(signed: bool, colours: str) -> Array:
+    """256 colours [256, 3] in 0..1: dark to bright, or blue over white to red for signed values.
+
+    Raises:
+        OutputError: matplotlib has no colour map of that name.
+    """
     from matplotlib import colormaps
 
-    return np.asarray(colormaps["bwr" if signed else "inferno"](np.linspace(0.0, 1.0, 256)))[:, :3]
+    name = colours or ("bwr" if signed else "inferno")
+    if name not in colormaps:
+        close = ", ".join(difflib.get_close_matches(name, list(colormaps), n=4))
+        raise OutputError(
+            f"there is no colour map {name!r}",
+            expected="one of matplotlib's, such as inferno, viridis, turbo",
+            found=repr(name),
+            hint=f"did you mean {close}?" if close else None,
+        )
+    return np.asarray(colormaps[name](np.linspace(0.0, 1.0, 256)))[:, :3]
 
 
 def heat(scale: Scale, unit: Array) -> tuple[Array, Array]:
     """Colours [..., 3] in 0..1 and opacity [...] for values given by :meth:`Scale.unit`."""
     position = (unit + 1.0) / 2.0 if scale.signed else unit
-    colour = _lut(scale.signed)[np.rint(position * 255.0).astype(np.intp)]
-    # zero is no colour at all on a signed scale, but the low end of the other
-    return colour, 0.75 * np.abs(unit) if scale.signed else 0.25 + 0.5 * unit
+    colour = _lut(scale.signed, scale.colours)[np.rint(position * 255.0).astype(np.intp)]
+    return colour, scale.opacity * np.abs(unit)
 
 
 def css_gradient(scale: Scale) -> str:
     """The colour bar as a CSS value, left to right."""
-    stops = _lut(scale.signed)[np.linspace(0, 255, 9).astype(np.intp)]
+    stops = _lut(scale.signed, scale.colours)[np.linspace(0, 255, 9).astype(np.intp)]
     colours = ["rgb({:.0f} {:.0f} {:.0f})".format(*(stop * 255.0)) for stop in stops]
     return f"linear-gradient(to right, {', '.join(colours)})"
 

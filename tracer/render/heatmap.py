@@ -32,30 +32,44 @@ def heatmap_png(results: Mapping[str, Explained], display: Display) -> bytes:
 
 def heatmap_figure(results: Mapping[str, Explained], display: Display) -> Figure:
     """One block of cells for each sample and token space that any method gives relevance to."""
-    from matplotlib.figure import Figure
-
     first = next(iter(results.values()))
     blocks = []
     for sample in range(first.batch):
         for name in first.relevance:
             rows = [shown(result, name, sample) for result in results.values()]
             if not all(row.empty for row in rows):
-                blocks += _lines(rows, display, sample)
-    height = sum(len(results) * _CELL + _LABELS + _GAP for _ in blocks) + _GAP
-    width = _LEFT + _CELL * max((len(words) for _, words, _ in blocks), default=1) + _GAP
+                blocks.append((*_line(rows, display, sample), list(results)))
+    return cells_figure(blocks)
+
+
+Cells = tuple[str, list[str], NDArray[Any], list[str]]
+"""Title, words, colours [row, word, 3] and names of the rows."""
+
+
+def cells_figure(wide: Sequence[Cells]) -> Figure:
+    """Blocks of cells one under the other; those with many words go on in lines of their own."""
+    from matplotlib.figure import Figure
+
+    blocks: list[Cells] = [
+        (title, words[start : start + _MOST], cells[:, start : start + _MOST], names)
+        for title, words, cells, names in wide
+        for start in range(0, len(words), _MOST)
+    ]
+    height = sum(len(names) * _CELL + _LABELS + _GAP for *_, names in blocks) + _GAP
+    width = _LEFT + _CELL * max((len(words) for _, words, _, _ in blocks), default=1) + _GAP
     figure = Figure(figsize=(max(width, 6.0), max(height, 1.0)), dpi=_DPI, facecolor="white")
     top = height
-    for title, words, cells in blocks:
-        top -= _GAP + len(results) * _CELL
+    for title, words, cells, names in blocks:
+        top -= _GAP + len(names) * _CELL
         box = (_LEFT / figure.get_figwidth(), top / height)
-        size = (_CELL * len(words) / figure.get_figwidth(), len(results) * _CELL / height)
-        _draw(figure.add_axes((*box, *size)), cells, list(results), words, title)
+        size = (_CELL * len(words) / figure.get_figwidth(), len(names) * _CELL / height)
+        _draw(figure.add_axes((*box, *size)), cells, [short(name, 34) for name in names], words, title)
         top -= _LABELS
     return figure
 
 
-def _lines(rows: Sequence[Shown], display: Display, sample: int) -> list[tuple[str, list[str], NDArray[Any]]]:
-    """Title, words and colours [method, token, 3] of each line of one space."""
+def _line(rows: Sequence[Shown], display: Display, sample: int) -> tuple[str, list[str], NDArray[Any]]:
+    """Title, words and colours [method, token, 3] of one space."""
     space = rows[0].space
     texts = display.texts(space.name, sample, space.size)
     words = [str(number) for number in range(space.size)]
@@ -69,10 +83,7 @@ def _lines(rows: Sequence[Shown], display: Display, sample: int) -> list[tuple[s
         colours.append(np.where(row.aside[:, None], 0.85, colour)[: len(words)])
     cells = np.stack(colours)
     title = f"{display.caption(sample) or f'sample {sample}'} · {space.name}"
-    return [
-        (title, words[start : start + _MOST], cells[:, start : start + _MOST])
-        for start in range(0, len(words), _MOST)
-    ]
+    return title, words, cells
 
 
 def _draw(axes: Axes, cells: NDArray[Any], methods: list[str], words: list[str], title: str) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fxplain.display import Display, Picture
+from fxplain.display import Display, Look, Picture
 from fxplain.render.colours import Scale, heat
+from fxplain.render.marks import Mark, marks_of
 from fxplain.render.readable import Explained
+from fxplain.render.scales import on_one_grid, sizes, together
 from fxplain.render.shown import Shown, shown
 
 _SHORTEST_SIDE = 336
@@ -31,33 +33,48 @@ class Overlay:
     picture: Picture
     blended: Picture
     scale: Scale
+    spaces: tuple[str, ...] = ()
+    """All token spaces that it shows: those of several scales are one map."""
+    marks: tuple[Mark, ...] = ()
+    """Boxes and outlines of what was asked."""
 
 
 def overlays(result: Explained, display: Display, sample: int) -> list[Overlay]:
-    """All overlays of one sample: every space that ``display`` has a picture for, frame by frame."""
+    """All overlays of one sample: every picture that ``display`` has, frame by frame; scales of one picture
+    are put together."""
+    pictured = [name for name in result.relevance if display.image(name, sample) is not None]
+    groups = together(result, pictured)
     found: list[Overlay] = []
-    for name in result.relevance:
-        picture = display.image(name, sample)
-        if picture is not None:
-            found.extend(_of_space(shown(result, name, sample), picture))
-    return found
+    for names in groups:
+        picture = display.image(names[0], sample)
+        assert picture is not None
+        several = len(names) > 1
+        space = on_one_grid(result, names, sample) if several else shown(result, names[0], sample)
+        drawn = _of_space(space, picture, display.look, display.part(names[0], sample))
+        remark = sizes(result, names) if several else ""
+        found += [replace(one, spaces=names, label=one.label or remark) for one in drawn]
+    marks = marks_of(result, display, sample) if len(groups) == 1 else ()
+    return [replace(one, marks=marks) for one in found]
 
 
-def _of_space(space: Shown, picture: Picture) -> list[Overlay]:
+def _of_space(space: Shown, picture: Picture, look: Look, part: tuple[float, float]) -> list[Overlay]:
     # an own entry set aside would be the brightest spot of all: draw nothing there
     values = np.where(space.aside, 0.0 if space.scale.signed else space.scale.low, space.values)
     grid, remark = as_grid(values, space.space.grid, picture)
     if grid is None:
         return []
     frames = picture if picture.ndim == 4 else picture[None]
+    scale = replace(space.scale, colours=look.colours, opacity=look.opacity)
     drawn = []
     for step, cells in enumerate(grid):
         # grids of videos are often coarser in time than the frames: take the frame in the step's middle
         still = enlarge(frames[int((step + 0.5) * len(frames) / len(grid))])
         several = len(grid) > 1
         label = f"frame {step + 1} of {len(grid)}" if several else remark
-        blended = blend(still, cells, space.scale)
-        drawn.append(Overlay(space.space.name, label, several, still, blended, space.scale))
+        blended = blend(still, cells, scale, look.bare)
+        height, width = (max(round(side * own), 1) for side, own in zip(still.shape, part, strict=False))
+        seen = still[:height, :width], blended[:height, :width]
+        drawn.append(Overlay(space.space.name, label, several, *seen, scale))
     return drawn
 
 
@@ -106,8 +123,8 @@ def upsample(cells: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     return np.asarray(small.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def blend(picture: Picture, cells: NDArray[Any], scale: Scale) -> Picture:
-    """The map [h, w] over the picture [H, W, 3]: the more relevant, the more opaque.
+def blend(picture: Picture, cells: NDArray[Any], scale: Scale, bare: bool = False) -> Picture:
+    """The map [h, w] over the picture [H, W, 3]: the more relevant, the more opaque; or the map alone.
 
     Example:
         >>> white = np.full((4, 4, 3), 255, dtype=np.uint8)
@@ -116,10 +133,12 @@ def blend(picture: Picture, cells: NDArray[Any], scale: Scale) -> Picture:
     """
     unit = upsample(scale.unit(cells), picture.shape[0], picture.shape[1])
     colour, opacity = heat(scale, unit)
-    # the picture loses most of its own colour, so that colour means relevance
+    if bare:
+        return np.asarray(np.rint(colour * 255.0), dtype=np.uint8)
+    # the picture loses some of its own colour, so that bright colours mean relevance
     pixels = picture[..., :3].astype(np.float64) / 255.0
     grey = pixels @ np.array([0.299, 0.587, 0.114])
-    muted = 0.35 * pixels + 0.65 * grey[..., None]
+    muted = 0.55 * pixels + 0.45 * grey[..., None]
     mixed = muted + (colour - muted) * opacity[..., None]
     return np.asarray(np.rint(np.clip(mixed, 0.0, 1.0) * 255.0), dtype=np.uint8)
 

@@ -6,13 +6,14 @@ import io
 import textwrap
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fxplain.display import Display, Picture
 from fxplain.errors import OutputError
 from fxplain.render.colours import Scale, heat, number
+from fxplain.render.marks import Mark
 from fxplain.render.overlay import overlays
 from fxplain.render.readable import Explained
 from fxplain.render.shown import score_of
@@ -35,6 +36,7 @@ class Panel:
     title: str
     scale: Scale | None
     """None for the untouched picture."""
+    marks: tuple[Mark, ...] = ()
 
 
 def picture_figure(result: Explained, display: Display) -> Figure | None:
@@ -87,7 +89,7 @@ def _panels(result: Explained, display: Display, sample: int) -> list[Panel]:
             panels.append(Panel(overlay.picture, display.caption(sample) or f"sample {sample}", None))
         seen.add(overlay.space)
         title = "\n".join(filter(None, (what, overlay.space if several else "", overlay.label)))
-        panels.append(Panel(overlay.blended, title, overlay.scale))
+        panels.append(Panel(overlay.blended, title, overlay.scale, overlay.marks))
     return panels
 
 
@@ -115,12 +117,50 @@ def _draw(figure: Figure, panel: Panel, left: float, bottom: float, width: float
     axes.set_axis_off()
     axes.set_anchor("NW")
     axes.set_title(short(panel.title, 56), size=9, color="#222", loc="left", parse_math=False)
+    for mark in panel.marks:
+        _mark(axes, mark, panel.picture.shape[1], panel.picture.shape[0])
     if panel.scale is not None:
         # the picture is narrower or lower than its panel: the bar follows the picture
         axes.apply_aspect()
         box = axes.get_position()
         unit = width / _PANEL
         _bar(figure.add_axes((box.x1 + 0.07 * unit, box.y0, 0.13 * unit, box.height)), panel.scale)
+
+
+def _mark(axes: Axes, mark: Mark, width: int, height: int) -> None:
+    """A box or an outline with its name; a dark edge keeps it apart from any picture."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    edge = [withStroke(linewidth=3.2, foreground="#000000")]
+    if mark.box:
+        left, top, right, bottom = mark.box
+        corner = (left * width - 0.5, top * height - 0.5)
+        sides = ((right - left) * width, (bottom - top) * height)
+        drawn: Any = Rectangle(corner, *sides, fill=False, edgecolor=mark.colour, linewidth=1.6)
+        axes.add_patch(drawn)
+    else:
+        ends = [
+            ((a * width - 0.5, b * height - 0.5), (c * width - 0.5, d * height - 0.5))
+            for a, b, c, d in mark.lines
+        ]
+        drawn = LineCollection(ends, colors=mark.colour, linewidths=1.6)
+        axes.add_collection(drawn)
+    drawn.set_path_effects(edge)
+    drawn.set_clip_on(True)
+    left, top = mark.corner
+    axes.text(
+        min(left, 0.95) * width,
+        min(top, 0.98) * height,
+        short(mark.text, 28),
+        size=7,
+        color=mark.colour,
+        va="bottom" if top > 0.08 else "top",
+        clip_on=True,
+        path_effects=[withStroke(linewidth=2.2, foreground="#000000")],
+        parse_math=False,
+    )
 
 
 def _bar(axes: Axes, scale: Scale) -> None:

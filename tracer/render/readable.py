@@ -130,6 +130,28 @@ class Answered(Protocol):
     def facts(self) -> dict[str, Any]: ...
 
 
+class Several(Protocol):
+    """Several answers explained; :class:`fxplain.explainer.ranked.Ranked` says what each part is."""
+
+    @property
+    def result(self) -> Explained: ...
+
+    @property
+    def display(self) -> Display: ...
+
+    @property
+    def samples(self) -> tuple[int, ...]: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def display_of(self, place: int) -> Display: ...
+
+    def __getitem__(self, place: int) -> Any: ...
+
+    def facts(self) -> dict[str, Any]: ...
+
+
 class Compared(Protocol):
     """Several explanations of one prediction; see :class:`fxplain.Comparison`."""
 

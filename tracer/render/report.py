@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from fxplain.display import Display
 from fxplain.render.colours import Scale, css_gradient, kind_name
+from fxplain.render.marks import Mark
 from fxplain.render.overlay import Overlay, data_uri, overlays
 from fxplain.render.pages import page
 from fxplain.render.readable import Explained
+from fxplain.render.scales import together
 from fxplain.render.shown import readout_words, score_of, shown
 from fxplain.render.strips import Strip, strips
 from fxplain.render.text_page import ColouredText, coloured_texts
@@ -25,6 +27,7 @@ class Image:
     blended: str
     scale: Scale
     gradient: str
+    marks: tuple[Mark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def sample_of(result: Explained, display: Display, i: int) -> Sample:
     """One sample as a page shows it."""
     pictures = overlays(result, display, i)
     texts = coloured_texts(result, display, i)
-    drawn = {picture.space for picture in pictures} | {text.space for text in texts}
+    drawn = {name for picture in pictures for name in picture.spaces} | {text.space for text in texts}
     return Sample(
         caption=display.caption(i) or (f"sample {i}" if result.batch > 1 else ""),
         target=display.target_name(result.target, i),
@@ -96,14 +99,30 @@ def _image(overlay: Overlay) -> Image:
         blended=data_uri(overlay.blended),
         scale=overlay.scale,
         gradient=css_gradient(overlay.scale),
+        marks=overlay.marks,
     )
 
 
 def _shares(result: Explained, sample: int) -> tuple[Share, ...]:
     """The spaces that hold relevance, by how much; nothing to compare if there is only one."""
-    spaces = [shown(result, name, sample) for name in result.relevance]
-    totals = [(space.space, space.total) for space in spaces if not space.empty]
-    whole = sum(abs(total) for _, total in totals)
+    groups = [
+        (names, [shown(result, name, sample) for name in names])
+        for names in together(result, result.relevance)
+    ]
+    totals = [
+        (names, parts, sum(part.total for part in parts))
+        for names, parts in groups
+        if not all(part.empty for part in parts)
+    ]
+    whole = sum(abs(total) for _, _, total in totals)
     if len(totals) < 2 or whole == 0.0:
         return ()
-    return tuple(Share(s.name, s.size, total, f"{abs(total) / whole * 100:.1f}") for s, total in totals)
+    return tuple(
+        Share(
+            names[0] if len(names) == 1 else parts[0].space.source,
+            sum(part.space.size for part in parts),
+            total,
+            f"{abs(total) / whole * 100:.1f}",
+        )
+        for names, parts, total in totals
+    )

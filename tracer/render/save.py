@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fxplain.attention.records import Attention
 from fxplain.display import Display
-from fxplain.errors import OutputError
-from fxplain.files import check_folder, path_of, write_whole
+from fxplain.files import save_as
 from fxplain.render.colours import to_array
 from fxplain.render.readable import Explained
 from fxplain.render.words import TokenText
@@ -31,16 +30,7 @@ def save(result: Explained, path: str | os.PathLike[str], display: Display | Non
     Raises:
         OutputError: unknown suffix, no such folder, nothing to draw, or the disk refuses.
     """
-    path = path_of(path)
-    writer = WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise OutputError(
-            f"a result cannot be saved as {path.name!r}",
-            expected=f"a name that ends in {', '.join(WRITERS)}",
-            found=path.suffix or "no suffix",
-        )
-    check_folder(path)
-    write_whole(path, writer(result, display or Display()))
+    save_as("a result", path, WRITERS, result, display or Display())
 
 
 def _html(result: Explained, display: Display) -> bytes:
@@ -166,6 +156,7 @@ def result_facts(result: Explained, display: Display) -> dict[str, Any]:
         "tokens": {name: plain(texts) for name, texts in display.tokens.items()},
         "marks": {name: [_marks(texts) for texts in samples] for name, samples in display.tokens.items()},
         "turns": plain(display.turns),
+        "seen": plain(display.seen),
         "shown_notes": [*display.notes],
         "labels": _labels(result, display),
     }

@@ -10,8 +10,7 @@ from typing import Any
 
 from fxplain.attribution.table import METHODS, plain_name
 from fxplain.display import Display
-from fxplain.errors import OutputError
-from fxplain.files import check_folder, path_of, write_whole
+from fxplain.files import save_as
 from fxplain.render.colours import kind_name
 from fxplain.render.heatmap import heatmap_png
 from fxplain.render.overlay import overlays
@@ -60,16 +59,7 @@ def save(comparison: Compared, path: str | os.PathLike[str], display: Display | 
     Raises:
         OutputError: unknown suffix, no such folder, or the disk refuses.
     """
-    path = path_of(path)
-    writer = WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise OutputError(
-            f"a comparison cannot be saved as {path.name!r}",
-            expected=f"a name that ends in {', '.join(WRITERS)}",
-            found=path.suffix or "no suffix",
-        )
-    check_folder(path)
-    write_whole(path, writer(comparison, display or Display()))
+    save_as("a comparison", path, WRITERS, comparison, display or Display())
 
 
 def comparison_page(comparison: Compared, display: Display) -> str:
@@ -148,7 +138,7 @@ def _panels(comparison: Compared, display: Display, sample: int) -> list[Panel]:
         for name, found in drawn.items():
             one = found[place]
             title = "\n".join(filter(None, (name, one.space if several else "", one.label)))
-            panels.append(Panel(one.blended, title, one.scale))
+            panels.append(Panel(one.blended, title, one.scale, one.marks))
     return panels
 
 

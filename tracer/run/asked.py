@@ -6,7 +6,7 @@ queries, the places at which a class is predicted. Where that would be a guess, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,43 +14,10 @@ import torch
 from torch import Tensor
 
 from fxplain.errors import TargetError
-from fxplain.questions import Axis, Question, box_words
+from fxplain.questions import Axis, Question, Spot, box_words
 from fxplain.run.choices import ambiguous
+from fxplain.run.wishes import Largest, Point, Region, corners, joined
 from fxplain.tasks import UNKNOWN, Task, TaskKind
-
-
-class Region(tuple[int, ...]):
-    """Several places of one sample's output, of which the score is the mean: the class, then the places.
-
-    As a tuple it is the index of the class alone; ``mask`` is true at the places.
-    """
-
-    mask: Tensor
-
-    def __new__(cls, label: int, mask: Tensor) -> Region:
-        made = super().__new__(cls, (label,))
-        made.mask = mask
-        return made
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Region, (self[0], self.mask)
-
-
-def score_at(scores: Tensor, index: Sequence[int]) -> Tensor:
-    """One sample's score: the element at an index, or the mean over a region."""
-    if isinstance(index, Region):
-        return scores[index[0]][index.mask.to(scores.device)].mean()
-    return scores[tuple(index)]
-
-
-class Largest:
-    """Asks for the largest element of each sample's output, whatever the output is for."""
-
-    def __repr__(self) -> str:
-        return "LARGEST"
-
-
-LARGEST = Largest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +74,10 @@ def asked(scores: Tensor, target: Any, frame: Frame, sample: int) -> Asked:
         return index, _question(scores, index, frame, sample, largest)
     if isinstance(target, Region):
         return target, _question(scores, target, frame, sample, 0)
-    if frame.kind in _NO_LARGEST and not _full(target, scores):
-        raise _ambiguous(frame, scores, _NO_LARGEST[frame.kind].format(shape=list(scores.shape)))
+    if isinstance(target, Point):
+        region, about = _around(scores, target, frame)
+        return region, replace(_question(scores, region, frame, sample, 0), about=about)
+    refused(frame, scores, target)
     choose = _CHOOSERS.get((frame.kind, scores.ndim))
     if choose is not None and not isinstance(target, tuple):
         index, largest = choose(scores, target, frame, sample)
@@ -141,13 +110,21 @@ def _next_token(scores: Tensor, target: int | None, frame: Frame, sample: int) -
     return (place, word), largest
 
 
-def _surest(scores: Tensor, target: int | None, frame: Frame, sample: int) -> Chosen:
-    shown = scores.clone()
-    if frame.nothing is not None and target is None:
+def sureness(scores: Tensor, frame: Frame, sample: int, any_class: bool) -> Tensor:
+    """[query, class]: the logarithm of each probability; minus infinity at padding and, if any class is
+    meant, for no object."""
+    logs = torch.nn.functional.logsigmoid(scores) if frame.independent else scores.log_softmax(-1)
+    shown = logs.clone()
+    if frame.nothing is not None and any_class:
         shown[:, frame.nothing] = -torch.inf
     dead = torch.ones(len(scores), dtype=torch.bool)
     dead[_real_places(scores, frame, sample)] = False
     shown[dead.to(shown.device)] = -torch.inf
+    return shown
+
+
+def _surest(scores: Tensor, target: int | None, frame: Frame, sample: int) -> Chosen:
+    shown = sureness(scores, frame, sample, target is None)
     if target is None:
         best = int(shown.reshape(-1).argmax())
         return divmod(best, scores.shape[-1]), int(torch.isfinite(shown).sum())
@@ -172,6 +149,29 @@ def _region(scores: Tensor, target: int | None, frame: Frame, sample: int) -> Ch
     return Region(label, mask), 0
 
 
+def _around(scores: Tensor, point: Point, frame: Frame) -> tuple[Region, str]:
+    """The class at a point over the places that are joined to it, side by side, and have it too."""
+    if frame.kind != "places" or scores.ndim != 3:
+        raise TargetError(
+            "a point can be asked of a segmentation alone",
+            where=f"output {frame.output!r}",
+            expected="an output [class, row, column] of a model that segments",
+            found=f"an output of shape {list(scores.shape)}, {frame.kind}",
+        )
+    if not (0 <= point.across <= 1 and 0 <= point.down <= 1):
+        raise TargetError(
+            "the point lies outside the picture",
+            expected="parts of the picture's width and height, 0 to 1",
+            found=f"{point.across:g}, {point.down:g}",
+        )
+    predicted = scores.argmax(0).cpu()
+    rows, columns = predicted.shape
+    row = min(int(point.down * rows), rows - 1)
+    column = min(int(point.across * columns), columns - 1)
+    label = int(predicted[row, column])
+    return Region(label, joined(predicted == label, row, column)), f"around row {row}, column {column}"
+
+
 def _word(scores: Tensor, target: int | None, frame: Frame, sample: int) -> Chosen:
     raise _ambiguous(frame, scores, f"scores of {scores.shape[-1]} words at each of {len(scores)} places")
 
@@ -183,6 +183,12 @@ _CHOOSERS: dict[tuple[str, int], Callable[[Tensor, Any, Frame, int], Chosen]] = 
     ("classes", 2): _surest,
     ("places", 3): _region,
 }
+
+
+def refused(frame: Frame, scores: Tensor, target: Any) -> None:
+    """Refuse an output of which the largest element is no answer to anything, unless all of it is named."""
+    if frame.kind in _NO_LARGEST and not _full(target, scores):
+        raise _ambiguous(frame, scores, _NO_LARGEST[frame.kind].format(shape=list(scores.shape)))
 
 
 def _ambiguous(frame: Frame, scores: Tensor, found: str) -> TargetError:
@@ -215,17 +221,30 @@ def _real_places(scores: Tensor, frame: Frame, sample: int) -> Tensor:
 
 def _plain(scores: Tensor, target: Any, frame: Frame, sample: int) -> Chosen:
     """An index as it is written; what it leaves open is the largest value, at a place that is no padding."""
+    fixed, view = opened(scores, target, frame, sample)
+    if len(fixed) == scores.ndim:
+        return tuple(fixed[axis] for axis in range(scores.ndim)), 0
+    best = int(view.reshape(-1).argmax()) if view.numel() else 0
+    return filled(fixed, view, best), int(torch.isfinite(view).sum())
+
+
+def filled(fixed: Mapping[int, int], view: Tensor, place: int) -> tuple[int, ...]:
+    """The whole index of one place of what a target leaves open; see :func:`opened`."""
+    rest = torch.unravel_index(torch.tensor(place), view.shape)
+    return tuple(fixed.get(axis, int(r)) for axis, r in enumerate(rest))
+
+
+def opened(scores: Tensor, target: Any, frame: Frame, sample: int) -> tuple[dict[int, int], Tensor]:
+    """The axes that a target names, and what it leaves open: of size 1 along these, minus infinity at
+    padding and at the class for no object."""
     ndim = scores.ndim
     fixed = (
         {} if target is None else {ndim - 1: target} if isinstance(target, int) else dict(enumerate(target))
     )
-    shape = tuple(scores.shape)
     for axis, place in fixed.items():
         if not 0 <= axis < ndim:
             raise _out_of_range(scores, target)
         fixed[axis] = _at(place, axis, frame, sample, scores, target)
-    if len(fixed) == ndim:
-        return tuple(fixed[axis] for axis in range(ndim)), 0
     view = scores
     for axis in sorted(fixed):
         view = view.narrow(axis, fixed[axis], 1)
@@ -233,13 +252,9 @@ def _plain(scores: Tensor, target: Any, frame: Frame, sample: int) -> Chosen:
         padding = (~frame.real[sample]).to(view.device)
         view = view.masked_fill(padding.view(-1, *[1] * (ndim - 1)), -torch.inf)
     if frame.nothing is not None and fixed and ndim - 1 not in fixed:
-        empty = torch.arange(shape[-1], device=view.device) == frame.nothing
+        empty = torch.arange(view.shape[-1], device=view.device) == frame.nothing
         view = view.masked_fill(empty, -torch.inf)
-    best = int(view.reshape(-1).argmax()) if view.numel() else 0
-    rest = torch.unravel_index(torch.tensor(best), view.shape)
-    return tuple(fixed.get(axis, int(r)) for axis, r in zip(range(len(shape)), rest, strict=True)), int(
-        torch.isfinite(view).sum()
-    )
+    return fixed, view
 
 
 def _at(place: Any, axis: int, frame: Frame, sample: int, scores: Tensor, target: Any) -> int:
@@ -270,7 +285,7 @@ def _question(scores: Tensor, index: tuple[int, ...], frame: Frame, sample: int,
     axes = frame.axes or tuple(Axis("features", "", size) for size in scores.shape)
     said = Question("coordinate", frame.output, tuple(index), axes, largest=largest)
     if isinstance(index, Region):
-        said = replace(said, kind="region", places=int(index.mask.sum()))
+        said = replace(said, kind="region", spot=Spot.of_places(index.mask))
     elif kind == "next token" and scores.ndim == 2:
         said = replace(said, kind="next token", probability=_likely(scores[index[0]], index[1], frame))
     elif kind == "classes" and scores.ndim == 1:
@@ -280,8 +295,10 @@ def _question(scores: Tensor, index: tuple[int, ...], frame: Frame, sample: int,
     elif kind == "places" and scores.ndim == 3:
         said = replace(said, kind="place")
     elif kind in ("classes", "queries") and scores.ndim == 2:
-        box = "" if frame.boxes is None else box_words(frame.boxes[sample, index[0]])
-        said = replace(said, kind="query", probability=_likely(scores[index[0]], index[1], frame), about=box)
+        said = replace(said, kind="query", probability=_likely(scores[index[0]], index[1], frame))
+        if frame.boxes is not None:
+            box = frame.boxes[sample, index[0]]
+            said = replace(said, about=box_words(box), spot=Spot(box=corners(box, frame.task.box_form)))
     if frame.real is not None and index and not bool(frame.real[sample, index[0]]):
         said = replace(said, about="which is padding")
     if frame.nothing is not None and index[-1:] == (frame.nothing,):

@@ -15,7 +15,9 @@ from torch import Tensor
 from fxplain.errors import TargetError
 from fxplain.questions import Part, Question
 from fxplain.run import asked as single
-from fxplain.run.asked import Frame, Largest
+from fxplain.run.asked import Frame
+from fxplain.run.wishes import Wish
+from fxplain.run.wishes import score_at as single_score
 
 RAW, LOG, SIGMOID = "", "softmax", "sigmoid"
 
@@ -99,13 +101,13 @@ def _check_probability(question: Question, frame: Frame) -> None:
 def score_at(scores: Tensor, index: Sequence[int] | Combined) -> Tensor:
     """One sample's score at an index, over a region, or summed over the parts of a sum."""
     if not isinstance(index, Combined):
-        return single.score_at(scores, index)
+        return single_score(scores, index)
     return torch.stack([term.weight * _term_at(scores, term) for term in index.terms]).sum()
 
 
 def _term_at(scores: Tensor, term: Term) -> Tensor:
     if not term.log:
-        return single.score_at(scores, term.target)
+        return single_score(scores, term.target)
     *place, label = term.target
     row = scores[tuple(place)]
     logs = torch.nn.functional.logsigmoid(row) if term.log == SIGMOID else row.log_softmax(-1)
@@ -142,7 +144,7 @@ def each_target(target: Any, samples: int) -> list[Any]:
         return entries
     if isinstance(target, Combined):
         _check_index(target)
-    elif not (target is None or isinstance(target, int | tuple | Largest)):
+    elif not (target is None or isinstance(target, int | tuple | Wish)):
         raise TargetError(
             "this is no target",
             expected="None, int, tuple, tensor or callable",
@@ -161,7 +163,7 @@ def _check_index(target: Any) -> None:
         for term in target.terms:
             _check_index(term.target)
         return
-    flat = target if isinstance(target, tuple) else () if isinstance(target, Largest) else (target,)
+    flat = target if isinstance(target, tuple) else () if isinstance(target, Wish) else (target,)
     if not all(one is None or (isinstance(one, int) and not isinstance(one, bool)) for one in flat):
         raise _no_index(target)
 

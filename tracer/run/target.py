@@ -14,8 +14,9 @@ from fxplain.errors import NonFiniteError, TargetError
 from fxplain.labels.findings import Findings
 from fxplain.labels.labels import Slot, Value, codes_of, reads_of, samples_of
 from fxplain.questions import Question, name_of_function
-from fxplain.run.asked import Frame, Region
-from fxplain.run.combined import Combined, asked, each_target, parts_of, score_at
+from fxplain.run.asked import Frame
+from fxplain.run.combined import Asked, Combined, asked, each_target, parts_of, score_at
+from fxplain.run.wishes import Region
 
 Readout = tuple[tuple[int, int], ...]
 """The rows that carry one sample's score: pairs (sample, token), tokens as in the labelling run."""
@@ -113,13 +114,37 @@ def resolve(
             "there is nothing to explain", expected="at least one sample", found="an empty batch"
         )
     frame = frame or Frame(names[place])
-    given = enumerate(each_target(target, samples))
-    found = [asked(per_sample[i].detach(), t, frame, i) for i, t in given]
+    found = _of_each(per_sample, each_target(target, samples), frame)
     scores = torch.stack([score_at(per_sample[i], index) for i, (index, _) in enumerate(found)])
     rows = [_rows_of(value.active, index, tensor.shape, axis, i) for i, (index, _) in enumerate(found)]
     _check_finite(scores)
     indices, questions = (tuple(part) for part in zip(*found, strict=True))
     return Resolved(scores, indices, names[place], tuple(rows), value.active, questions)
+
+
+def _of_each(per_sample: Tensor, targets: Sequence[Any], frame: Frame) -> list[Asked]:
+    """The index and the question of each sample.
+
+    Raises:
+        TargetError: of the first sample that has none; it names all of them.
+    """
+    found: list[Asked] = []
+    refused: dict[int, TargetError] = {}
+    for i, target in enumerate(targets):
+        try:
+            found.append(asked(per_sample[i].detach(), target, frame, i))
+        except TargetError as error:
+            refused[i] = error
+    if not refused:
+        return found
+    first = next(iter(refused.values()))
+    if found:
+        those = ", ".join(map(str, refused))
+        others = ", ".join(str(i) for i in range(len(targets)) if i not in refused)
+        first.args = (
+            f"{first}\n  so it is with: samples {those}; explain the others without them: {others}",
+        )
+    raise first
 
 
 def rescored(resolved: Resolved, tensors: Sequence[Tensor], findings: Findings, captured: Captured) -> Tensor:

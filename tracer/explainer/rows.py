@@ -1,0 +1,64 @@
+"""Results put together and taken apart, sample by sample; and what is shown beside one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fxplain.display import Display
+from fxplain.result import Relevance, Result
+
+
+def stacked(results: Sequence[Result]) -> Result:
+    """Results of the same inputs as one, whose samples are theirs, one after the other."""
+    first = results[0]
+    names = list(first.relevance)
+    values = {name: torch.cat([result.relevance[name] for result in results]) for name in names}
+    return replace(
+        first,
+        relevance=Relevance(values, first.spaces),
+        score=torch.cat([result.score for result in results]),
+        target=tuple(target for result in results for target in result.target),
+        readout=tuple(rows for result in results for rows in result.readout),
+        questions=tuple(question for result in results for question in result.questions),
+        notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
+        verified=max(result.verified for result in results),
+        relevancy=None,
+        inputs={},
+        later=None,
+    )
+
+
+def chosen(result: Result, rows: Sequence[int]) -> Result:
+    """Some samples of a result."""
+    values = {name: own[list(rows)] for name, own in result.relevance.items()}
+    return replace(
+        result,
+        relevance=Relevance(values, result.spaces),
+        score=result.score[list(rows)],
+        target=tuple(result.target[row] for row in rows),
+        readout=tuple(result.readout[row] for row in rows),
+        questions=tuple(result.questions[row] for row in rows),
+        relevancy=None,
+        inputs={},
+        later=None,
+    )
+
+
+def display_of(display: Display, sample: int) -> Display:
+    """What is shown beside one sample."""
+
+    def own(by_space: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        return {name: each[sample : sample + 1] for name, each in by_space.items() if sample < len(each)}
+
+    return replace(
+        display,
+        images=own(display.images),
+        tokens=own(display.tokens),
+        turns=own(display.turns),
+        seen=own(display.seen),
+        captions=display.captions[sample : sample + 1],
+    )
