@@ -259,7 +259,10 @@ class Marked(nn.Module):
         return logits
 
 
-BOXES, COUNTS = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 1, 2, 1]] * 2)
+BOXES, COUNTS = (
+    torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([[0, 1, 2, 1]] * 2),
+)
 WEIGHING = "marks has no tokens of its own, and so no relevance: it only makes weights between tokens"
 
 

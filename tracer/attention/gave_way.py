@@ -57,8 +57,7 @@ def data_of(labelled: Labelled) -> tuple[str, ...]:
 
 
 def weighing(labelled: Labelled) -> tuple[str, ...]:
-    """The inputs without tokens that only make weights between tokens (distances, boxes), in order; no masks.
-    """
+    """The inputs without tokens that only make weights between tokens (distances, boxes), without masks."""
     scores, named = only_scores(labelled), {space.source for space in labelled.classified.spaces}
     inputs = (p.path for p, node in _holding_data(labelled) if node in scores and not _masks(labelled, p))
     return tuple(path for path in inputs if named and path not in named)

@@ -148,7 +148,7 @@ def _having_taken_in(call: Call, parts: Sequence[Operand], pattern: Slot, slot: 
         return slot
     reads = slot.reads
     for part in parts:
-        kept, own, shape = pattern, part.value.active, list(part.shape)
+        kept, own, shape = pattern, list(part.value.active), list(part.shape)
         if call.op == "aten::stack":
             kept, *own = (replace(each, labels=each.labels.squeeze(axis)) for each in (pattern, *own))
             del shape[axis]

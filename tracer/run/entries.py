@@ -45,7 +45,7 @@ class Entries:
         self._ids: dict[fx.Node, frozenset[str]] = {}
         """Integers and booleans, with the inputs that they are made of."""
         self._numbers: dict[fx.Node, frozenset[str]] = {}
-        """Floats that are made of such inputs alone, likewise: coordinates, say, until they are cut to ids."""
+        """Floats that are made of such inputs alone, likewise: coordinates until they are cut to ids."""
 
     def change(self, node: fx.Node, value: Any) -> Any:
         """The value to go on with."""

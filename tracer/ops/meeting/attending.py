@@ -107,12 +107,13 @@ def _contents(values: Side) -> Slot:
     return values.killed[0] if values.killed else values.slots[0]
 
 
-def _read_before(
-    call: Call, cols: Slot, weights: Side, values: Side, query: Slot | None
-) -> frozenset[int]:
+def _read_before(call: Call, cols: Slot, weights: Side, values: Side, query: Slot | None) -> frozenset[int]:
     """What the tokens that are weighed have read until here."""
     ours = _contents(values)
-    reads, apart = ours.reads | _reads_of_keys(call, cols, ours, query), {*weights.letters} - {*values.letters}
+    reads, apart = (
+        ours.reads | _reads_of_keys(call, cols, ours, query),
+        {*weights.letters} - {*values.letters},
+    )
     if same_tokens(cols, ours) or (values.killed and not weights.killed):
         return reads
     if not any(cols.varies(weights.letters.index(letter)) for letter in apart):

@@ -44,9 +44,7 @@ def pooled(call: Call, operand: Operand, old: Slot, killed: Iterable[int]) -> Sl
     return record(call, operand, rows, old)
 
 
-def join(
-    call: Call, operand: Operand, kept: Slot, other: Slot, where: Tensor, shape: tuple[int, ...]
-) -> int:
+def join(call: Call, operand: Operand, kept: Slot, other: Slot, where: Tensor, shape: tuple[int, ...]) -> int:
     """Write down that tokens that stay take in others, ``where`` both lie; returns the number of the step.
 
     ``shape``: what labels and operand are broadcast to.
