@@ -149,3 +149,21 @@ def test_draws_stay_those_of_the_recording_whatever_is_drawn_later() -> None:
     assert result.verified <= 1e-6
     assert any("random numbers" in note for note in result.notes)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class OfArrays(Attend):
+    def forward(self, frames: Any, more: Any = None) -> Tensor:
+        x = torch.from_numpy(frames)
+        return super().forward(x if more is None else x * torch.as_tensor(more["scale"]))
+
+
+def test_an_array_keeps_the_name_of_its_argument() -> None:
+    torch.manual_seed(0)
+    frames, scale = torch.randn(1, 3, 4).numpy(), torch.rand(1, 3, 1).numpy()
+    model = OfArrays().eval()
+    traced = fxplain.trace(model, (frames, {"scale": scale}))
+    assert [p.path for p in traced.captured.placeholders if p.kind == "input"] == ["frames", "more.scale"]
+    result = traced.explain((frames, {"scale": scale}), target=(0, 1))
+    assert list(result.relevance) == ["frames"]
+    other = traced.explain((2 * frames, {"scale": scale}), target=(0, 1))  # recorded anew
+    torch.testing.assert_close(other.score, model(2 * frames, {"scale": scale})[:, 0, 1])

@@ -58,3 +58,41 @@ def test_as_if_the_query_were_an_input(name: str, fused: bool) -> None:
     for target in (0, 1):
         want = fxplain.explain(model, (x, query), target=target).relevance["x"]
         torch.testing.assert_close(fxplain.explain(model, x, target=target).relevance["x"], want)
+
+
+class Beside(nn.Module):
+    """A learned token that has read one input stands beside each token of another: as features, or in a sum
+    that is the same linear map."""
+
+    def __init__(self, join: str) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embed, self.other, self.wide = nn.Linear(5, 8), nn.Linear(4, 8), nn.Linear(16, 8)
+        self.pool, self.attend, self.head = Attend(), Attend(), nn.Linear(8, 2)
+        self.query = nn.Parameter(torch.randn(1, 1, 8))
+        self.join = join
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        x, z = self.embed(x), self.other(z)
+        read = self.query.expand(len(x), -1, -1)
+        read = read + self.pool(read, x)
+        if self.join == "cat":
+            z = self.wide(torch.cat([z, read.expand_as(z)], -1))
+        elif self.join == "stack":
+            weight = self.wide.weight.unflatten(1, (2, 8)).mT.flatten(1)
+            z = torch.stack([z, read.expand_as(z)], -1).flatten(2) @ weight.T + self.wide.bias
+        else:
+            left, right = self.wide.weight.split(8, 1)
+            z = z @ left.T + read @ right.T + self.wide.bias
+        out: Tensor = self.head((z + self.attend(z, z))[:, 0])
+        return out
+
+
+@pytest.mark.parametrize("join", ["cat", "stack"])
+def test_beside_each_token_as_in_a_sum(join: str) -> None:
+    random = torch.Generator().manual_seed(1)
+    inputs = torch.randn(2, 3, 5, generator=random), torch.randn(2, 4, 4, generator=random)
+    found, want = (fxplain.explain(Beside(how).eval(), inputs, target=1).relevance for how in (join, "sum"))
+    assert float(want["x"].sum()) > 0
+    for name in ("x", "z"):
+        torch.testing.assert_close(found[name], want[name])

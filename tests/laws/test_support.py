@@ -233,6 +233,56 @@ def test_the_notes_change_no_number(mode: Any) -> None:
     assert all(("gradient x input" in n) == (mode != "checkpoint") for n in told)
 
 
+class Marked(nn.Module):
+    """A second input whose numbers come into one attention, one way or another."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.words, self.table = nn.Embedding(20, 8), nn.Embedding(10, 8)
+        self.places, self.attend, self.head = nn.Linear(4, 8), Attend(), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor, marks: Tensor) -> Tensor:
+        x = self.words(ids)
+        if self.how == "scaled":
+            x = x * marks[..., None].float()
+        elif self.how == "cut to ids":
+            x = x + self.table((marks * 10).long()[..., 0])
+        scores = self.attend.query(x) @ self.attend.key(x).mT
+        if self.how == "coordinates of keys":
+            scores = self.attend.query(x) @ self.attend.key(x + self.places(marks)).mT
+        elif self.how == "looked up as distances":
+            scores = scores + self.table(marks[:, None] - marks[:, :, None] + 4)[..., 0]
+        elif self.how == "a mask":
+            scores = scores + (1.0 - marks[:, None].float()) * -1e9
+        logits: Tensor = self.head((scores.softmax(-1) @ self.attend.value(x))[:, 0])
+        return logits
+
+
+BOXES, COUNTS = (
+    torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([[0, 1, 2, 1]] * 2),
+)
+WEIGHING = "marks has no tokens of its own, and so no relevance: it only makes weights between tokens"
+
+
+@pytest.mark.parametrize(
+    ("how", "marks", "told"),
+    [
+        ("scaled", COUNTS, "it goes into the tokens of ids in the model"),
+        ("cut to ids", BOXES, "it is added to the tokens of ids in the model"),
+        ("coordinates of keys", BOXES, WEIGHING),
+        ("looked up as distances", COUNTS, WEIGHING),
+        ("a mask", COUNTS.clamp(max=1), None),
+    ],
+)
+def test_numbers_that_come_to_others_are_told(how: str, marks: Tensor, told: str | None) -> None:
+    result = fxplain.explain(made(Marked, how), (IDS, marks), target=1)
+    notes = [note for note in result.notes if note.startswith("marks")]
+    assert list(result.relevance) == ["ids"]
+    assert not notes if told is None else told in notes[0]
+
+
 def test_an_input_that_does_not_move_the_score_needs_no_note() -> None:
     model, inputs = made(Located), located()
     assert isinstance(model, Located)

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.attention.labelled import Labelled
-from fxplain.labels.call import op_name
+from fxplain.capture.captured import Placeholder
+from fxplain.labels.call import aten, op_name
 from fxplain.labels.flows import Kernel, Site
 from fxplain.labels.labels import DORMANT, STRONG, Slot, align, broadcast, codes_of, encode, samples_of
 from fxplain.where import module_path, source_line
 
 ADDING = frozenset({"add", "add_", "sub", "sub_", "rsub"})
+CASTING = frozenset(aten("to _to_copy type_as"))
+LOWEST_SCORE = -1e3
+"""What is lower masks."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,58 @@ def unnamed(labelled: Labelled) -> tuple[str, ...]:
 
 
 def data_of(labelled: Labelled) -> tuple[str, ...]:
-    """The inputs that hold data, in order: numbers, or ids that were looked up. Masks hold none, and what
-    only makes scores, as biases do, none that relevance would be of."""
+    """The inputs that hold data, in order: numbers, ids that were looked up, or integers that are reckoned
+    with. Masks hold none, and what only makes scores, as biases do, none that relevance would be of."""
+    scores = only_scores(labelled)
+    return tuple(p.path for p, node in _holding_data(labelled) if node not in scores)
+
+
+def weighing(labelled: Labelled) -> tuple[str, ...]:
+    """The inputs without tokens that only make weights between tokens (distances, boxes), without masks."""
+    scores, named = only_scores(labelled), {space.source for space in labelled.classified.spaces}
+    inputs = (p.path for p, node in _holding_data(labelled) if node in scores and not _masks(labelled, p))
+    return tuple(path for path in inputs if named and path not in named)
+
+
+def _holding_data(labelled: Labelled) -> list[tuple[Placeholder, fx.Node]]:
     ledger, findings = labelled.findings.ledger, labelled.findings
     data = {root.name for root, *_ in ledger.elements.ranges if root.is_input and root.strength == STRONG}
     data |= {space.source for space in ledger.spaces if space.origin == "input" and not space.filled}
-    scores = only_scores(labelled)
     nodes = {node.name: node for node in findings.values if node.op == "placeholder"}
-    inputs = [p for p in labelled.captured.placeholders if p.kind == "input" and p.path in data]
-    return tuple(p.path for p in inputs if nodes[p.node].users and nodes[p.node] not in scores)
+    inputs = [(p, nodes[p.node]) for p in labelled.captured.placeholders if p.kind == "input"]
+    return [
+        (p, node)
+        for p, node in inputs
+        if node.users and (p.path in data or (_reckoned_with(node) and not _masks(labelled, p)))
+    ]
+
+
+def _masks(labelled: Labelled, placeholder: Placeholder) -> bool:
+    """Whether the numbers of an input are those of a mask: 0, 1, or so low that a softmax makes 0 of them."""
+    captured = labelled.captured
+    paths = [tensor.path for tensor in captured.layout.tensors]
+    if placeholder.path not in paths or len(captured.example) != len(paths):
+        return True
+    values = captured.example[paths.index(placeholder.path)]
+    return bool(((values == 0) | (values == 1) | (values < LOWEST_SCORE)).all())
+
+
+def _reckoned_with(node: fx.Node) -> bool:
+    """Whether integers, one for each of several places, become floats; comparisons make masks of them."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.ndim < 2:
+        return False
+    integers = [node]
+    for used in integers:  # which grows
+        for user in used.users:
+            made = user.meta.get("val")
+            if not isinstance(made, Tensor) or made.dtype == torch.bool or user in integers:
+                continue
+            if not made.is_floating_point():
+                integers.append(user)
+            elif op_name(user) in CASTING or torch.Tag.pointwise in getattr(user.target, "tags", ()):
+                return True  # others only pick by integers
+    return False
 
 
 def only_scores(labelled: Labelled) -> frozenset[fx.Node]:

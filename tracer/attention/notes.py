@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
-from fxplain.attention.gave_way import endings, unnamed
+from fxplain.attention.gave_way import endings, unnamed, weighing
 from fxplain.attention.labelled import Labelled
 from fxplain.attention.records import Mixing
 from fxplain.attention.unfollowed import carried, followed
@@ -88,6 +88,8 @@ def _unnamed(labelled: Labelled, shares: Mapping[str, float]) -> Iterator[str]:
         way = "it goes into no tokens" if first is None else str(first)
         told = "" if share is None else f"; it has {_percent(share)} of the score's gradient x input"
         yield f"{source} has no tokens of its own, and so no relevance: {way}{told}"
+    for source in weighing(labelled):
+        yield f"{source} has no tokens of its own, and so no relevance: it only makes weights between tokens"
 
 
 def _unreached(labelled: Labelled, shares: Mapping[str, float]) -> Iterator[str]:

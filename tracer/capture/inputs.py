@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,8 +84,28 @@ class Layout:
                 return thing
             return with_tensors(thing.value, {key: tensors[i] for key, i in thing.slots})
 
-        both = mapped((self.args, dict(self.kwargs)), lambda path, slot: tensors[slot.index], copied)
+        def given(path: str, slot: Slot) -> Any:
+            tensor = tensors[slot.index]
+            return tensor.numpy() if isinstance(slot, _OfArray) else tensor
+
+        both = mapped((self.args, dict(self.kwargs)), given, copied)
         return both[0], both[1]
+
+    @property
+    def holds_arrays(self) -> bool:
+        """Whether NumPy arrays are among the arguments: only a recording follows them into the model."""
+        found: list[bool] = []
+        mapped(
+            (self.args, dict(self.kwargs)),
+            lambda path, slot: found.append(isinstance(slot, _OfArray)),
+            lambda path, thing: None,
+        )
+        return any(found)
+
+
+@dataclass(frozen=True)
+class _OfArray(Slot):
+    """Stands for a NumPy array, whose numbers are a tensor's while the model does not run."""
 
 
 class _Opaque:
@@ -107,7 +128,8 @@ def flatten(
     """The tensors of a call's arguments in order, and the layout that holds them.
 
     Positional arguments are named as the parameters of ``model.forward``. With ``like``, arguments of the
-    same names are brought into its form: which are positional, and the order of the others.
+    same names are brought into its form: which are positional, and the order of the others. A NumPy array
+    counts as a tensor; the model is handed an array.
     """
     args, kwargs = _arranged(model, args, kwargs)
     if like is not None:
@@ -120,6 +142,10 @@ def flatten(
 
     def other(path: str, thing: Any) -> Any:
         start = len(found)
+        array = _of_numpy(thing)
+        if array is not None:
+            found.append((path, array))
+            return _OfArray(start)
         found.extend(object_leaves(thing, path))
         slots = [(id(tensor), start + i) for i, (_, tensor) in enumerate(found[start:])]
         stateful = bool(slots) or (hasattr(thing, "__dict__") and not callable(thing))
@@ -130,6 +156,17 @@ def flatten(
     keyword = {name: mapped(value, take, other, name) for name, value in kwargs.items()}
     tensors = tuple(InputTensor(path, tuple(t.shape), t.dtype, t.device) for path, t in found)
     return [tensor for _, tensor in found], Layout(positional, keyword, tensors)
+
+
+def _of_numpy(thing: Any) -> Tensor | None:
+    """The numbers of a NumPy array as a tensor; None for anything else, also for texts and objects."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(thing, numpy.ndarray) or thing.dtype.kind not in "biuf":
+        return None
+    try:
+        return torch.from_numpy(thing.copy())
+    except TypeError:  # numbers of a width that tensors lack
+        return None
 
 
 def _arranged(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:

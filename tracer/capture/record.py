@@ -164,7 +164,9 @@ def _lift(
     values = {node.name: tensor for node, tensor in zip(inputs, tensors, strict=True)}
     known = _Known(model)
     lifted = Lifted(recorded)
-    nodes: dict[Any, Node] = {}
+    # what a model makes of an array that it was handed lies in the array's own memory
+    arrays = zip(inputs, tensors, strict=True) if layout.holds_arrays else ()
+    nodes: dict[Any, Node] = {memory(tensor): node for node, tensor in arrays}
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in (*_SWITCHES, torch.ops.aten.item.default):
             graph.erase_node(node)

@@ -12,7 +12,7 @@ from fxplain.labels.call import Call
 from fxplain.labels.labels import DORMANT, Slot, Value, codes_of, compact, fill_samples, reads_of
 from fxplain.labels.merge import merge
 from fxplain.labels.operand import Operand
-from fxplain.ops.elementwise import asked_among, beside_among
+from fxplain.ops.elementwise import asked_among, beside_among, taken_in
 from fxplain.ops.names import with_tokens
 from fxplain.ops.table import transfer
 from fxplain.ops.tokens import taken_place
@@ -45,14 +45,17 @@ def side_by_side(call: Call, parts: Sequence[Operand], axis: int) -> Value:
         return call.carry(*operands, slots=merge([part.value.active for part in parts]))
     slots = []
     for place, pattern in enumerate(lead.value.active or lead.value.slots):
-        pieces = _of_one_place([_piece(call, part, pattern, place, lead, axis) for part in parts], call, axis)
+        own = [_piece(call, part, pattern, place, lead, axis) for part in parts]
+        gave_way = [part for part, piece in zip(parts, own, strict=True) if piece is pattern]
+        pieces = _of_one_place(own, call, axis)
         labels = compact(
             torch.cat([piece.expanded(p.shape) for piece, p in zip(pieces, parts, strict=True)], axis)
         )
         strength = max(piece.strength for piece in pieces)
         if not any(piece.varies(axis) for piece in pieces) and _all_alike(pieces):
             call.ledger.lay_beside(pieces)
-        slots.append(Slot(labels, strength, reads_of(pieces)))
+        slot = Slot(labels, strength, reads_of(pieces))
+        slots.append(_having_taken_in(call, gave_way, pattern, slot, axis))
     value = call.carry(*operands, slots=slots)
     given = [part.value.active for part in parts]
     along = any(slot.varies(axis) for own in (*given, slots) for slot in own)
@@ -136,6 +139,21 @@ def _piece(call: Call, part: Operand, pattern: Slot, place: int, lead: Operand, 
     if dormant is None or pattern.strength == DORMANT or len(lead.value.active) != 1:
         return Slot(torch.zeros((1,) * part.ndim, dtype=torch.int64), DORMANT)
     return _awake(call, dormant, pattern, axis)
+
+
+def _having_taken_in(call: Call, parts: Sequence[Operand], pattern: Slot, slot: Slot, axis: int) -> Slot:
+    """The slot of features side by side, after it has taken in the tokens of ``parts`` that gave way to
+    ``pattern``: a learned token that has read, beside each of the tokens that are classified."""
+    if slot.varies(axis) or slot.strength == DORMANT:
+        return slot
+    reads = slot.reads
+    for part in parts:
+        kept, own, shape = pattern, list(part.value.active), list(part.shape)
+        if call.op == "aten::stack":
+            kept, *own = (replace(each, labels=each.labels.squeeze(axis)) for each in (pattern, *own))
+            del shape[axis]
+        reads |= taken_in(call, part, own, kept, tuple(shape))
+    return replace(slot, reads=reads)
 
 
 def _along_tokens(pattern: Slot, lead: Operand, axis: int) -> bool:

@@ -227,14 +227,24 @@ def _joined(call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[Sl
     """
     own: set[int] = set()
     sites: set[int] = set()
+    shape = tuple(call.result.shape)
     for operand, theirs in zip(operands, slots, strict=True):
         others = _others(call, theirs, kept) if operand.node not in (None, call.node) else []
         for slot in theirs:
             if not any(slot is other for other in others) or _meets(slot, kept):
                 own |= slot.reads
-        met = replace(kept, reads=frozenset())
-        sites |= {join(call, operand, met, other, _differ(other, met)) for other in others}
+        sites |= taken_in(call, operand, theirs, kept, shape)
     return replace(kept, reads=frozenset(own | sites)) if sites else kept
+
+
+def taken_in(
+    call: Call, operand: Operand, slots: Sequence[Slot], kept: Slot, shape: tuple[int, ...]
+) -> frozenset[int]:
+    """The steps by which tokens that stay take in those of other tokens that one operand has, which all are
+    laid out as ``shape``."""
+    met = replace(kept, reads=frozenset())
+    others = _others(call, slots, kept) if operand.node not in (None, call.node) else []
+    return frozenset(join(call, operand, met, other, _differ(other, met), shape) for other in others)
 
 
 def _meets(one: Slot, other: Slot) -> bool:

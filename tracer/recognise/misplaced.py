@@ -37,4 +37,6 @@ def relaid_on(call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[
 def _taken_in(call: Call, operand: Operand, kept: Slot, other: Slot) -> Slot:
     rows, cols = broadcast(kept.labels, other.labels)
     known = (codes_of(rows) >= 0) & (codes_of(cols) >= 0)
-    return replace(kept, reads=kept.reads | {join(call, operand, kept, other, known)})
+    return replace(
+        kept, reads=kept.reads | {join(call, operand, kept, other, known, tuple(call.result.shape))}
+    )

@@ -44,6 +44,8 @@ class Entries:
         self.found: list[Entry] = []
         self._ids: dict[fx.Node, frozenset[str]] = {}
         """Integers and booleans, with the inputs that they are made of."""
+        self._numbers: dict[fx.Node, frozenset[str]] = {}
+        """Floats that are made of such inputs alone, likewise: coordinates until they are cut to ids."""
 
     def change(self, node: fx.Node, value: Any) -> Any:
         """The value to go on with."""
@@ -63,14 +65,23 @@ class Entries:
         own = {self.paths[node.name]} if node.name in self.paths else set()
         return frozenset(own).union(*(self._ids.get(used, frozenset()) for used in node.all_input_nodes))
 
+    def _behind_numbers(self, node: fx.Node) -> frozenset[str]:
+        """The inputs that a tensor is made of by floats alone; none where tokens of others are in it."""
+        before = [used for used in node.all_input_nodes if self.findings.value(used).from_input]
+        known = [self._numbers[used] for used in before if used in self._numbers]
+        return frozenset().union(*known) if len(known) == len(before) else frozenset()
+
     def _enters(self, node: fx.Node, value: Tensor) -> bool:
         """Whether numbers are an input, or made of ids and of nothing else that comes from an input: what
         ids only pick or mask enters elsewhere."""
         sources = self._sources(node)
         if not value.is_floating_point():
             compared = value.dtype == torch.bool and node.op != "placeholder"  # a mask holds no ids
-            self._ids[node] = frozenset() if compared else sources
+            self._ids[node] = frozenset() if compared else sources | self._behind_numbers(node)
             return False
+        numbers = sources if node.op == "placeholder" else self._behind_numbers(node)
+        if numbers:
+            self._numbers[node] = numbers
         others = (used for used in node.all_input_nodes if used not in self._ids)
         return bool(sources) and not any(self.findings.value(used).from_input for used in others)
 

@@ -56,8 +56,9 @@ def attend(
     ``numbers``: those of a map that no tensor holds.
     """
     numbers = numbers or held(call, weights, values.operand)
-    cols = _columns(call, weights, values)
+    cols = _weighed(weights, values)
     query = None if weights.alive else _query_told(call, weights, cols) or _query_beside(weights)
+    cols = replace(cols, reads=_read_before(call, cols, weights, values, query))
     rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
     shape, axes = weights.operand.shape, Axes(weights.letters, values.letters, output, weights.letters)
     tied = spread_over_rows(weights, values, rows, output)
@@ -88,21 +89,51 @@ def attend(
     return [lived, *[values.moved(slot, output) for slot in others]]
 
 
-def _columns(call: Call, weights: Side, values: Side) -> Slot:
+def _weighed(weights: Side, values: Side) -> Slot:
     """The tokens that are weighed, on the map: the firmer of the weights' own and the values'."""
-    cols = weights.killed[0] if weights.killed else weights.slots[-1]
-    ours = values.killed[0] if values.killed else values.slots[0]
+    cols, ours = _keys(weights), _contents(values)
     told = bool(values.killed) and not weights.killed  # a query weighs places: the values tell whose they are
     if (told or cols.strength < ours.strength) and set(values.letters) & set(weights.letters):
         labels = moved(ours.labels, values.letters, weights.letters)
-        cols = Slot(labels, ours.strength, ours.reads | cols.reads)
-    if same_tokens(cols, ours):
-        return replace(cols, reads=ours.reads)
-    reads, apart = ours.reads | cols.reads, {*weights.letters} - {*values.letters}
-    if not told and not any(cols.varies(weights.letters.index(letter)) for letter in apart):
+        return Slot(labels, ours.strength, ours.reads | cols.reads)
+    return cols
+
+
+def _keys(weights: Side) -> Slot:
+    return weights.killed[0] if weights.killed else weights.slots[-1]
+
+
+def _contents(values: Side) -> Slot:
+    return values.killed[0] if values.killed else values.slots[0]
+
+
+def _read_before(call: Call, cols: Slot, weights: Side, values: Side, query: Slot | None) -> frozenset[int]:
+    """What the tokens that are weighed have read until here."""
+    ours = _contents(values)
+    reads, apart = (
+        ours.reads | _reads_of_keys(call, cols, ours, query),
+        {*weights.letters} - {*values.letters},
+    )
+    if same_tokens(cols, ours) or (values.killed and not weights.killed):
+        return reads
+    if not any(cols.varies(weights.letters.index(letter)) for letter in apart):
         keys = replace(cols, labels=moved(cols.labels, weights.letters, values.letters))
         reads |= values_of_others(call, values.operand, keys, ours)
-    return replace(cols, reads=reads)
+    return reads
+
+
+def _reads_of_keys(call: Call, cols: Slot, ours: Slot, query: Slot | None) -> frozenset[int]:
+    """What the tokens that only the keys have (learned ones beside those of the values) have read.
+
+    Of a token that the values have too, only what they hold goes into the sum. Keys that a query was added to
+    hold no more for it: the sum asks.
+    """
+    keys, values = (torch.unique(codes_of(slot.labels)) for slot in (cols, ours))
+    alone = keys[(keys >= 0) & ~torch.isin(keys, values)]
+    sites = [call.ledger.sites[read] for read in cols.reads - ours.reads]
+    asked = [site for site in sites if query is not None and same_tokens(site.cols, query)]
+    reading = [site for site in sites if bool(torch.isin(alone, codes_of(site.rows.labels)).any())]
+    return frozenset(site.index for site in reading if site not in asked)
 
 
 def _lived(rows: Slot, cols: Slot, axes: Axes, site: int) -> Slot:

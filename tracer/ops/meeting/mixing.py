@@ -44,11 +44,13 @@ def pooled(call: Call, operand: Operand, old: Slot, killed: Iterable[int]) -> Sl
     return record(call, operand, rows, old)
 
 
-def join(call: Call, operand: Operand, kept: Slot, other: Slot, where: Tensor) -> int:
-    """Write down that tokens that stay take in others, ``where`` both lie; returns the number of the step."""
+def join(call: Call, operand: Operand, kept: Slot, other: Slot, where: Tensor, shape: tuple[int, ...]) -> int:
+    """Write down that tokens that stay take in others, ``where`` both lie; returns the number of the step.
+
+    ``shape``: what labels and operand are broadcast to.
+    """
     assert operand.node is not None
     rows, cols = (replace(s, labels=compact(torch.where(where, s.labels, 0))) for s in (kept, other))
-    shape = tuple(call.result.shape)
     return call.ledger.add_site(
         node=call.node, map=Elementwise(operand.node), shape=shape, rows=rows, cols=cols
     ).index
