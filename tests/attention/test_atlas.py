@@ -11,6 +11,7 @@ from atlas.cases import REGISTRIES, registry
 from atlas.judge import judge
 from atlas.report import report
 from atlas.run import finished, run, tasks
+from versions import newest_names
 
 SAMPLE = {
     "transformers": (
@@ -25,6 +26,7 @@ SAMPLE = {
 CASES = [(library, name) for library, names in SAMPLE.items() for name in names.split()]
 
 
+@newest_names
 @pytest.mark.parametrize(("library", "name"), CASES, ids=[f"{library}:{name}" for library, name in CASES])
 def test_sample(library: str, name: str) -> None:
     verdict = judge(registry(library), library, name)

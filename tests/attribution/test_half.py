@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from zoo import ZOO
+from zoo import fresh
 
 import fxplain
 
@@ -34,7 +34,7 @@ def halved(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_is_explained_in_float32(name: str, dtype: torch.dtype) -> None:
-    model, inputs, expected = ZOO[name]()
+    model, inputs, expected = fresh(name)
     whole = fxplain.explain(model, inputs, target=expected.target, output=expected.output)
     model = model.to(dtype)
     half = fxplain.explain(model, halved(inputs, dtype), target=expected.target, output=expected.output)
@@ -47,14 +47,14 @@ def test_half_precision_is_explained_in_float32(name: str, dtype: torch.dtype) -
 
 
 def test_float64_stays_float64() -> None:
-    model, inputs, expected = ZOO["bert-sdpa"]()
+    model, inputs, expected = fresh("bert-sdpa")
     result = fxplain.explain(model.double(), inputs, target=expected.target)
     assert result.relevance["input_ids"].dtype == torch.float64
 
 
 def test_tiny_gradients_of_fp16_do_not_vanish() -> None:
     """∇A ⊙ A in fp16 would underflow to zero here."""
-    model, inputs, expected = ZOO["bert-sdpa"]()
+    model, inputs, expected = fresh("bert-sdpa")
     with torch.no_grad():
         model.get_submodule("classifier").weight.mul_(1e-3)
     half = fxplain.explain(model.half(), inputs, target=expected.target)

@@ -27,7 +27,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert
 from transformers.models.llama import modeling_llama
 from transformers.models.vit import modeling_vit
-from zoo import ZOO
+from zoo import fresh
 from zoo.spec import Inputs
 
 import fxplain
@@ -42,7 +42,7 @@ TARGETS = {"bert-sdpa": 1, "llama-sdpa": (6, 11), "vit-sdpa": 1}
 
 def case(name: str) -> tuple[nn.Module, Inputs]:
     """One sample without padding."""
-    model, inputs = doubled(*ZOO[name]()[:2])
+    model, inputs = doubled(*fresh(name)[:2])
     kept = {key: value[:1] for key, value in inputs.items() if key in ("input_ids", "pixel_values")}
     return model, kept
 

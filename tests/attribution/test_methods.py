@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ZOO, built, slice_batch, traced
+from zoo import built, fresh, slice_batch, traced
 
 import fxplain
 from fxplain.attribution.prediction import run_graph
@@ -296,7 +296,7 @@ def test_nothing_to_compare() -> None:
 
 
 def test_chance_is_the_same_each_time_and_differs_from_sample_to_sample() -> None:
-    model, inputs, expected = ZOO["bert-sdpa"]()
+    model, inputs, expected = fresh("bert-sdpa")
     one, other = (fxplain.explain(model, inputs, expected.target, "random") for _ in range(2))
     values = one.relevance["input_ids"]
     assert torch.equal(values, other.relevance["input_ids"])
@@ -306,14 +306,14 @@ def test_chance_is_the_same_each_time_and_differs_from_sample_to_sample() -> Non
 
 def test_captum_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum", None)
-    model, inputs, expected = ZOO["bert-sdpa"]()
+    model, inputs, expected = fresh("bert-sdpa")
     with pytest.raises(MethodError, match=r"pip install 'fxplain\[captum\]'"):
         fxplain.explain(model, inputs, expected.target, "integrated_gradients")
 
 
 def test_a_flow_that_would_take_hours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fxplain.attribution.flow.MOST_WORK", 100)
-    model, inputs, expected = ZOO["bert-sdpa"]()
+    model, inputs, expected = fresh("bert-sdpa")
     with pytest.raises(MethodError, match="takes too long here"):
         fxplain.explain(model, inputs, expected.target, "attention_flow")
 

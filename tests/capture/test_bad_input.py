@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ZOO
+from zoo import fresh
 from zoo.spec import floats, ids, make
 
 import fxplain
@@ -89,7 +89,7 @@ def test_input_of_a_wrong_name() -> None:
 
 
 def test_missing_input() -> None:
-    model, _, _ = ZOO["t5-sdpa"]()
+    model, _, _ = fresh("t5-sdpa")
     raised(InputError, lambda: fxplain.trace(model, {"input_ids": ids()}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from versions import higher_order
 
 import fxplain
 
@@ -35,6 +36,7 @@ def flat(query: Tensor, x: Tensor) -> Tensor:
     return (query @ x.mT / 8).softmax(-1) @ x
 
 
+@higher_order
 def test_the_branch_that_is_taken_is_explained() -> None:
     ids, own = torch.tensor([[3, 3, 12, 5]]), torch.cond
     found = [fxplain.explain(Branching(plain).eval(), ids, target=1) for plain in (False, True)]

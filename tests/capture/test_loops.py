@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._higher_order_ops import scan, while_loop
 from torch._higher_order_ops.map import map as mapped
+from versions import higher_order
 
 import fxplain
 from fxplain.errors import UnknownOpError
@@ -75,6 +76,7 @@ def _scan(
     return state, torch.stack(made)
 
 
+@higher_order
 @pytest.mark.parametrize("how", ["map", "scan"])
 def test_a_loop_is_what_python_would_have_run(how: str) -> None:
     frames = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(1))
@@ -88,6 +90,7 @@ def test_a_loop_is_what_python_would_have_run(how: str) -> None:
         torch.testing.assert_close(values, found[1][name])
 
 
+@higher_order
 @pytest.mark.parametrize("how", ["while", "raw"])
 def test_a_loop_whose_turns_depend_on_data_is_refused_by_its_name(how: str) -> None:
     frames = torch.randn(2, 3, 5, 4)

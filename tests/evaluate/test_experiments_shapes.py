@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from versions import newest_names
 
 FEW = ["relevancy+libra", "rollout", "random"]
 VQA = ("lxmert", "visual_bert")
@@ -118,6 +119,7 @@ def test_three_questions_are_drawn(module: Any, tmp_path: Any) -> None:
     assert (tmp_path / "sample.png").read_bytes().startswith(b"\x89PNG")
 
 
+@newest_names
 def test_the_detector_finds_as_much_as_is_said(module: Any) -> None:
     detector = module("shape_detector")
     said = module("shape_models").about("detr")["held_out_found"]
@@ -127,6 +129,7 @@ def test_the_detector_finds_as_much_as_is_said(module: Any) -> None:
     assert (module("weights").FOLDER / "detr.safetensors").stat().st_size < 2_000_000
 
 
+@newest_names
 def test_the_detectors_queries_become_masks(module: Any, monkeypatch: Any) -> None:
     detr = module("shape_detr")
     monkeypatch.setattr(detr, "METHODS", ["relevancy", "rollout"])
@@ -136,6 +139,7 @@ def test_the_detectors_queries_become_masks(module: Any, monkeypatch: Any) -> No
         assert cells["relevancy"][score].value > cells["rollout"][score].value > cells["random"][score].value
 
 
+@newest_names
 def test_training_the_detector_sees_boxes_and_moves_its_weights(module: Any) -> None:
     train, detector, shapes = (module(name) for name in ("train_shape_detr", "shape_detector", "shapes"))
     rng = np.random.default_rng(0)

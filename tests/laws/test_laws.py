@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from zoo import ZOO, slice_batch
+from zoo import fresh, slice_batch
 from zoo.compare import assert_close, assert_same
 from zoo.spec import ids, make, mask
 
@@ -64,12 +64,12 @@ def test_same_sample_twice_has_the_same_relevance_twice() -> None:
 
 @pytest.mark.parametrize("name", ["bert-sdpa", "swin-sdpa", "lxmert-eager"])
 def test_traced_model_explains_other_inputs_of_its_shapes(name: str) -> None:
-    model, inputs, expected = ZOO[name]()
+    model, inputs, expected = fresh(name)
     swapped = {key: value.flip(0) for key, value in inputs.items()}
     traced = fxplain.trace(model, inputs)
     reused = traced.explain(swapped, target=expected.target, output=expected.output)
-    fresh = fxplain.explain(model, swapped, target=expected.target, output=expected.output)
-    assert_same(reused, fresh, 1e-5, "reused")
+    anew = fxplain.explain(model, swapped, target=expected.target, output=expected.output)
+    assert_same(reused, anew, 1e-5, "reused")
     again = traced.explain(inputs, target=expected.target, output=expected.output)
     for space in again.relevance:
         assert_close(again.relevance[space], reused.relevance[space].flip(0), 1e-4, "first inputs again")
@@ -78,7 +78,7 @@ def test_traced_model_explains_other_inputs_of_its_shapes(name: str) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", ["bert-sdpa", "vit-sdpa"])
 def test_traced_model_explains_other_batch_sizes(name: str, batch: int) -> None:
-    case = model, inputs, expected = ZOO[name]()
+    case = model, inputs, expected = fresh(name)
     other = {key: torch.cat([value, value[:1]]) if batch == 3 else value[:1] for key, value in inputs.items()}
     assert slice_batch(case, 0).keys() == other.keys()
     traced = fxplain.trace(model, inputs)
@@ -91,7 +91,7 @@ def test_traced_model_explains_other_batch_sizes(name: str, batch: int) -> None:
 
 def test_traced_model_explains_other_lengths() -> None:
     """A layout that was not seen before is captured and verified anew."""
-    model, inputs, expected = ZOO["bert-sdpa"]()
+    model, inputs, expected = fresh("bert-sdpa")
     traced = fxplain.trace(model, inputs)
     for other in (
         {"input_ids": ids(length=4), "attention_mask": mask(length=4)},
@@ -103,7 +103,7 @@ def test_traced_model_explains_other_lengths() -> None:
 
 def test_new_weights_are_seen() -> None:
     """Fine-tuning goes on after tracing: the trace holds the live weights."""
-    model, inputs, expected = ZOO["bert-sdpa"]()
+    model, inputs, expected = fresh("bert-sdpa")
     traced = fxplain.trace(model, inputs)
     before = traced.explain(inputs, target=expected.target)
     with torch.no_grad():
@@ -124,7 +124,7 @@ class Wrapper(nn.Module):
 
 
 def test_a_wrapper_changes_nothing() -> None:
-    model, inputs, expected = ZOO["bert-sdpa"]()
+    model, inputs, expected = fresh("bert-sdpa")
     plain = fxplain.explain(model, inputs, target=expected.target)
     assert_same(fxplain.explain(Wrapper(model), inputs, target=expected.target), plain, 1e-6, "wrapper")
 
@@ -133,7 +133,7 @@ def test_a_wrapper_changes_nothing() -> None:
 def test_inputs_come_in_every_form(form: str) -> None:
     from transformers import BatchEncoding
 
-    model, inputs, expected = ZOO["bert-sdpa"]()
+    model, inputs, expected = fresh("bert-sdpa")
     plain = fxplain.explain(model, {"input_ids": inputs["input_ids"]}, target=expected.target)
     given = {
         "dict": {"input_ids": inputs["input_ids"]},
@@ -145,14 +145,14 @@ def test_inputs_come_in_every_form(form: str) -> None:
 
 
 def test_explaining_twice_gives_the_same() -> None:
-    model, inputs, expected = ZOO["swin-sdpa"]()
+    model, inputs, expected = fresh("swin-sdpa")
     traced = fxplain.trace(model, inputs)
     one, two = (traced.explain(inputs, target=expected.target) for _ in range(2))
     assert_same(one, two, 0.0, "twice")
 
 
 def test_verify_is_reported_again_on_demand() -> None:
-    model, inputs, expected = ZOO["bert-sdpa"]()
+    model, inputs, expected = fresh("bert-sdpa")
     traced = fxplain.trace(model, inputs)
     result = traced.explain(inputs, target=expected.target, verify=True)
     assert 0 <= result.verified <= 1e-5
@@ -160,7 +160,7 @@ def test_verify_is_reported_again_on_demand() -> None:
 
 def test_padding_more_changes_nothing() -> None:
     """The same text with two more padded positions has the same relevance."""
-    model, _, _ = ZOO["bert-sdpa"]()
+    model, _, _ = fresh("bert-sdpa")
     tokens = ids(1, 5)
     short = fxplain.explain(model, {"input_ids": tokens, "attention_mask": mask(1, 5)}, target=1)
     longer = torch.cat([tokens, torch.zeros(1, 2, dtype=torch.long)], 1)
@@ -171,7 +171,7 @@ def test_padding_more_changes_nothing() -> None:
 
 
 def test_relevance_grids_have_the_shape_of_the_image() -> None:
-    model, inputs, _ = ZOO["vit-sdpa"]()
+    model, inputs, _ = fresh("vit-sdpa")
     result = fxplain.explain(model, inputs, target=1)
     assert result.grid("pixel_values").shape == (2, 4, 4)
     assert torch.equal(result.grid("pixel_values").flatten(1), result.relevance["pixel_values"])

@@ -10,6 +10,7 @@ from spellings.scores import Plain
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
+from versions import higher_order
 from zoo.compare import aligned, assert_same, check_maps
 
 import fxplain
@@ -39,6 +40,7 @@ class Written(Flex):
     fused = False
 
 
+@higher_order
 def test_flex_attention_is_found_and_explained() -> None:
     model, inputs, expected = case(Flex, target=1)()
     traced = fxplain.trace(model, inputs)
@@ -94,6 +96,7 @@ class Layer(nn.Module):
         return output, scores.logsumexp(-1)
 
 
+@higher_order
 def test_eager_is_sdpa_is_flex() -> None:
     """Two layers, so that the first one's gradient passes through the second's scores."""
     x = torch.randn(2, TOKENS, 8, generator=torch.Generator().manual_seed(1))

@@ -30,12 +30,17 @@ ZOO: dict[str, Builder] = {
 }
 
 
+def fresh(name: str) -> Case:
+    """One model, its inputs and what is to be found; made anew, for a test that changes it."""
+    if name in FUSED_LATER and name not in ZOO:
+        return fresh(name.replace("-sdpa", "-eager"))
+    return ZOO[name]()
+
+
 @cache
 def built(name: str) -> Case:
-    """One model, its inputs and what is to be found; shared by all tests of a process, so left as it is."""
-    if name in FUSED_LATER and name not in ZOO:
-        return built(name.replace("-sdpa", "-eager"))
-    return ZOO[name]()
+    """The same, shared by all tests of a process, so left as it is."""
+    return fresh(name)
 
 
 @cache

@@ -11,8 +11,8 @@ import pytest
 import torch
 import toy_folders as toys
 import transformers as hf
-from test_cli import run
-from test_render_html import Page
+from cli.test_cli import run
+from render.test_pages import Page
 from torch import Tensor, nn
 
 import fxplain
