@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from fxplain.attention.classify import Classified, classify
-from fxplain.attention.labelling import find
+from fxplain.attention.labelling import find, has_transfer_function
 from fxplain.attention.layers import numbered
 from fxplain.attention.plan import Plan, make_plan
 from fxplain.capture.capture import Strategy, capture
 from fxplain.capture.captured import Captured
 from fxplain.capture.guard import random_state
 from fxplain.capture.passes.clean import draws_random_numbers
+from fxplain.capture.passes.decompose import written_out
 from fxplain.errors import InputError
 from fxplain.labels.findings import Findings
 
@@ -82,6 +83,7 @@ class _Seen(NamedTuple):
 
 def _see(captured: Captured, bound: Mapping[str, Tensor]) -> tuple[_Seen, tuple[Tensor, ...]]:
     check_not_empty(captured, bound)
+    written_out(captured.graph, has_transfer_function)
     own = {p.node: bound[p.node].clone() for p in captured.placeholders if p.kind == "input"}
     draws = draws_random_numbers(captured.graph) is not None
     state = random_state() if draws else None

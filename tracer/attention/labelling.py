@@ -262,6 +262,12 @@ def _fits(slot: Slot, result: Tensor) -> bool:
     return len(shape) == result.ndim and all(a in (1, b) for a, b in zip(shape, result.shape, strict=True))
 
 
+def has_transfer_function(node: fx.Node) -> bool:
+    """Whether it is known what the operation does to labels."""
+    name = op_name(node)
+    return name in TABLE or name.removesuffix("_") in TABLE or is_pointwise(node)
+
+
 def is_pointwise(node: fx.Node) -> bool:
     """True if ATen itself says that the operation works element by element."""
     tags = getattr(node.target, "tags", ())
