@@ -96,7 +96,7 @@ def _answers(canvas: Canvas, result: Result) -> list[str]:
 
 def _write(folder: Path, traced: Traced, result: Result, display: Display) -> tuple[Path, ...]:
     from fxplain.files import write_whole
-    from fxplain.render.graph_files import graph_text
+    from fxplain.render.graph.files import graph_text
 
     picture, report, graph = (folder / name for name in ("demo.png", "demo.html", "attention-graph.html"))
     result.save(picture, display)

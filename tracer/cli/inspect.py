@@ -46,7 +46,7 @@ def run_inspect(ask: Ask, form: Form | None, out: Path | None, why: str | None =
     elif form is Form.table:
         text = overview(loaded.name, traced, notes)
     else:
-        from fxplain.render.graph_files import graph_text
+        from fxplain.render.graph.files import graph_text
 
         tell(notes)
         text = graph_text(traced.graph, form.value, loaded.name)
