@@ -36,8 +36,8 @@ MOST = 1 << 27
 
 @dataclass(frozen=True, eq=False)
 class GraphPage:
-    """The attention graph to look at, in one HTML file that loads nothing. Made by :meth:`fxplain.Traced.page`
-    and :meth:`fxplain.Explainer.page`; in a notebook it shows itself.
+    """The attention graph to look at, in one HTML file that loads nothing. Made by
+    :meth:`fxplain.Traced.page` and :meth:`fxplain.Explainer.page`; in a notebook it shows itself.
 
     Example:
         >>> import fxplain, torch

@@ -8,12 +8,12 @@ from typing import Any
 from fxplain.render.graph.repeats import Graph, sites_of
 
 Edge = tuple[str, str, str]
-"""(from, to, role): ``query`` and ``key`` for the two streams of a step, ``feed`` for what else it stands on."""
+"""(from, to, role): ``query`` and ``key`` for the streams of a step, ``feed`` for what else it stands on."""
 
 
 def edges_of(graph: Graph) -> list[Edge]:
-    """What is drawn between boxes: each step hangs on the steps that wrote its queries and its keys last, or on
-    the stream itself where none has.
+    """What is drawn between boxes: each step hangs on the steps that wrote its queries and its keys last, or
+    on the stream itself where none has.
 
     Example:
         >>> import networkx as nx

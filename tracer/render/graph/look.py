@@ -1,4 +1,4 @@
-"""What the page of the attention graph shows of one input: its tokens, heads' maps, and relevance on its way."""
+"""What the graph's page shows of one input: its tokens, heads' maps, and relevance on its way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attention graph as a page to look at: folded, zoomed, searched, filtered; a click opens an attention."""
+"""The attention graph to look at: folded, zoomed, searched, filtered; a click opens an attention."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def graph_html(
 ) -> str:
     """The graph that ``traced.graph`` gives, as one HTML page that loads nothing.
 
-    It runs two scripts, which its policy names by their hashes: the libraries of :data:`LIBRARIES`, and its own.
+    It runs two scripts, which its policy names by their hashes: :data:`LIBRARIES`, and its own.
 
     Args:
         census: what ``traced.census`` gives.

@@ -26,7 +26,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Equal blocks, one after the other: the layers of an encoder. Each has the same steps in the same order."""
+    """Equal blocks, one after the other: the layers of an encoder. Each has the same steps in order."""
 
     copies: tuple[tuple[str | Chain, ...], ...]
 
@@ -98,7 +98,7 @@ def _look(item: str | Chain, sites: Mapping[str, Mapping[str, Any]]) -> Hashable
 
 
 def _repeat_at(looks: Sequence[Hashable], place: int) -> tuple[int, int]:
-    """(steps in the block, how often it comes) of the repeat that covers most; (1, 1) where none is worth it."""
+    """(steps in the block, how often it comes) of the repeat that covers most; (1, 1) where none is."""
     best = (1, 1)
     for period in range(1, min(LONGEST, (len(looks) - place) // 2) + 1):
         block, count, end = looks[place : place + period], 1, place + period

@@ -131,6 +131,7 @@ window.graphPage = (() => {
     (still ? d3.select(svg) : d3.select(svg).transition().duration(250)).call(zoom.transform, transform);
   };
   const fit = (quickly) => {
+    if (!box.size) return;
     const { width, height } = drawn.graph(), { width: across, height: down } = svg.getBoundingClientRect();
     const k = Math.max(Math.min(across / width, down / height, 1.25), Math.min(across / width, 0.6));
     moved(d3.zoomIdentity.translate((across - width * k) / 2, height * k < down ? (down - height * k) / 2 : 0).scale(k), quickly);

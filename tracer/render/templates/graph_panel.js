@@ -202,7 +202,7 @@
   };
   const list = () => {
     const words = !page.passed.size ? "Attentions and mixing steps" : state.token === null ? "Relevance on its way" : `The way of '${look.tokens[state.token]}'`;
-    const said = page.passed.size ? [htmlOf("p", { class: "soft" }, "What part comes through each attention: so much less would arrive without it. One path goes through many, so they add up to more than 100 %.")] : [];
+    const said = page.passed.size ? [htmlOf("p", { class: "soft" }, "What part comes through each attention: so much less would arrive without it. A path goes through several, so they need not add up to 100 %.")] : [];
     const sites = Object.keys(data.nodes).filter((site) => !page.passed.size || page.passed.has(site));
     return [htmlOf("h2", {}, words), ...said, htmlOf("div", { class: "list" }, ...sites.map(rowOf))];
   };
