@@ -167,7 +167,7 @@ def test_the_census_stands_on_the_page() -> None:
 
 
 def test_the_page_of_one_input_has_maps_and_the_way_of_its_relevance() -> None:
-    model, inputs, _ = built("lxmert-eager")
+    _, inputs, _ = built("lxmert-eager")
     page = traced("lxmert-eager").page(inputs)
     assert page.look is not None
     data = data_of(page.html)
@@ -215,7 +215,7 @@ def test_only_pages_are_saved(tmp_path: Path) -> None:
     page = traced("bert-sdpa").page()
     page.save(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text() == page.html
-    with pytest.raises(OutputError, match="ends in .html"):
+    with pytest.raises(OutputError, match=r"ends in \.html"):
         page.save(tmp_path / "page.png")
 
 
