@@ -104,8 +104,8 @@ def test_what_a_step_reads_is_drawn(name: str) -> None:
     for source, target, data in graph.edges(data=True):
         if data["role"] == "flow":
             assert nx.has_path(drawn, source, target), "flow that the drawing does not show"
-    for site, data in sites.items():
-        if data.get("kind") and data["keys"] != data["queries"]:
+    for site, facts in sites.items():
+        if facts.get("kind") and facts["keys"] != facts["queries"]:
             assert [role for _, target, role in edges if target == site].count("key") == 1
 
 
