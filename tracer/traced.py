@@ -24,8 +24,10 @@ from fxplain.capture.captured import Captured
 from fxplain.capture.guard import drawing_from, forks_told, one_at_a_time, untouched
 from fxplain.capture.inputs import normalise
 from fxplain.comparison import Comparison
+from fxplain.display import Display
 from fxplain.errors import FxplainError
 from fxplain.explanation import explain_labelled
+from fxplain.graph_page import Asked, GraphPage, graph_and_census, looked
 from fxplain.laws.table import Case, Judgement, judgements, notes_of_laws
 from fxplain.layouts import Layouts
 from fxplain.maps.samplings import point_weights
@@ -35,6 +37,7 @@ from fxplain.run.ranked import Likeliest
 from fxplain.run.replay import replay
 from fxplain.saved.model import SavedModel
 from fxplain.several_targets import MEMORY, explain_each
+from fxplain.walk import Walk, predicted, walked
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -260,6 +263,65 @@ class Traced:
             return answer
         broken = notes_of_laws(self.laws(inputs, answer))
         return replace(answer, notes=tuple(dict.fromkeys((*answer.notes, *broken))))
+
+    def walk(
+        self, inputs: Any, target: Any = None, method: str = "relevancy", output: str | None = None
+    ) -> Walk:
+        """Explain one prediction, and say which attentions its relevance came through.
+
+        Args:
+            inputs, target, output: as for :meth:`explain`.
+            method: one that carries rows over the attentions, such as ``relevancy`` or ``rollout``.
+
+        Raises:
+            MethodError: the method goes another way, or the input is too long; other errors as for
+                :meth:`explain`.
+        """
+        args, kwargs = normalise(inputs)
+        chosen = method_named(method)
+        with untouched(None):
+            labelled, bound, verified = self._layouts.labelled_for(args, kwargs, False)
+            return walked(predicted(labelled, bound, target, chosen, output), chosen, verified)
+
+    def page(
+        self,
+        inputs: Any = None,
+        target: Any = None,
+        method: str = "relevancy",
+        output: str | None = None,
+        display: Display | None = None,
+        title: str = "",
+        sample: int = 0,
+    ) -> GraphPage:
+        """The attention graph to look at: folded, zoomed and searched; with inputs also the heads' maps on
+        their tokens, and the way of the relevance. See :class:`fxplain.graph_page.GraphPage`.
+
+        Args:
+            inputs, target, method, output: as for :meth:`walk`. Without inputs, the graph alone. Where no
+                target is given and none can be explained, the page has the maps, and says so.
+            display: the texts and pictures of the tokens.
+            sample: which one of a batch is shown.
+
+        Raises:
+            as :meth:`walk`, where a target is given.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+            >>> x = torch.randn(1, 5, 8)
+            >>> sorted(trace(model, x).page(x, target=(0, 3)).look.maps)
+            ['attention:0']
+        """
+        shown = display or Display()
+        title = title or shown.title or f"Attention graph of {type(self.model).__name__}"
+        if inputs is None:
+            return GraphPage(self.graph, title, self.census)
+        args, kwargs = normalise(inputs)
+        chosen = method_named(method)
+        with untouched(None), drawing_from(self._first.drawn_from):
+            labelled, bound, verified = self._layouts.labelled_for(args, kwargs, False)
+            asked = Asked(target, chosen, output, shown, sample)
+            return GraphPage(*graph_and_census(labelled, title), looked(labelled, bound, verified, asked))
 
     def explain_targets(
         self,

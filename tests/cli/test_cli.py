@@ -151,6 +151,8 @@ def test_inspect_prints_a_graph_and_writes_a_page(models: Path) -> None:
     assert json.loads(run("inspect", models / "vit", "--format", "json"))
     assert "wrote vit-attentions.html" in run("inspect", models / "vit", "--format", "html")
     assert Path("vit-attentions.html").is_file()
+    run("inspect", models / "vit", "--image", models / "halves.png", "-o", "seen.html")
+    assert '"maps": {"attention:0"' in Path("seen.html").read_text()
 
 
 # -- explain

@@ -95,11 +95,8 @@ def _answers(canvas: Canvas, result: Result) -> list[str]:
 
 
 def _write(folder: Path, traced: Traced, result: Result, display: Display) -> tuple[Path, ...]:
-    from fxplain.files import write_whole
-    from fxplain.render.graph_files import graph_text
-
     picture, report, graph = (folder / name for name in ("demo.png", "demo.html", "attention-graph.html"))
     result.save(picture, display)
     result.save(report, display)
-    write_whole(graph, graph_text(traced.graph, "html", "Attention graph of the demo's model"))
+    traced.page(title="Attention graph of the demo's model").save(graph)
     return picture, report, graph

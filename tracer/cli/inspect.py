@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from fxplain.errors import OutputError
 
 if TYPE_CHECKING:
     from fxplain import Traced
+    from fxplain.adapters import Loaded
 
 APPROXIMATE = "~"
 LEGEND = "  ~ approximate: a linear step that no paper has a rule for; gradient times contribution weighs it"
@@ -45,8 +46,12 @@ def run_inspect(ask: Ask, form: Form | None, out: Path | None, why: str | None =
         text = str(traced.why(why))
     elif form is Form.table:
         text = overview(loaded.name, traced, notes)
+    elif form is Form.html:
+        tell(notes)
+        with working("drawing"):
+            text = _page(ask, loaded, traced, inputs)
     else:
-        from fxplain.render.graph_files import graph_text
+        from fxplain.render.graph.files import graph_text
 
         tell(notes)
         text = graph_text(traced.graph, form.value, loaded.name)
@@ -61,6 +66,18 @@ def run_inspect(ask: Ask, form: Form | None, out: Path | None, why: str | None =
 
     write_whole(out, text if text.endswith("\n") else text + "\n")
     typer.echo(f"wrote {out}")
+
+
+def _page(ask: Ask, loaded: Loaded, traced: Traced, inputs: Any) -> str:
+    """The graph to look at; with the maps on what a person has given, not on made-up inputs."""
+    if not ask.has_inputs:
+        return traced.page(title=loaded.name).html
+    from fxplain.explainer.handed import shown_by_space
+
+    _, display = ask.prepare(loaded)
+    batch = max(map(len, (*display.tokens.values(), *display.images.values())), default=1)
+    shown = shown_by_space(display, traced.spaces, batch)
+    return traced.page(inputs, display=shown, title=loaded.name).html
 
 
 def _form_of(out: Path | None) -> Form:

@@ -22,6 +22,7 @@ from fxplain.explainer.handed import Asking, Given, Prepared, apart, kind_of, sh
 from fxplain.explainer.names import named_target
 from fxplain.explainer.ranked import Ranked, unranked
 from fxplain.explainer.rows import stacked
+from fxplain.graph_page import GraphPage
 from fxplain.targets import likeliest
 from fxplain.targets import log_probability as log_probability_of
 from fxplain.traced import Traced, trace
@@ -149,6 +150,25 @@ class Explainer:
         found = self.trace(prepared).compare(prepared, methods, self.target(target), **how)
         first = next(iter(found.values()))
         return found, shown_by_space(display, first.spaces, first.batch)
+
+    def page(self, inputs: Any = None, *, target: Any = None, **asking: Unpack[Asking]) -> GraphPage:
+        """The attention graph to look at, with the heads' maps on these inputs' tokens and the way of the
+        relevance of one prediction.
+
+        Args:
+            inputs, target: as for a call of the explainer.
+            asking: the inputs as for a call of the explainer; ``method=``, ``output=``.
+
+        Raises:
+            MethodError: the method does not carry rows over attentions; others as for a call.
+        """
+        given, how = apart(asking)
+        prepared, display = self.prepare(inputs, **given)
+        traced = self.trace(prepared)
+        batch = max(map(len, (*display.tokens.values(), *display.images.values())), default=1)
+        shown = shown_by_space(display, traced.spaces, batch)
+        named, title = self.target(target), f"Attention graph of {self.loaded.name}"
+        return traced.page(prepared, named, display=shown, title=title, **how)
 
     def prepare(self, inputs: Any = None, **given: Unpack[Given]) -> Prepared:
         """The model's own inputs, and what to show for them; may be handed over in place of what it was made

@@ -40,6 +40,18 @@ def folded_heads(plan: Plan, maps: Tensor, gradient: Tensor | None, head_mean: H
 def per_head(plan: Plan, replay: Replay, attention: Attention) -> Tensor:
     """An attention's map as [batch, head, query, key], in the order of its streams."""
     maps, _ = map_of(plan.site, replay, None)
+    return _ordered(plan, maps, attention)
+
+
+def weighed_per_head(plan: Plan, replay: Replay, attention: Attention, gradient: Tensor | None) -> Tensor:
+    """The positive part of an attention's map times its gradient, laid out as by :func:`per_head`: what eq. 5
+    takes the mean of. ``gradient`` as for :func:`attention_weights`."""
+    maps, gradient = map_of(plan.site, replay, gradient)
+    weighed = torch.zeros_like(maps) if gradient is None else (maps * gradient).clamp_min(0)
+    return _ordered(plan, weighed.expand(maps.shape), attention)
+
+
+def _ordered(plan: Plan, maps: Tensor, attention: Attention) -> Tensor:
     found = dense(plan, maps)
     rows, cols = (
         torch.searchsorted(own, torch.tensor(stream.tokens)).to(maps.device)

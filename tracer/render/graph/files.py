@@ -12,8 +12,8 @@ import networkx as nx
 
 from fxplain.errors import OutputError
 from fxplain.render.colours import kind_name
-from fxplain.render.graph_page import graph_html
-from fxplain.render.graph_rows import Graph
+from fxplain.render.graph.page import graph_html
+from fxplain.render.graph.repeats import Graph
 from fxplain.render.save import plain
 
 _COLOURS = {"self": "#2f6fde", "co": "#b43c9a", "encoder_decoder": "#d1600a"}

@@ -1,0 +1,1 @@
+"""The attention graph as a page and as files."""
