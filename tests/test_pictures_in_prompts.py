@@ -1,4 +1,4 @@
-"""Answers about pictures: placeholders are one thumbnail, and every word says how much rests on which part."""
+"""Answers about pictures: placeholders are one thumbnail, every word says how much rests on which part."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_several_pictures_are_drawn_each_with_its_own_map() -> None:
 def test_placeholders_are_one_thumbnail_where_the_picture_stands() -> None:
     text = answer_page(answer())
     page = Page(text)
-    assert page.text.count("<image> × 16") == 2
+    assert page.text.count("<image> \u00d7 16") == 2
     classes = [facts.get("class") for tag, facts in page.tags if tag == "span"]
     assert classes.count("picture thumb") == 2
     assert classes.count("c") == 32
