@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_folders as toys
-from test_render_html import Page
+from render.test_pages import Page
 
 import fxplain
 from fxplain.render.answer_page import answer_page
