@@ -131,9 +131,10 @@ def explain_dataset(
 
     Args:
         folder: made if it is not there. It must not hold results of another model, method or target.
-        model, dataset, target, method, output, layers, batch_size, prepare, keep_errors, progress, part, names:
-            as for :func:`explain_all`. The dataset must give the same entries in the same order each time.
+        model, dataset, target, method, output, layers, batch_size, prepare, keep_errors, progress, part: as
+            for :func:`explain_all`. The dataset must give the same entries in the same order each time.
         per_file: how many entries go into one file.
+        names: as for :func:`explain_all`.
 
     Returns:
         All results of the folder, those of other workers too as far as they are there.
