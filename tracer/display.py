@@ -47,6 +47,7 @@ class Display:
         seen: token space -> per sample which part of the picture's height and width is picture; the rest, at
             the bottom and on the right, is padding, which is not shown.
         look: how relevance is laid over pictures.
+        frames: token space -> what each frame of a video, or each of several pictures in one, is called.
 
     Example:
         >>> display = Display(tokens={"input_ids": [["[CLS]", "good", "[SEP]"]]}, labels=["bad", "good"])
@@ -63,6 +64,7 @@ class Display:
     turns: Mapping[str, Sequence[Sequence[tuple[int, int, str]]]] = field(default_factory=dict)
     seen: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     look: Look = field(default_factory=Look)
+    frames: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def image(self, space: str, sample: int) -> Picture | None:
         """The picture of one sample, or None; a grey one is given three channels."""
@@ -71,6 +73,11 @@ class Display:
             return None
         picture = np.asarray(pictures[sample])
         return np.repeat(picture[..., None], 3, axis=-1) if picture.ndim == 2 else picture
+
+    def frame(self, space: str, step: int, count: int) -> str:
+        """What to call one of several frames."""
+        names = self.frames.get(space, ())
+        return names[step] if len(names) == count else f"frame {step + 1} of {count}"
 
     def part(self, space: str, sample: int) -> tuple[float, float]:
         """Which part of the height and width of one sample's picture is no padding."""

@@ -66,3 +66,29 @@ def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -
     assert _device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert (_device("cuda"), _device("cpu"), _device(None)) == ("cuda:3", "cpu", None)
+
+
+NAMED = """
+import torch
+from fxplain.adapters import Loaded
+from fxplain.tasks import Task
+from toy_folders import Attend
+
+
+def build():
+    model = Attend()
+    model.fxplain_task = Task("classes", outputs=("output",))
+    return Loaded(model, "named", inputs=torch.ones(1, 5, 8), labels={0: "cat", 1: "dog", 2: "bird"})
+"""
+
+
+def test_classes_have_their_names(tmp_path: Path) -> None:
+    (tmp_path / "named.py").write_text(NAMED)
+    data = tmp_path / "data"
+    data.mkdir()
+    torch.save(torch.randn(1, 5, 8), data / "one.pt")
+    assert "explained 1 of 1" in run(
+        f"{tmp_path / 'named.py'}:build", data, "-o", tmp_path / "out", "-t", "dog"
+    )
+    ((record,),) = fxplain.Explanations(tmp_path / "out").values()
+    assert record.question.startswith("the score of class 1 'dog', probability 0.")

@@ -103,6 +103,7 @@ def run_dataset(ask: Ask, wanted: Wanted, data: Path, out: Path, batch_size: int
         batch_size=batch_size,
         prepare=prepare,
         keep_errors=keep_errors,
+        names=loaded.labels,
     )
     typer.echo(f"explained {len(found)} of {len(entries)}")
     for index, text in found.errors.items():

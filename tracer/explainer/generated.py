@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from fxplain.display import Display
 from fxplain.errors import UnknownNameError
 from fxplain.explainer.answer import Answer
 from fxplain.explainer.explanation import Explanation
-from fxplain.explainer.tokens import pandas_library
+from fxplain.explainer.tokens import TokenRelevance, pandas_library
 from fxplain.questions import Part, Question
 from fxplain.result import Relevance, Result
 
@@ -99,6 +100,36 @@ class Generated(Sequence[Explanation]):
         """[answer token, column]: the relevance of every token to each token of the answer, without unit."""
         inputs = [space.name for space in self.result.spaces if space.origin == "input"]
         return torch.cat([self.result.relevance[name] for name in inputs], -1)
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """[column]: which part of what the model read it belongs to: the answer so far, or an input; each of
+        several pictures by itself."""
+        frames = {space.name: space.grid for space in self.result.spaces if len(space.grid) == 3}
+        sources = {space.name: space.source for space in self.result.spaces}
+        found = []
+        for column in self.columns:
+            part = "answer so far" if column.part == "answer" else sources[column.space]
+            grid = frames.get(column.space, (1,))
+            if grid[0] > 1:
+                step = column.index // int(np.prod(grid[1:]))
+                part = f"{part}, {self.display.frame(column.space, step, grid[0])}"
+            found.append(part)
+        return tuple(found)
+
+    @property
+    def evidence(self) -> tuple[dict[str, float], ...]:
+        """[answer token]: which share of its relevance lies in each part: text, picture, answer so far."""
+        names = list(dict.fromkeys(self.parts))
+        sizes = self.matrix.abs().double()
+        shares = sizes / sizes.sum(-1, keepdim=True).clamp_min(1e-30)
+        inside = torch.tensor([[part == name for name in names] for part in self.parts]).double()
+        return tuple(dict(zip(names, row, strict=True)) for row in (shares.cpu() @ inside).tolist())
+
+    def top(self, count: int = 10) -> tuple[TokenRelevance, ...]:
+        """The tokens that the whole answer rests on most, the first one first."""
+        whole: Explanation = self[:]
+        return whole.top(count)
 
     @property
     def scores(self) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
+import numpy as np
 import torch
 
 from fxplain.adapters.generic import Function
@@ -91,10 +92,18 @@ def shown_by_space(display: Display, spaces: Iterable[TokenSpace], batch: int) -
         found = {space.name: by_input[space.source] for space in born if space.source in by_input}
         return {name: list(shown) * batch if len(shown) == 1 else shown for name, shown in found.items()}
 
+    images, frames = renamed(display.images), dict(display.frames)
+    for space in born:
+        pictures = images.get(space.name, ())
+        several = len(pictures) > 1 and all(np.ndim(picture) == 3 for picture in pictures)
+        if several and batch == 1 and len(space.grid) == 3 and space.grid[0] == len(pictures):
+            images[space.name] = [np.stack(pictures)]  # several pictures in one text
+            frames[space.name] = [f"picture {number}" for number in range(1, len(pictures) + 1)]
     captions = list(display.captions) * batch if len(display.captions) == 1 else display.captions
     return replace(
         display,
-        images=renamed(display.images),
+        images=images,
+        frames=frames,
         tokens=renamed(display.tokens),
         turns=renamed(display.turns),
         seen=renamed(display.seen),

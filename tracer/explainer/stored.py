@@ -177,6 +177,7 @@ def _display(facts: dict[str, Any], arrays: Arrays) -> Display:
     seen = {name: [(float(high), float(wide)) for high, wide in each] for name, each in facts["seen"].items()}
     return Display(
         seen=seen,
+        frames=facts["frames"],
         images=images,
         tokens=tokens,
         labels={int(index): name for index, name in facts["labels"].items()},

@@ -53,8 +53,11 @@ class Explained:
     """Of the input tensors of the entry: says later whether the dataset is still the same."""
 
 
-def of_result(result: Result, places: list[tuple[int, int, str, str]]) -> list[Explained]:
-    """A result's samples one by one; ``places``: index, sample, key and digest of each."""
+def of_result(
+    result: Result, places: list[tuple[int, int, str, str]], names: Mapping[int, str] | None = None
+) -> list[Explained]:
+    """A result's samples one by one; ``places``: index, sample, key and digest of each; ``names`` of classes
+    or words that the question does not know."""
     grids = {space.name: result.relevance.grid(space.name).detach().cpu() for space in result.spaces}
     target = result.target
     return [
@@ -68,7 +71,7 @@ def of_result(result: Result, places: list[tuple[int, int, str, str]]) -> list[E
             if isinstance(target, (tuple, list))
             else getattr(target, "__name__", "function"),
             output=result.output,
-            question=str(result.questions[row]) if row < len(result.questions) else "",
+            question=str(result.questions[row].named(names or {})) if row < len(result.questions) else "",
             verified=result.verified,
             notes=result.notes,
             digest=digest,

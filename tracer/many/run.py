@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -48,6 +48,7 @@ class Wanted:
     batch_size: int = 8
     keep_errors: bool = False
     prepare: Callable[[Any], Any] | None = None
+    names: Mapping[int, str] | None = None
 
 
 def explain_all(
@@ -62,6 +63,7 @@ def explain_all(
     keep_errors: bool = False,
     progress: bool | None = None,
     part: Part | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> Iterator[Explained]:
     """Explain every sample of a dataset, one after the other as they are done.
 
@@ -81,6 +83,7 @@ def explain_all(
         progress: a bar on standard error; None: only on a terminal.
         part: (number of this worker, how many there are); None: as ``torchrun`` and ``accelerate launch``
             say, else all of it.
+        names: of classes or words, index -> name, for questions; models of transformers have their own.
 
     Raises:
         FxplainError: a sample that cannot be explained, unless errors are kept; it names the place.
@@ -91,7 +94,7 @@ def explain_all(
         >>> sorted((one.index, tuple(one.relevance["src"].shape)) for one in found)
         [(0, (5,)), (1, (4,))]
     """
-    wanted = Wanted(target, method, output, layers, batch_size, keep_errors, prepare)
+    wanted = Wanted(target, method, output, layers, batch_size, keep_errors, prepare, names)
     check_entries(dataset)
     number, count = _checked(part)
     total = count_of(dataset)
@@ -117,6 +120,7 @@ def explain_dataset(
     progress: bool | None = None,
     part: Part | None = None,
     per_file: int = 64,
+    names: Mapping[int, str] | None = None,
 ) -> Explanations:
     """Explain every sample of a dataset into a folder; run again, it goes on with what is not there yet.
 
@@ -130,6 +134,7 @@ def explain_dataset(
         model, dataset, target, method, output, layers, batch_size, prepare, keep_errors, progress, part: as
             for :func:`explain_all`. The dataset must give the same entries in the same order each time.
         per_file: how many entries go into one file.
+        names: as for :func:`explain_all`.
 
     Returns:
         All results of the folder, those of other workers too as far as they are there.
@@ -150,7 +155,7 @@ def explain_dataset(
     """
     check_entries(dataset)
     check_order(dataset)
-    wanted = Wanted(target, method, output, layers, batch_size, keep_errors, prepare)
+    wanted = Wanted(target, method, output, layers, batch_size, keep_errors, prepare, names)
     (number, count), folder = _checked(part), Path(folder)
     claim_job(folder, job_of(model, wanted))
     with only_worker(folder, number):
@@ -259,7 +264,7 @@ def _of_group(traced: Traced, group: Group, wanted: Wanted) -> list[Explained]:
         result = traced.explain(
             group.inputs, group.target, wanted.method, wanted.output, layers=wanted.layers
         )
-        return of_result(result, _places(group, result))
+        return of_result(result, _places(group, result), wanted.names)
     except FxplainError as error:
         if len(group.members) > 1:
             alone = [Group((member,), member[1].inputs) for member in group.members]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +48,10 @@ class Spot:
     """0 to 1, as CSS writes it: how much the whole answer rests on it."""
     turn: str
     """The turn that begins with it."""
+    times: int = 1
+    """How many equal marks in a row it stands for: places that were kept for a picture."""
+    thumb: Block | None = None
+    """The picture that stands there."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Block:
     """``data:`` address."""
     across: int = 0
     """Cells in a row, of tokens with rows and columns."""
+    label: str = ""
+    """Which of several pictures."""
 
 
 def save(answered: Answered, path: str | os.PathLike[str]) -> None:
@@ -81,6 +88,8 @@ def answer_page(answered: Answered) -> str:
         "columns": [_shown(column) for column in columns],
         "special": [i for i, column in enumerate(columns) if _special(answered, column)],
         "columnWords": _column_words(answered),
+        "parts": list(answered.parts),
+        "groups": _groups(prompt),
         "answerWords": words(list(answered.answer.texts)),
         "answer": [piece.text for piece in pieces(list(answered.answer.texts))],
         "questions": list(answered.questions),
@@ -123,7 +132,8 @@ def _blocks(answered: Answered, values: Any) -> tuple[list[Block], Block]:
     for space, numbers in by_space.items():
         inside = [n for n in numbers if answered.columns[n].part == "prompt"]
         if inside:
-            blocks.append(_block(answered, space, inside, strong))
+            blocks += _blocks_of(answered, space, inside, strong)
+    blocks = _with_thumbs(blocks)
     said = [n for n, column in enumerate(answered.columns) if column.part == "answer"]
     texts = list(answered.answer.texts)
     spots = [
@@ -131,6 +141,54 @@ def _blocks(answered: Answered, values: Any) -> tuple[list[Block], Block]:
         for i, (piece, text) in enumerate(zip(pieces(texts), texts, strict=True))
     ]
     return blocks, Block(answered.answer.space, direction(texts), tuple(spots))
+
+
+def _blocks_of(answered: Answered, space: str, numbers: Sequence[int], strong: Any) -> list[Block]:
+    """The block of one token space; of several pictures, one for each."""
+    grid = next(s.grid for s in answered.result.spaces if s.name == space)
+    picture = answered.display.image(space, 0)
+    if picture is None or picture.ndim != 4 or len(grid) != 3 or len(picture) != grid[0]:
+        return [_block(answered, space, numbers, strong)]
+    found = []
+    for step, own in enumerate(np.split(np.asarray(numbers), grid[0])):
+        spots = [Spot(Piece("", "", False), int(n), -1, False, f"{strong[n]:.3f}", "") for n in own]
+        drawn = data_uri(enlarge(picture[step]))
+        label = answered.display.frame(space, step, grid[0])
+        found.append(Block(space, "ltr", tuple(spots), drawn, grid[-1], label))
+    return found
+
+
+def _with_thumbs(blocks: Sequence[Block]) -> list[Block]:
+    """Equal marks in a row, which keep the place of a picture, as one; and the pictures there, where there
+    are as many as such rows."""
+    pictures = [block for block in blocks if block.picture]
+    folded = [replace(block, spots=_folded(block.spots)) if not block.across else block for block in blocks]
+    rows = [spot for block in folded for spot in block.spots if spot.times > 1]
+    if len(rows) != len(pictures):
+        return folded
+    thumbs = iter(pictures)
+    return [
+        replace(
+            block,
+            spots=tuple(replace(s, thumb=next(thumbs)) if s.times > 1 else s for s in block.spots),
+        )
+        for block in folded
+    ]
+
+
+def _folded(spots: Sequence[Spot], least: int = 4) -> tuple[Spot, ...]:
+    """Tokens, of which equal marks that stand in a row are one."""
+    found: list[Spot] = []
+    for _, run in groupby(spots, key=lambda s: (s.piece.text, s.turn) if s.mark else s.column):
+        own = list(run)
+        found += [replace(own[0], times=len(own))] if len(own) >= least else own
+    return tuple(found)
+
+
+def _groups(blocks: Sequence[Block]) -> dict[int, list[int]]:
+    """Column of a mark -> the columns of the picture that stands there."""
+    spots = [spot for block in blocks for spot in block.spots if spot.thumb is not None]
+    return {s.column: [cell.column for cell in s.thumb.spots] for s in spots if s.thumb is not None}
 
 
 def _block(answered: Answered, space: str, numbers: Sequence[int], strong: Any) -> Block:

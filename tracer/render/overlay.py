@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fxplain.display import Display, Look, Picture
+from fxplain.display import Display, Picture
 from fxplain.render.colours import Scale, heat
 from fxplain.render.marks import Mark, marks_of
 from fxplain.render.readable import Explained
@@ -50,14 +50,15 @@ def overlays(result: Explained, display: Display, sample: int) -> list[Overlay]:
         assert picture is not None
         several = len(names) > 1
         space = on_one_grid(result, names, sample) if several else shown(result, names[0], sample)
-        drawn = _of_space(space, picture, display.look, display.part(names[0], sample))
+        drawn = _of_space(space, picture, display, sample, names[0])
         remark = sizes(result, names) if several else ""
         found += [replace(one, spaces=names, label=one.label or remark) for one in drawn]
     marks = marks_of(result, display, sample) if len(groups) == 1 else ()
     return [replace(one, marks=marks) for one in found]
 
 
-def _of_space(space: Shown, picture: Picture, look: Look, part: tuple[float, float]) -> list[Overlay]:
+def _of_space(space: Shown, picture: Picture, display: Display, sample: int, name: str) -> list[Overlay]:
+    look, part = display.look, display.part(name, sample)
     # an own entry set aside would be the brightest spot of all: draw nothing there
     values = np.where(space.aside, 0.0 if space.scale.signed else space.scale.low, space.values)
     grid, remark = as_grid(values, space.space.grid, picture)
@@ -70,7 +71,7 @@ def _of_space(space: Shown, picture: Picture, look: Look, part: tuple[float, flo
         # grids of videos are often coarser in time than the frames: take the frame in the step's middle
         still = enlarge(frames[int((step + 0.5) * len(frames) / len(grid))])
         several = len(grid) > 1
-        label = f"frame {step + 1} of {len(grid)}" if several else remark
+        label = display.frame(name, step, len(grid)) if several else remark
         blended = blend(still, cells, scale, look.bare)
         height, width = (max(round(side * own), 1) for side, own in zip(still.shape, part, strict=False))
         seen = still[:height, :width], blended[:height, :width]

@@ -116,6 +116,9 @@ class Answered(Protocol):
     def columns(self) -> tuple[Ranged, ...]: ...
 
     @property
+    def parts(self) -> tuple[str, ...]: ...
+
+    @property
     def matrix(self) -> Tensor: ...
 
     @property

@@ -157,6 +157,7 @@ def result_facts(result: Explained, display: Display) -> dict[str, Any]:
         "marks": {name: [_marks(texts) for texts in samples] for name, samples in display.tokens.items()},
         "turns": plain(display.turns),
         "seen": plain(display.seen),
+        "frames": plain(display.frames),
         "shown_notes": [*display.notes],
         "labels": _labels(result, display),
     }

@@ -6,7 +6,7 @@
   const values = new Float32Array(bytes.buffer);
   const rows = data.answer.length, across = data.columns.length;
   const body = document.body, $ = (id) => document.getElementById(id);
-  const spots = [...document.querySelectorAll(".t")].map((element) => ({
+  const spots = [...document.querySelectorAll(".t, .c")].map((element) => ({
     element,
     column: "c" in element.dataset ? Number(element.dataset.c) : -1,
     answer: "a" in element.dataset ? Number(element.dataset.a) : -1,
@@ -28,7 +28,8 @@
   };
   const answerWords = members(data.answerWords), columnWords = members(data.columnWords);
   const answersOf = (place) => (state.words ? answerWords[place] : [place]);
-  const columnsOf = (place) => (state.words ? columnWords[place] : [place]);
+  const columnsOf = (place) => data.groups[place] || (state.words ? columnWords[place] : [place]);
+  const nameOf = (place) => (data.groups[place] ? `the picture at ${data.columns[place]}` : `'${textOf(data.columns, columnsOf(place))}'`);
   const textOf = (texts, places) => places.map((place) => texts[place]).join("");
 
   // -- numbers: parts of the relevance of what is looked at
@@ -115,6 +116,29 @@
       rests.append(place ? ", " : " ", strong, ` ${percent(share)}`);
     });
     rests.append(end);
+    weigh(null);
+  };
+  // -- which part of what was read it rests on: text, pictures, the answer so far
+  const HUES = ["#f07a14", "#2f6fde", "#2a9d62", "#b43c9a", "#8a939d", "#c9a100"];
+  const partNames = [...new Set(data.parts)];
+  const weigh = (answers) => {
+    const bars = $("say").querySelector(".bars"), line = $("say").querySelector(".parts");
+    bars.replaceChildren();
+    line.replaceChildren();
+    if (!answers || partNames.length < 2) return;
+    const sums = partNames.map(() => 0);
+    let whole = 0;
+    for (const row of answers) for (let column = 0; column < across; column++) {
+      sums[partNames.indexOf(data.parts[column])] += Math.abs(at(row, column));
+      whole += Math.abs(at(row, column));
+    }
+    partNames.forEach((name, place) => {
+      const share = sums[place] / (whole || 1), bar = document.createElement("i"), dot = document.createElement("i");
+      bar.style.width = `${share * 100}%`;
+      bar.style.background = dot.style.background = HUES[place % HUES.length];
+      bars.append(bar);
+      line.append(dot, `${name} ${percent(share)}`);
+    });
   };
   const tell = (shares, intro, question) => {
     const parts = sorted(shares, data.columnWords).slice(0, 6).map((place) => [textOf(data.columns, columnsOf(place)), shares[place]]);
@@ -131,6 +155,7 @@
       const shares = overall();
       paintColumns(shares);
       tell(shares, "rests most on", "The whole answer");
+      weigh(data.answer.map((_, place) => place));
     } else if (now.kind === "answer") {
       const answers = answersOf(now.place), shares = rowOf(answers);
       paintColumns(shares);
@@ -141,11 +166,12 @@
       }
       const question = answers.length === 1 ? data.questions[answers[0]] : `'${textOf(data.answer, answers)}', ${answers.length} tokens together`;
       tell(shares, "rests most on", question);
+      weigh(answers);
     } else {
       const columns = columnsOf(now.place), shares = servedBy(columns);
       paintAnswers(shares, columns);
       const parts = sorted(shares, data.answerWords).slice(0, 6).map((place) => [textOf(data.answer, answersOf(place)), shares[place]]);
-      say(`'${textOf(data.columns, columns)}' of the prompt`, "served most", parts, parts.length ? " of what they rest on" : " nothing");
+      say(`${nameOf(now.place)} of the prompt`, "served most", parts, parts.length ? " of what they rest on" : " nothing");
     }
   };
 

@@ -1,0 +1,67 @@
+"""Answers about pictures: placeholders are one thumbnail, every word says how much rests on which part."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import pytest
+import toy_folders as toys
+from render.test_pages import Page
+
+import fxplain
+from fxplain.render.answer_page import answer_page
+
+
+def photograph(seed: int) -> Any:
+    return np.random.default_rng(seed).integers(0, 255, (20, 20, 3), dtype=np.uint8)
+
+
+@cache
+def answer() -> Any:
+    folder = Path(mkdtemp())
+    explainer = fxplain.Explainer.from_pretrained(toys.llava(folder / "llava"))
+    pictures = [photograph(0), photograph(1)]
+    return explainer.generate("a <image> photo <image> of the", images=pictures, max_new_tokens=3)
+
+
+def test_each_word_has_its_share_of_text_pictures_and_answer(tmp_path: Path) -> None:
+    found = answer()
+    names = {"input_ids", "pixel_values, picture 1", "pixel_values, picture 2", "answer so far"}
+    for shares in found.evidence:
+        assert set(shares) == names
+        assert sum(shares.values()) == pytest.approx(1)
+    row = found.matrix[0].double()
+    second = [i for i, part in enumerate(found.parts) if part == "pixel_values, picture 2"]
+    assert len(second) == 16
+    share = float(row[second].abs().sum() / row.abs().sum())
+    assert found.evidence[0]["pixel_values, picture 2"] == pytest.approx(share, rel=1e-5)
+    assert found.evidence[0]["answer so far"] == 0 < found.evidence[2]["answer so far"]
+    found.save(tmp_path / "answer.json")
+    assert fxplain.load(tmp_path / "answer.json").evidence == found.evidence
+    assert found.top(2)[0].share >= found.top(2)[1].share > 0
+
+
+def test_several_pictures_are_drawn_each_with_its_own_map() -> None:
+    one = answer()[0]
+    assert one.display.frames == {"pixel_values": ["picture 1", "picture 2"]}
+    axes = one.plot().axes
+    drawn = [a for a in axes if a.get_title(loc="left")]
+    assert [a.get_title(loc="left").splitlines()[-1] for a in drawn] == ["picture 1", "picture 2"]
+    first, second = (np.asarray(a.get_images()[0].get_array()) for a in drawn)
+    assert np.abs(first.astype(int) - second).mean() > 5
+    assert one.heat_map().shape == (2, 4, 4)
+
+
+def test_placeholders_are_one_thumbnail_where_the_picture_stands() -> None:
+    text = answer_page(answer())
+    page = Page(text)
+    assert page.text.count("<image> \u00d7 16") == 2
+    classes = [facts.get("class") for tag, facts in page.tags if tag == "span"]
+    assert classes.count("picture thumb") == 2
+    assert classes.count("c") == 32
+    assert "picture 2" in page.text
+    assert '"groups": {"2": [' in text
