@@ -132,6 +132,8 @@ def _layer(r: random.Random, streams: int) -> Layer:
     extra = "none" if kind in LIBRARY else r.choice(EXTRAS.get(how, WRITTEN))
     if kind in ("window", "shifted_window", "masked_shift") and extra in BY_PLACE:
         extra = "none"
+    if how == "queries_in_parts" and kind in ("window", "shifted_window", "masked_shift", "part"):
+        how = "written"  # parts of each window are no parts of the whole
     mask = r.choice(("none", "none", "causal", "causal_additive", "band", "padding"))
     norm = r.choice(("none", "pre", "post"))
     after = r.choice(("none", "mlp", "gated", "beside", "dense_experts", "routed_experts"))

@@ -267,6 +267,8 @@ def _others(call: Call, slots: Sequence[Slot], kept: Slot) -> list[Slot]:
             told = not slot.token_axes  # learned tokens, and one of an input that is added to all of them
         elif slot.token_axes and slot.token_axes < kept.token_axes:
             told = True  # a token for many, one of several: a node beside each of its edges
+        elif slot.token_axes == kept.token_axes and _neighbours(call, slot, kept):
+            told = True  # what was picked at several places of an input, and is added up
         elif not slot.reads:
             continue
         elif slot.token_axes == kept.token_axes:
@@ -276,6 +278,13 @@ def _others(call: Call, slots: Sequence[Slot], kept: Slot) -> list[Slot]:
         if told and bool(_differ(slot, kept).any()):
             found.append(slot)
     return found
+
+
+def _neighbours(call: Call, one: Slot, other: Slot) -> bool:
+    """Whether both are of tokens that were born together."""
+    codes = [codes_of(slot.labels) for slot in (one, other)]
+    spaces = [{call.ledger.space_of(int(end)) for end in known[known >= 0].aminmax()} for known in codes]
+    return len(spaces[0] | spaces[1]) == 1 and next(iter(spaces[0])).origin == "input"
 
 
 def _differ(one: Slot, other: Slot) -> Tensor:
