@@ -19,7 +19,8 @@ EXTRAS = {
     "heads_in_a_loop": ("none", "rotary", "bias_kv", "edges", "normed", "capped"),
     "queries_in_parts": ("none", "rotary", "bias_kv", "edges", "normed", "capped", "talking", "sink"),
     "mha": ("none",), "divided_late": ("none", "edges"), "module": ("none", "none", "bias_kv", "zero"),
-    "sdpa": ("none", "none", "bias", "relative", "rotary", "bias_kv", "edges", "normed"), "sdpa_flags": ("none", "rotary", "normed"),
+    "sdpa": ("none", "none", "bias", "relative", "rotary", "bias_kv", "edges", "normed"),
+    "sdpa_flags": ("none", "rotary", "normed"),
 }  # fmt: skip
 """What may be added to an attention; written out, all of it."""
 WRITTEN = (
