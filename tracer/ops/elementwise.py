@@ -36,6 +36,7 @@ from fxplain.recognise.misplaced import relaid_on
 QUERYING = frozenset(aten("add sub mul"))
 JOINING = frozenset(aten("add sub mul"))
 """What of two single tokens has them side by side: a sum of pooled tokens, or their product."""
+SUMS = frozenset(aten("add sub rsub lerp addcmul"))
 MOST_IN_A_STATE = 16
 """Of all tokens that a state holds these, the newest, are told apart."""
 STATE = "recurrence", "adds a token to a state that holds several before it: there is no token-to-token map"
@@ -281,7 +282,9 @@ def _others(call: Call, slots: Sequence[Slot], kept: Slot) -> list[Slot]:
 
 
 def _neighbours(call: Call, one: Slot, other: Slot) -> bool:
-    """Whether both are of tokens that were born together."""
+    """Whether both are of tokens that were born together, and are added up: a product may be a score."""
+    if call.op.removesuffix("_") not in SUMS:
+        return False
     codes = [codes_of(slot.labels) for slot in (one, other)]
     spaces = [{call.ledger.space_of(int(end)) for end in known[known >= 0].aminmax()} for known in codes]
     return len(spaces[0] | spaces[1]) == 1 and next(iter(spaces[0])).origin == "input"
