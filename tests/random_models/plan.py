@@ -133,6 +133,8 @@ def _layer(r: random.Random, streams: int) -> Layer:
     extra = "none" if kind in LIBRARY else r.choice(EXTRAS.get(how, WRITTEN))
     if kind in ("window", "shifted_window", "masked_shift") and extra in BY_PLACE:
         extra = "none"
+    if kind == "part" and extra == "bias_kv":
+        extra = "none"  # no kind says what keys are of which some are queries and some are not
     if how == "queries_in_parts" and kind in ("window", "shifted_window", "masked_shift", "part"):
         how = "written"  # parts of each window are no parts of the whole
     mask = r.choice(("none", "none", "causal", "causal_additive", "band", "padding"))
