@@ -79,7 +79,7 @@ def test_two_spaces(name: str, turned: bool) -> None:
     x = torch.randn(shape)
     traced = fxplain.trace(Twice(first, second).eval(), x)
     assert sorted(space.size for space in traced.spaces) == sorted(sizes)
-    assert all(space.source == "x" and space.name.split("@")[0] == "x" for space in traced.spaces)
+    assert all(space.source == "x" and space.name.split(" cut by ")[0] == "x" for space in traced.spaces)
     kinds = [(a.kind, a.queries.size, a.keys.size) for a in traced.attentions]
     assert kinds == [("self", sizes[0], sizes[0]), ("encoder_decoder", sizes[1], sizes[0])]
     name = traced.attentions[0].keys.name

@@ -226,3 +226,36 @@ def test_patches_cut_by_layout_lie_on_the_pictures_grid() -> None:
     plain, turned = (fxplain.explain(Patches(t).eval(), pixels, 1).grid("pixels") for t in (False, True))
     assert plain.shape == (2, 4, 3)
     torch.testing.assert_close(plain, turned)
+
+
+class Frames(nn.Module):
+    """A video [frame, row, column] whose places are flattened one way or another; then its frames are pooled,
+    or the places of each, or pairs of neighbours merged."""
+
+    def __init__(self, pooled: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.merge = nn.Conv2d(3, 8, 2, 2), nn.Linear(16, 8)
+        self.attend = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)
+        self.head, self.pooled = nn.Linear(8, 3), pooled
+
+    def forward(self, video: Tensor) -> Tensor:
+        x = self.patches(video.flatten(0, 1)).flatten(2).mT
+        x = self.attend(x).unflatten(0, (len(video), -1)).flatten(1, 2)
+        x = self.attend(x)
+        if self.pooled == "merged":
+            x = self.merge(x.reshape(len(x), -1, 16))
+        else:
+            x = x.unflatten(1, (4, 8)).mean(1 if self.pooled == "frames" else 2)
+        return self.head(self.attend(x)[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("pooled", "name", "grid"),
+    [("frames", "mean", (2, 4)), ("places", "mean", (4,)), ("merged", "merge", (4, 2, 2))],
+)
+def test_tokens_made_of_a_flat_video_lie_as_its_places_do(
+    pooled: str, name: str, grid: tuple[int, ...]
+) -> None:
+    traced = fxplain.trace(Frames(pooled).eval(), torch.randn(2, 4, 3, 4, 8))
+    assert {space.name: space.grid for space in traced.spaces} == {"video": (4, 2, 4), name: grid}

@@ -158,3 +158,49 @@ def test_nodes_beside_their_edges_have_a_part_in_them() -> None:
     assert [(mix.queries.name, mix.keys.name) for mix in traced.mixings] == [("edges", "nodes")]
     assert bool((result.relevance["nodes"] > 0).any())
     assert bool((result.relevance["edges"][:, 4:] == 0).all())  # row 0 reads its own edges alone
+
+
+class ByHand(nn.Module):
+    """Learned queries sample a grid at points; bilinear weights of four corners are written by hand."""
+
+    def __init__(self, added: str) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.cells, self.head = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 3)
+        self.points = nn.Parameter(torch.rand(6, 2))
+        self.query, self.weights = nn.Parameter(torch.randn(1, 2, 8)), nn.Linear(8, 3)
+        self.added = added
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = self.cells(x).flatten(2).mT
+        at = self.points * 3
+        low, part = at.floor().long(), at - at.floor()
+        found: list[Tensor] = []
+        for right in (0, 1):
+            for down in (0, 1):
+                weight = (part if right else 1 - part)[:, 0] * (part if down else 1 - part)[:, 1]
+                place = (low[:, 1] + down).clamp(max=3) * 4 + (low[:, 0] + right).clamp(max=3)
+                found.append(cells[:, place] * weight[:, None])
+        values = (
+            torch.stack(found).sum(0)
+            if self.added == "stacked"
+            else found[0] + found[1] + found[2] + found[3]
+        )
+        weights = self.weights(self.query.expand(len(x), -1, -1)).softmax(-1)
+        return self.head((values.unflatten(1, (2, 3)) * weights[..., None]).sum(2)[:, 0])
+
+
+@pytest.mark.parametrize("added", ["one by one", "stacked"])
+def test_all_corners_of_a_sampling_by_hand_count(added: str) -> None:
+    model, x = ByHand(added).eval(), torch.randn(1, 3, 8, 8, requires_grad=True)
+    moved: set[int] = set()
+    given: set[int] = set()
+    for target in range(3):
+        score = model(x)[0, target]
+        (slope,) = torch.autograd.grad(score, x)
+        cells = slope.detach().abs().sum(1)[0].view(4, 2, 4, 2).sum((1, 3)).flatten()
+        moved |= set(cells.nonzero().flatten().tolist())
+        relevance = fxplain.explain(model, x.detach(), target=target).relevance["x"][0]
+        given |= set(relevance.nonzero().flatten().tolist())
+    assert len(given) > 3
+    assert given <= moved

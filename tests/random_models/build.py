@@ -149,6 +149,9 @@ class Model(nn.Module):
             made = {i: self._windows(layer, block, pre(x[i]))}
         elif layer.kind == "slice":
             made = {i: F.pad(block.there(pre(x[i][:, :1]), pre(x[i])), (0, 0, 0, n - 1))}
+        elif layer.kind == "part":
+            y = pre(x[i])
+            made = {i: block.there(y, y[:, : (n + 1) // 2])}
         elif layer.kind == "halves":
             left, right = pre(x[i]).tensor_split(2, 1)
             made = {i: torch.cat([block.there(left, right), block.back(right, left)], 1)}

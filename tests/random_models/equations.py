@@ -22,6 +22,7 @@ class Map:
     group: int
     pools: bool = False  # a new token that counts as those it pools
     merges: bool = False
+    of: int = 1  # heads that are kept in maps of their own
 
 
 def averaged(m: Map, slope: Tensor | None) -> Tensor:
@@ -39,12 +40,17 @@ def averaged(m: Map, slope: Tensor | None) -> Tensor:
         alike = (m.weights != 0).any(-1).to(given) if len(m.rows) > 1 else torch.ones_like(given)
         given = torch.where(given.sum(-1, keepdim=True) == 0, alike, given)
         return given / given.sum(-1, keepdim=True)
-    return torch.zeros_like(m.weights[:, 0]) if slope is None else (slope * m.weights).clamp(min=0).mean(1)
+    return (
+        torch.zeros_like(m.weights[:, 0])
+        if slope is None
+        else (slope * m.weights).clamp(min=0).mean(1) / m.of
+    )
 
 
 def own(m: Map) -> bool:
-    """Whether this is self attention: the keys hold the queries, or the query is made of the keys alone."""
-    return m.pools or set(m.rows) <= set(m.columns)
+    """Whether this is self attention: all queries are among the keys or all keys among the queries, or the
+    query is made of the keys alone."""
+    return m.pools or set(m.rows) <= set(m.columns) or set(m.columns) <= set(m.rows)
 
 
 def kinds(maps: list[Map]) -> list[str]:

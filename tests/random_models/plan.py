@@ -12,18 +12,23 @@ from typing import Any
 WIDTH = 8
 SPELLINGS = (
     "written", "einsum", "baddbmm", "sdpa", "sdpa_flags", "mha", "module", "transposed", "max_subtracted",
-    "softmax_in_float64", "divided_late", "additive",
+    "softmax_in_float64", "divided_late", "additive", "heads_in_a_loop", "queries_in_parts",
 )  # fmt: skip
 FUSED = ("sdpa", "sdpa_flags", "mha", "module")
 EXTRAS = {
-    "mha": ("none",), "divided_late": ("none",), "module": ("none", "none", "bias_kv", "zero"),
-    "sdpa": ("none", "none", "bias", "relative", "rotary", "bias_kv"), "sdpa_flags": ("none", "rotary"),
+    "heads_in_a_loop": ("none", "rotary", "bias_kv", "edges", "normed", "capped"),
+    "queries_in_parts": ("none", "rotary", "bias_kv", "edges", "normed", "capped", "talking", "sink"),
+    "mha": ("none",), "divided_late": ("none", "edges"), "module": ("none", "none", "bias_kv", "zero"),
+    "sdpa": ("none", "none", "bias", "relative", "rotary", "bias_kv", "edges", "normed"),
+    "sdpa_flags": ("none", "rotary", "normed"),
 }  # fmt: skip
 """What may be added to an attention; written out, all of it."""
-WRITTEN = ("none", "bias", "relative", "talking", "sink", "rotary", "bias_kv")
+WRITTEN = (
+    "none", "bias", "relative", "talking", "sink", "rotary", "bias_kv", "edges", "normed", "capped",
+)  # fmt: skip
 BY_PLACE = ("bias", "relative", "rotary")
 ALONE = (
-    "self", "window", "shifted_window", "masked_shift", "slice", "halves", "latents", "merge",
+    "self", "window", "shifted_window", "masked_shift", "slice", "halves", "latents", "merge", "part",
     "encoder_layer",
 )  # fmt: skip
 TOGETHER = ("parallel", "sequential", "read", "joint", "concat", "decoder_layer")
@@ -128,6 +133,10 @@ def _layer(r: random.Random, streams: int) -> Layer:
     extra = "none" if kind in LIBRARY else r.choice(EXTRAS.get(how, WRITTEN))
     if kind in ("window", "shifted_window", "masked_shift") and extra in BY_PLACE:
         extra = "none"
+    if kind == "part" and extra == "bias_kv":
+        extra = "none"  # no kind says what keys are of which some are queries and some are not
+    if how == "queries_in_parts" and kind in ("window", "shifted_window", "masked_shift", "part"):
+        how = "written"  # parts of each window are no parts of the whole
     mask = r.choice(("none", "none", "causal", "causal_additive", "band", "padding"))
     norm = r.choice(("none", "pre", "post"))
     after = r.choice(("none", "mlp", "gated", "beside", "dense_experts", "routed_experts"))

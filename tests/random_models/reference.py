@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from random_models.build import Block, Model
 from random_models.equations import Map, averaged, kinds, relevancy
-from random_models.plan import LIBRARY, WIDTH, Layer
+from random_models.plan import LIBRARY, WIDTH, Layer, Spelling
 from random_models.spelled import Attention, rotated
 
 
@@ -85,13 +85,15 @@ class Reference:
         k, v = (f(b).view(len(b), -1, s.key_heads, size).permute(0, 2, 1, 3) for f in (at.key, at.value))
         if s.extra == "rotary":
             q, k = rotated(q), rotated(k)
+        if s.extra == "normed":
+            q, k = (x / x.pow(2).sum(-1, keepdim=True).sqrt() for x in (q, k))
         same = [h * s.key_heads // s.heads for h in range(s.heads)]  # the key head of each head
         if s.extra == "bias_kv":
             k = torch.cat([k, at.bias_k.view(1, s.key_heads, 1, size).repeat(len(k), 1, 1, 1)], 2)
             v = torch.cat([v, at.bias_v.view(1, s.key_heads, 1, size).repeat(len(v), 1, 1, 1)], 2)
             who, ok = (who[0], who[1] + self._new(1)), F.pad(ok, (0, 1), value=True)
         k, v = k[:, same], v[:, same]
-        e = torch.exp(self._scores(at, q, k)) * ok[:, None]
+        e = torch.exp(self._changed(at, a, b, self._scores(at, q, k))) * ok[:, None]
         total = e.sum(-1, keepdim=True)
         if s.extra == "sink":
             total = total + at.sink.exp()[:, None, None]
@@ -104,8 +106,24 @@ class Reference:
                 ],
                 1,
             )
+        return at.out(
+            torch.matmul(self._kept(s, weights, who), v).permute(0, 2, 1, 3).reshape(len(a), -1, WIDTH)
+        )
+
+    def _kept(self, s: Spelling, weights: Tensor, who: tuple[list[int], list[int]]) -> Tensor:
+        """The map, or several of which each has some heads or some queries, as the model makes them."""
+        if s.how == "heads_in_a_loop":
+            parts = [part.clone() for part in weights.split(1, 1)]
+            self.maps += [Map(own, *who, self.group, of=s.heads) for own in parts]
+            return torch.cat(parts, 1)
+        if s.how == "queries_in_parts" and len(who[0]) > 1:
+            middle = len(who[0]) // 2
+            parts = [part.clone() for part in weights.split([middle, len(who[0]) - middle], 2)]
+            rows = who[0][:middle], who[0][middle:]
+            self.maps += [Map(own, r, who[1], self.group) for own, r in zip(parts, rows, strict=True)]
+            return torch.cat(parts, 2)
         self.maps.append(Map(weights, *who, self.group))
-        return at.out(torch.matmul(weights, v).permute(0, 2, 1, 3).reshape(len(a), -1, WIDTH))
+        return weights
 
     def _scores(self, at: Attention, q: Tensor, k: Tensor) -> Tensor:
         rows, columns = q.shape[2], k.shape[2]
@@ -120,6 +138,13 @@ class Reference:
             table = [[middle + i - j for j in range(columns)] for i in range(rows)]
             scores = scores + at.relative.weight[torch.tensor(table)].permute(2, 0, 1)
         return scores
+
+    def _changed(self, at: Attention, a: Tensor, b: Tensor, scores: Tensor) -> Tensor:
+        if at.spelling.extra == "edges":
+            apart = torch.tanh(a.unsqueeze(2) - b.unsqueeze(1))
+            edges = torch.einsum("bijd,hd->bhij", apart, at.edge.weight) + at.edge.bias[:, None, None]
+            scores = scores + edges
+        return 2 * torch.tanh(scores / 2) if at.spelling.extra == "capped" else scores
 
     def _merge(self, given: Tensor, bias: Tensor, columns: list[int]) -> tuple[Tensor, list[int]]:
         """New tokens, and what each old one gives to them [batch, new, old, width]."""
@@ -180,6 +205,10 @@ class Reference:
             y, t = pre(self.x[i]), self.tokens[i]
             first = self._cross(block.there, y[:, :1], y, (t[:1], t))
             made = {i: torch.cat([first, torch.zeros_like(y[:, 1:])], 1)}
+        elif layer.kind == "part":
+            y, t = pre(self.x[i]), self.tokens[i]
+            m = (len(t) + 1) // 2
+            made = {i: self._cross(block.there, y, y[:, :m], (t, t[:m]))}
         elif layer.kind == "halves":
             y, t = pre(self.x[i]), self.tokens[i]
             m = (len(t) + 1) // 2

@@ -24,6 +24,7 @@ class Attention(nn.Module):
         self.bias_k, self.bias_v = (nn.Parameter(torch.randn(narrow)) for _ in range(2))
         self.talk = nn.Parameter(torch.randn(spelling.heads, spelling.heads))
         self.sink = nn.Parameter(torch.randn(spelling.heads))
+        self.edge = nn.Linear(WIDTH, spelling.heads)
         if spelling.how == "module":
             self.module = nn.MultiheadAttention(
                 WIDTH,
@@ -46,6 +47,9 @@ class Attention(nn.Module):
         v = self.value(b).unflatten(-1, (s.key_heads, size)).transpose(1, 2)
         if s.extra == "rotary":
             q, k = rotated(q), rotated(k)
+        if s.extra == "normed":
+            q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        edges = self.edges(a, b) if s.extra == "edges" else None
         if s.extra == "bias_kv":
             k, v = (
                 torch.cat([x, learned.view(s.key_heads, 1, size).expand(len(x), -1, -1, -1)], 2)
@@ -60,7 +64,11 @@ class Attention(nn.Module):
             )
             return self.out(mixed.transpose(1, 2).flatten(2))
         k, v = (x.repeat_interleave(s.heads // s.key_heads, 1) for x in (k, v))
-        mixed = self._fused(q, k, v, allowed) if s.how == "sdpa" else self._written(q, k, v, allowed)
+        mixed = (
+            self._fused(q, k, v, allowed, edges)
+            if s.how == "sdpa"
+            else self._in_parts(q, k, v, allowed, edges)
+        )
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def _forbidden(self, a: Tensor, allowed: Tensor | None) -> Tensor | None:
@@ -80,8 +88,14 @@ class Attention(nn.Module):
         )  # fmt: skip
         return made.transpose(0, 1)
 
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+    def edges(self, a: Tensor, b: Tensor) -> Tensor:
+        """A number for each head, row and column, of the difference of their tokens."""
+        return self.edge(torch.tanh(a[:, :, None] - b[:, None])).permute(0, 3, 1, 2)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, edges: Tensor | None) -> Tensor:
         mask = None if allowed is None else allowed[:, None]
+        if edges is not None:
+            mask = edges if mask is None else edges.masked_fill(~mask, -torch.inf)
         if self.spelling.extra in ("bias", "relative"):
             bias = self._by_place(q.shape[2], k.shape[2])
             mask = bias[None] if mask is None else bias.masked_fill(~mask, -torch.inf)
@@ -94,7 +108,26 @@ class Attention(nn.Module):
         apart = torch.arange(rows)[:, None] - torch.arange(columns) + self.relative.num_embeddings // 2
         return self.relative(apart).permute(2, 0, 1)
 
-    def _scores(self, q: Tensor, k: Tensor, allowed: Tensor | None) -> Tensor:
+    def _in_parts(
+        self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, edges: Tensor | None
+    ) -> Tensor:
+        """All heads and queries at once, or some after the others."""
+        how = self.spelling.how
+        if how == "heads_in_a_loop":
+            made = [
+                self._written(*(x[:, h : h + 1] for x in (q, k, v)), allowed, _part(edges, 1, h, h + 1))
+                for h in range(q.shape[1])
+            ]
+            return torch.cat(made, 1)
+        if how == "queries_in_parts" and q.shape[2] > 1:
+            half, made = q.shape[2] // 2, []
+            for first, stop in ((0, half), (half, q.shape[2])):
+                own = _part(allowed, 1, first, stop), _part(edges, 2, first, stop)
+                made.append(self._written(q[:, :, first:stop], k, v, *own))
+            return torch.cat(made, 2)
+        return self._written(q, k, v, allowed, edges)
+
+    def _scores(self, q: Tensor, k: Tensor, allowed: Tensor | None, edges: Tensor | None) -> Tensor:
         how, scale = self.spelling.how, q.shape[-1] ** -0.5
         if how == "einsum":
             scores = torch.einsum("bhid,bhjd->bhij", q, k) * scale
@@ -111,14 +144,20 @@ class Attention(nn.Module):
             scores = q @ k.mT * scale
         if self.spelling.extra in ("bias", "relative"):
             scores = scores + self._by_place(q.shape[2], k.shape[2])
+        if edges is not None:
+            scores = scores + edges
+        if self.spelling.extra == "capped":
+            scores = 2 * torch.tanh(scores / 2)
         if allowed is not None and self.spelling.mask == "causal_additive":
             scores = scores + torch.zeros_like(scores).masked_fill(~allowed[:, None], -1e9)
         elif allowed is not None:
             scores = scores.masked_fill(~allowed[:, None], -torch.inf)
         return scores
 
-    def _written(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
-        s, scores = self.spelling, self._scores(q, k, allowed)
+    def _written(
+        self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, edges: Tensor | None
+    ) -> Tensor:
+        s, scores = self.spelling, self._scores(q, k, allowed, edges)
         if s.extra == "sink":
             sink = self.sink[:, None, None].expand(len(q), -1, q.shape[2], 1)
             return torch.cat([scores, sink], -1).softmax(-1)[..., :-1] @ v
@@ -139,6 +178,10 @@ class Attention(nn.Module):
         if s.how == "transposed":
             return (v.mT @ weights.mT).mT
         return torch.einsum("bhij,bhjd->bhid", weights, v) if s.how == "einsum" else weights @ v
+
+
+def _part(x: Tensor | None, axis: int, first: int, stop: int) -> Tensor | None:
+    return x if x is None or x.shape[axis] == 1 else x.narrow(axis, first, stop - first)
 
 
 def rotated(x: Tensor) -> Tensor:

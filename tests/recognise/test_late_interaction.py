@@ -108,7 +108,7 @@ def test_a_match_within_one_input_may_be_scaled_by_its_own_word(scale: str, join
     (match,) = (mixing for mixing in traced.mixings if mixing.op == "amax")
     assert (match.queries.size, match.keys.size) == (3, 4)
     relevance = traced.explain(ids, target=lambda scores: scores).relevance
-    answer = relevance["ids"][:, 3:] if joint else relevance["ids@embed"]
+    answer = relevance["ids"][:, 3:] if joint else relevance["ids cut by embed"]
     assert bool((answer.sum(-1) > 0).all())
 
 

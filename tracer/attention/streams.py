@@ -35,7 +35,7 @@ def living_spaces(born: list[Born], used: Tensor, made: Tensor) -> tuple[tuple[T
 def _space_name(space: Born, taken: set[str]) -> str:
     made = module_path(space.node) or op_name(space.node).removeprefix("aten::")
     base = made if space.origin == "mixing" else space.source
-    candidates = [f"{base}@{made}"] if space.filled else [base, f"{base}@{made}"]
+    candidates = [f"{base}@{made}"] if space.filled else [base, f"{base} cut by {made}"]
     candidates += [f"{base}#{number}" for number in range(2, len(taken) + 3)]
     return next(name for name in candidates if name not in taken)
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fxplain.labels.elements import Elements, Root
 from fxplain.labels.flows import Born, Partial, Site, Stack, Window
-from fxplain.labels.labels import FAINT, STRONG, Slot, codes_of, compact, encode, samples_of
+from fxplain.labels.labels import FAINT, STRONG, Slot, broadcast, codes_of, compact, encode, samples_of
 
 if TYPE_CHECKING:
     from fxplain.labels.operand import Operand, Taken, Weighed
@@ -183,19 +183,58 @@ class Ledger:
         return torch.tensor([self._tokens[key] for key in keys], dtype=torch.int64)
 
     def rebirth(
-        self, labels: Slot, node: fx.Node, source: str, origin: Literal["input", "mixing"], memo: object
+        self,
+        labels: Slot,
+        node: fx.Node,
+        source: str,
+        origin: Literal["input", "mixing"],
+        memo: object,
+        old: Slot | None = None,
     ) -> Slot:
-        """New tokens, one for each place of ``labels`` (whose codes number the places within a sample)."""
+        """New tokens, one for each place of ``labels`` (whose codes number the places within a sample).
+
+        They lie on a grid as the tokens do that they are made of: of ``old``, one at each place.
+        """
         key = (memo, tuple(labels.labels.shape))
         codes = codes_of(labels.labels)
         if key not in self._mixed:
             count = int(codes.max()) + 1 if codes.numel() else 0
-            self._mixed[key] = self.new_tokens(
-                count, grid=grid_of(labels, count), origin=origin, source=source, node=node
-            )
+            grid = grid_of(labels, count)
+            finer = grid if old is None else self._lie(codes, codes_of(old.labels), count)
+            grid = max(grid, finer, key=len)
+            self._mixed[key] = self.new_tokens(count, grid=grid, origin=origin, source=source, node=node)
         # the tokens are the same every time, their sample may be another: one after the other, in a loop
         tokens = torch.where(codes >= 0, codes + self._mixed[key], -1)
         return replace(labels, labels=encode(samples_of(labels.labels), tokens))
+
+    def _lie(self, new: Tensor, old: Tensor, count: int) -> tuple[int, ...]:
+        """The grid of new tokens, told by the places of old ones on theirs; none where they are on no grid.
+
+        Args:
+            new: the number of each new token, laid out.
+            old: the code of a token that it is made of, laid out so too.
+            count: how many new tokens there are.
+        """
+        first = torch.full((count,), -1, dtype=torch.int64)
+        new, old = broadcast(new, old)
+        known = (new >= 0) & (old >= 0)
+        first[new[known].flip(0)] = old[known].flip(0)  # the first of each is written last
+        if not count or bool((first < 0).any()):
+            return ()
+        space = self.space_of(int(first[0]))
+        if int(first.min()) < space.start or int(first.max()) >= space.start + space.size:
+            return ()
+        lines = [
+            torch.unique(line, return_inverse=True)
+            for line in torch.unravel_index(first - space.start, space.grid)
+        ]
+        sizes = tuple(len(known) for known, _ in lines)
+        if torch.Size(sizes).numel() != count:
+            return ()
+        order = torch.zeros_like(first)
+        for size, (_, rank) in zip(sizes, lines, strict=True):
+            order = order * size + rank
+        return tuple(size for size in sizes if size > 1) if torch.equal(order, torch.arange(count)) else ()
 
     def lay_beside(self, slots: Sequence[Slot]) -> None:
         """Note heads whose outputs are laid side by side: slots of the same tokens, behind one site each."""

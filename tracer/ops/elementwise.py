@@ -36,6 +36,7 @@ from fxplain.recognise.misplaced import relaid_on
 QUERYING = frozenset(aten("add sub mul"))
 JOINING = frozenset(aten("add sub mul"))
 """What of two single tokens has them side by side: a sum of pooled tokens, or their product."""
+SUMS = frozenset(aten("add sub rsub lerp addcmul"))
 MOST_IN_A_STATE = 16
 """Of all tokens that a state holds these, the newest, are told apart."""
 STATE = "recurrence", "adds a token to a state that holds several before it: there is no token-to-token map"
@@ -267,6 +268,8 @@ def _others(call: Call, slots: Sequence[Slot], kept: Slot) -> list[Slot]:
             told = not slot.token_axes  # learned tokens, and one of an input that is added to all of them
         elif slot.token_axes and slot.token_axes < kept.token_axes:
             told = True  # a token for many, one of several: a node beside each of its edges
+        elif slot.token_axes == kept.token_axes and _neighbours(call, slot, kept):
+            told = True  # what was picked at several places of an input, and is added up
         elif not slot.reads:
             continue
         elif slot.token_axes == kept.token_axes:
@@ -276,6 +279,15 @@ def _others(call: Call, slots: Sequence[Slot], kept: Slot) -> list[Slot]:
         if told and bool(_differ(slot, kept).any()):
             found.append(slot)
     return found
+
+
+def _neighbours(call: Call, one: Slot, other: Slot) -> bool:
+    """Whether both are of tokens that were born together, and are added up: a product may be a score."""
+    if call.op.removesuffix("_") not in SUMS:
+        return False
+    codes = [codes_of(slot.labels) for slot in (one, other)]
+    spaces = [{call.ledger.space_of(int(end)) for end in known[known >= 0].aminmax()} for known in codes]
+    return len(spaces[0] | spaces[1]) == 1 and next(iter(spaces[0])).origin == "input"
 
 
 def _differ(one: Slot, other: Slot) -> Tensor:

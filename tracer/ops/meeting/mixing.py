@@ -26,7 +26,22 @@ def new_tokens(
     codes = torch.unique(codes_of(old.labels))
     memo = (int(codes[0]), int(codes[-1]), len(codes), "mixing", *by)
     source = next((o.value.root for o in call.operands() if o.value.root is not None), call.node.name)
-    return call.ledger.rebirth(numbered, call.node, source, "mixing", memo)
+    return call.ledger.rebirth(numbered, call.node, source, "mixing", memo, _one_each(old, numbered))
+
+
+def _one_each(old: Slot, new: Slot) -> Slot | None:
+    """Of the old tokens the first that each new one is made of, laid out as those; None where that is not
+    told by how they lie."""
+    labels = old.labels
+    for axis, size in enumerate(new.labels.shape[: labels.ndim]):
+        if size == 1 and labels.shape[axis] > 1:
+            others = [other for other in range(labels.ndim) if other != axis]
+            known = (codes_of(labels) >= 0).long()
+            line = known.amin(others) if others else known
+            labels = labels.narrow(axis, int(line.argmax()), 1)  # where no padding is
+    alike = labels.ndim == new.labels.ndim and labels.numel()
+    fits = all(a in (1, b) for a, b in zip(labels.shape, new.labels.shape, strict=False))
+    return replace(old, labels=labels) if alike and fits else None
 
 
 def pooled(call: Call, operand: Operand, old: Slot, killed: Iterable[int]) -> Slot | None:
