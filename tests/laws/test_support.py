@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
+from fxplain.attention.labelled import labelled_by
 from fxplain.capture.inputs import normalise
 from fxplain.labels import merge
 from fxplain.labels.labels import STRONG, Slot, codes_of
@@ -54,7 +55,8 @@ def made(build: Callable[..., nn.Module], *args: Any) -> nn.Module:
 def broken(traced: fxplain.Traced, inputs: Any, findings: Any = None, **asked: Any) -> tuple[Violation, ...]:
     captured = traced.captured
     args, kwargs = normalise(inputs)
-    return violations(captured, captured.bind(args, kwargs), findings or traced._first.findings, 1, **asked)
+    labelled = labelled_by(captured, findings or traced._first.findings)
+    return violations(labelled, captured.bind(args, kwargs), 1, **asked)
 
 
 def rows(result: fxplain.Result) -> Tensor:
