@@ -270,8 +270,8 @@ def _wrong(values: Tensor, matrix: Tensor | None) -> Iterator[str]:
 
 
 def _laws(traced: Traced, inputs: Any, result: Result) -> list[Finding]:
-    """A line for each law; one that a model cannot be held against says why. Errors that are none of fxplain's
-    are bugs, and are raised."""
+    """A line for each law; one that a model cannot be held against says why. Errors that are none of
+    fxplain's are bugs, and are raised."""
     try:
         return [_law(found) for found in traced.laws(inputs, result)]
     except FxplainError as error:

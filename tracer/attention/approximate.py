@@ -1,5 +1,5 @@
-"""What labels pass over, each with a note: tokens that come to each other before any attention, and statistics
-of several tokens."""
+"""What labels pass over, each with a note: tokens that come to each other before any attention, and
+statistics of several tokens."""
 
 from __future__ import annotations
 
@@ -76,5 +76,5 @@ def _made_of(slot: Slot, tokens: Tensor, sites: dict[int, Site]) -> bool:
 
 
 def _present(slot: Slot) -> Tensor:
-    codes = torch.unique(codes_of(slot.labels))
+    codes: Tensor = codes_of(slot.labels).unique()
     return codes[codes >= 0]

@@ -136,7 +136,7 @@ class _Pass:
         return run_node(self.captured, self.bound, node, real, NO_SURROGATES)
 
     def _is_told(self, node: fx.Node, source: str) -> bool:
-        """Whether a note says that an input has no tokens of its own, or that something is not followed here."""
+        """Whether a note says that an input has no tokens of its own, or that this is not followed."""
         of_state = node in self.states or not self.states.isdisjoint(node.all_input_nodes)
         return node in self.unfollowed or of_state or source in self.told
 

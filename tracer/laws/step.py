@@ -183,8 +183,8 @@ def _places(slot: Slot, tokens: Tensor, labelled: Labelled) -> Tensor:
 
 
 def _claimed(step: Alone, plan: Plan, kept: Mapping[str, Any], cotangent: Tensor) -> Tensor:
-    """[sample, query, key]: what the step claims that each column gives to each row. What is of no known sample
-    comes last, once."""
+    """[sample, query, key]: what the step claims that each column gives to each row. What is of no known
+    sample comes last, once."""
     replay = Replay((cotangent,), {}, kept)
     if plan.site.attends:
         gradient = step.to_map(kept, cotangent) if plan.site.map.tapped is not None else cotangent

@@ -132,8 +132,8 @@ class _Law:
         yield from self._found(source, births, own, UNREACHED)
 
     def _of_unnamed(self, source: str) -> Iterator[Violation]:
-        """An input without tokens of its own must give way evenly wherever it moves the score: a note does not
-        say that places of it which were told apart are so no longer."""
+        """An input without tokens of its own must give way evenly wherever it moves the score: a note does
+        not say that places of it which were told apart are so no longer."""
         ways = list(endings(self.labelled, source))
         odd = next((way.node for way in ways if way.to and not way.evenly), None)
         bad = [(place, self.slopes.moving(place)) for place in self.slopes.at(source)]

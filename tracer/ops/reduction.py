@@ -46,7 +46,7 @@ OTHER_NORMALISERS = "log_softmax _log_softmax"
 
 @transfer(*aten(NORMALISATIONS))
 def normalise(call: Call) -> Value | tuple[Value, ...]:
-    """Statistics are no tokens: the labels of the data stay. That a statistic spans tokens is written down."""
+    """Statistics are no tokens: the labels of the data stay. One that spans tokens is written down."""
     operand = call.operands()[0]
     along = _statistics_along(call, operand.ndim)
     if operand.tensor.is_floating_point() and any(slot.token_axes & along for slot in operand.value.active):
