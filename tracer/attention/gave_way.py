@@ -32,6 +32,8 @@ class GaveWay:
     """The inputs and parameters whose tokens go on; none where nothing does."""
     evenly: bool
     """Whether each of its places goes to one token of a single other slot, or the only one to all of them."""
+    of_tokens: bool = False
+    """Whether its places were tokens, and go into those of others."""
 
     def __str__(self) -> str:
         where = f"{module_path(self.node) or 'the model'} ({source_line(self.node) or self.node.name})"
@@ -181,7 +183,9 @@ class _Ending:
         tokens = {int(code) for slot in kept for code in torch.unique(codes_of(slot.labels)) if code >= 0}
         to = tuple(dict.fromkeys(ledger.source_of(token) for token in sorted(tokens)))
         evenly = len(kept) == 1 and all(_evenly(slot, kept[0]) for slot in own)
-        return GaveWay(self.source, node, to, evenly)
+        valued = site is not None and site.attends  # what an attention weighs has the names of its keys
+        tokens_end = bool(to) and not valued and any(slot.strength > DORMANT for slot in own)
+        return GaveWay(self.source, node, to, evenly, tokens_end)
 
 
 def _evenly(slot: Slot, kept: Slot) -> bool:

@@ -165,15 +165,16 @@ class _Pass:
         largest = float(value.abs().max().clamp_min(1e-3)) if bool(value.isfinite().all()) else 1.0
         gap = (changed - value).abs()
         bad = (gap > self.least * largest).cpu() & denied[run]
+        held = torch.where(denied[run].to(value.device), value, changed)
         if not bool(bad.any()):
-            return changed  # type: ignore[no-any-return]
+            return held  # a rounding, which may grow
         token = self._culprit(node, bad, run)
         space = self.findings.ledger.space_of(token)
         if node not in self.silent and not self._same_place(node, bad, token):
             size, share = float(gap.cpu()[bad].max()) / largest, float(bad.float().mean())
             told = self._is_told(node, space.source)
             self.found.append(Violation(node, space.source, token - space.start, share, size, told))
-        return torch.where(bad.to(value.device), value, changed)
+        return held
 
     def _culprit(self, node: fx.Node, bad: Tensor, run: int) -> int:
         """The token of the sample in which the first such place lies; the first one that was moved else."""

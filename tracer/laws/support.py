@@ -133,9 +133,11 @@ class _Law:
 
     def _of_unnamed(self, source: str) -> Iterator[Violation]:
         """An input without tokens of its own must give way evenly wherever it moves the score: a note does
-        not say that places of it which were told apart are so no longer."""
+        not say that tokens of it which were told apart are so no longer."""
         ways = list(endings(self.labelled, source))
-        odd = next((way.node for way in ways if way.to and not way.evenly), None)
+        if ways and all(way.evenly for way in ways):
+            return
+        odd = next((way.node for way in ways if way.of_tokens and not way.evenly), None)
         bad = [(place, self.slopes.moving(place)) for place in self.slopes.at(source)]
         for each in self._found(source, bad, None, BESIDE, odd):
             yield replace(each, set_aside=each.set_aside and odd is None)
