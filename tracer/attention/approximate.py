@@ -76,5 +76,6 @@ def _made_of(slot: Slot, tokens: Tensor, sites: dict[int, Site]) -> bool:
 
 
 def _present(slot: Slot) -> Tensor:
-    codes: Tensor = codes_of(slot.labels).unique()
-    return codes[codes >= 0]
+    codes = torch.unique(codes_of(slot.labels))
+    found: Tensor = codes[codes >= 0]
+    return found
