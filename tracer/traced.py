@@ -185,7 +185,7 @@ class Traced:
                 own = callable(result.target)
                 target, output = (result.target, None) if own else (list(result.target), result.output)
                 rows = torch.cat(list(result.relevance.values()), -1)
-                case = Case(labelled, bound, target, output, rows)
+                case = Case(labelled, bound, target, output, rows, result.notes)
             return tuple(judgements(case))
 
     @property

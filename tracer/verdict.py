@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,9 +18,13 @@ from fxplain.result import Result
 from fxplain.run.wishes import LARGEST
 from fxplain.traced import Traced, trace
 
-Outcome = Literal["ok", "failed", "doubted", "not applicable"]
-"""``doubted``: a law does not seem to hold, which asks for a look and is no proof."""
+Outcome = Literal["ok", "failed", "not applicable"]
 Answer = Literal["explained", "no attention", "refused"]
+
+NEXT = (
+    "next: an explanation may be wrong from there on; please report the model with this line (docs/laws.md)"
+)
+"""What to do where a law is broken."""
 
 NAMES = ("graph", "census", "labels", "attentions", "maps", "relevancy", *(law.name for law in LAWS))
 """What is looked at, in this order."""
@@ -266,10 +270,11 @@ def _wrong(values: Tensor, matrix: Tensor | None) -> Iterator[str]:
 
 
 def _laws(traced: Traced, inputs: Any, result: Result) -> list[Finding]:
-    """A line for each law; one that a model cannot be held against says why."""
+    """A line for each law; one that a model cannot be held against says why. Errors that are none of
+    fxplain's are bugs, and are raised."""
     try:
         return [_law(found) for found in traced.laws(inputs, result)]
-    except Exception as error:  # what is checked stands without it
+    except FxplainError as error:
         why = f"it could not be held against this model: {type(error).__name__}: {error}"
         return [Finding(law.name, "not applicable", why) for law in LAWS]
 
@@ -279,8 +284,8 @@ def _law(found: Judgement) -> Finding:
     if found.set_aside:
         places = "place" if len(found.set_aside) == 1 else "places"
         fine += f"; {len(found.set_aside)} {places} set aside: {found.set_aside[0]}"
-    judged = _judged(found.law.name, shortened(found.broken), fine)
-    return replace(judged, outcome="doubted") if found.broken else judged
+    broken = shortened(found.broken)
+    return _judged(found.law.name, (*broken, NEXT) if broken else (), fine)
 
 
 def _counted(names: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxplain
+from fxplain.attention.labelled import labelled_by
 from fxplain.capture.inputs import normalise
 from fxplain.labels import merge
 from fxplain.labels.labels import STRONG, Slot, codes_of
@@ -54,7 +55,8 @@ def made(build: Callable[..., nn.Module], *args: Any) -> nn.Module:
 def broken(traced: fxplain.Traced, inputs: Any, findings: Any = None, **asked: Any) -> tuple[Violation, ...]:
     captured = traced.captured
     args, kwargs = normalise(inputs)
-    return violations(captured, captured.bind(args, kwargs), findings or traced._first.findings, 1, **asked)
+    labelled = labelled_by(captured, findings or traced._first.findings)
+    return violations(labelled, captured.bind(args, kwargs), 1, **asked)
 
 
 def rows(result: fxplain.Result) -> Tensor:
@@ -130,6 +132,9 @@ def test_pairs_that_give_way_to_an_outer_product_are_named(monkeypatch: pytest.M
     (found,) = broken(traced, inputs)
     assert (found.source, found.node.name) == ("pair", "add")
     assert "test_support.py" in str(found)
+    verdict = fxplain.check(made(Pairs), inputs, 1)
+    assert verdict.finding("support").outcome == "failed", "a note does not admit it"
+    assert not verdict.understood
     (note,) = (n for n in traced.explain(inputs, target=1).notes if n.startswith("pair has no tokens"))
     assert f"{found.share:.0%}" in note
 

@@ -32,6 +32,8 @@ class GaveWay:
     """The inputs and parameters whose tokens go on; none where nothing does."""
     evenly: bool
     """Whether each of its places goes to one token of a single other slot, or the only one to all of them."""
+    of_tokens: bool = False
+    """Whether its places were tokens, and go into those of others."""
 
     def __str__(self) -> str:
         where = f"{module_path(self.node) or 'the model'} ({source_line(self.node) or self.node.name})"
@@ -181,12 +183,14 @@ class _Ending:
         tokens = {int(code) for slot in kept for code in torch.unique(codes_of(slot.labels)) if code >= 0}
         to = tuple(dict.fromkeys(ledger.source_of(token) for token in sorted(tokens)))
         evenly = len(kept) == 1 and all(_evenly(slot, kept[0]) for slot in own)
-        return GaveWay(self.source, node, to, evenly)
+        valued = site is not None and site.attends  # what an attention weighs has the names of its keys
+        tokens_end = bool(to) and not valued and any(slot.strength > DORMANT for slot in own)
+        return GaveWay(self.source, node, to, evenly, tokens_end)
 
 
 def _evenly(slot: Slot, kept: Slot) -> bool:
     """Whether each token of the one goes into a token of its own of the other, or the only one of a sample
-    into all. Elements that are no tokens yet may go into one together."""
+    into all. Elements that are no tokens yet may go into the same ones together."""
     if not slot.token_axes:
         return True
     ndim = max(slot.labels.ndim, kept.labels.ndim)
@@ -200,5 +204,20 @@ def _evenly(slot: Slot, kept: Slot) -> bool:
     )
     both = torch.stack([one.reshape(-1), other.reshape(-1)])
     pairs = torch.unique(both[:, (codes_of(both) >= 0).all(0)], dim=1)
+    if slot.strength == DORMANT:
+        return _in_blocks(pairs)
     forth, back = (torch.unique(line, return_counts=True)[1] for line in pairs)
-    return bool((forth == 1).all()) and (slot.strength == DORMANT or bool((back == 1).all()))
+    return bool((forth == 1).all()) and bool((back == 1).all())
+
+
+def _in_blocks(pairs: Tensor) -> bool:
+    """Whether places that go into one token go into the same ones throughout."""
+    (_, place), (tokens, token) = (torch.unique(line, return_inverse=True) for line in pairs)
+    numbers = torch.rand(len(tokens), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sums = torch.zeros(int(place.max()) + 1 if len(place) else 0, dtype=torch.float64)
+    sums.index_add_(0, place, numbers[token])
+    low, high = (
+        torch.zeros_like(numbers).scatter_reduce(0, token, sums[place], how, include_self=False)
+        for how in ("amin", "amax")
+    )
+    return bool(((high - low).abs() < 1e-9).all())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fxplain.attention.approximate import PassedOver, passed_over
 from fxplain.attention.classify import Classified, classify
 from fxplain.attention.labelling import find, has_transfer_function
 from fxplain.attention.layers import numbered
@@ -39,6 +40,8 @@ class Labelled:
     apart: dict[str, bool] = field(default_factory=dict)
     """By rule set of LRP, whether the relevance of samples was seen to stay apart, once it was looked at."""
 
+    passed_over: tuple[PassedOver, ...] = ()
+    """What labels do not tell, with a note for each."""
     drawn_from: Callable[[], None] | None = field(default=None, repr=False)
     """Puts back the random state that the labels were drawn from, where the graph draws random numbers."""
 
@@ -102,7 +105,8 @@ def labelled_by(
     """Classify what a labelling run of a captured graph has found; ``inputs`` as in :class:`Labelled`."""
     classified = numbered(classify(findings))
     plans = {site.index: make_plan(site, classified, findings.batch) for site in classified.sites}
-    return Labelled(captured, findings, classified, plans, inputs)
+    passed = tuple(passed_over(findings, classified))
+    return Labelled(captured, findings, classified, plans, inputs, passed_over=passed)
 
 
 def check_not_empty(captured: Captured, bound: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from fxplain.attention.gave_way import endings, unnamed, weighing
@@ -36,7 +36,8 @@ def notes_of(labelled: Labelled, shares: Mapping[str, float] = MappingProxyType(
     for node in labelled.findings.ledger.blank:
         where = module_path(node) or node.name
         notes.append(f"{where} weighs places that are no tokens too (padding): their share is in no map")
-    notes += [*_taken_for_one(labelled), *_unnamed(labelled, shares), *_unreached(labelled, shares)]
+    notes += [*_taken_for_one(labelled), *_passed_over(labelled)]
+    notes += [*_unnamed(labelled, shares), *_unreached(labelled, shares)]
     return tuple(dict.fromkeys(notes))
 
 
@@ -68,13 +69,35 @@ def mixing_note(mixing: Mixing) -> str:
 
 
 def _taken_for_one(labelled: Labelled) -> Iterator[str]:
-    """Places of one sequence that hold different things, and that no label tells apart."""
+    """Places of one sequence that hold different things, and that no label tells apart; and queries whose
+    rows of a map are added up."""
     classified = labelled.classified
     new = {int(classified.renumber[code]) for code in labelled.findings.ledger.twins}
+    for site in (site for site in classified.sites if site.role == "attention"):
+        plan = labelled.plans[site.index]
+        new.update(plan.queries[plan.rows_apiece > 1].tolist())
     for space in classified.spaces:
         if new & set(range(space.start, space.start + space.size)):
             what = f"tokens of {space.name} stand at several places of one sequence"
             yield f"approximate: {what}, and are taken for one"
+
+
+def _passed_over(labelled: Labelled) -> Iterator[str]:
+    """Where tokens come to each other while no label says so: one note for each space and sort."""
+    found: dict[tuple[str, str], list[str]] = {}
+    spaces = labelled.classified.spaces
+    for each in labelled.passed_over:
+        name = next(s.name for s in spaces if s.start <= each.token < s.start + s.size)
+        place = f"{module_path(each.node) or 'the model'} ({source_line(each.node) or each.node.name})"
+        found.setdefault((each.how, name), []).append(place)
+    for (how, name), places in found.items():
+        others = len(set(places)) - 1
+        where = places[0] + (f" and {others} other place{'s' if others > 1 else ''}" if others else "")
+        if how == "statistics":
+            yield f"approximate: {where} takes statistics of several tokens of {name}, which is not followed"
+        else:
+            what = "take in what was mixed of them before any attention"
+            yield f"approximate: tokens of {name} {what}, in {where}, which is not followed"
 
 
 def _unnamed(labelled: Labelled, shares: Mapping[str, float]) -> Iterator[str]:
@@ -102,6 +125,12 @@ def _unreached(labelled: Labelled, shares: Mapping[str, float]) -> Iterator[str]
             why = f": {', '.join(dict.fromkeys(where))} not followed" if where else ""
             told = f"{_percent(share)} of the score's gradient x input is at tokens of {source}"
             yield f"{told} that no relevance reaches{why}"
+
+
+def tells_of(notes: Iterable[str], source: str) -> bool:
+    """Whether notes say that an input has no relevance, or less than it should have, and its share."""
+    own, reached = f"{source} has no tokens of its own", f"is at tokens of {source} that no relevance reaches"
+    return any(note.startswith(own) or reached in note for note in notes)
 
 
 def _percent(share: float) -> str:

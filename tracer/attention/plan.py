@@ -71,14 +71,30 @@ class Plan:
         others = (samples.reshape(-1) != sample).nonzero().flatten().to(gradient.device)
         return not bool(gradient.index_select(axis, others).any())
 
+    @cached_property
+    def rows_apiece(self) -> Tensor:
+        """[nq]: how many rows of one head's map each query has: one, unless it stands at several places of a
+        sample. The rows of these are added up."""
+        found = torch.ones(len(self.queries), dtype=torch.int64)
+        if not self.site.axes.columns:
+            return found
+        lines = self.rows.expand(self.shape).amax(list(self.site.axes.columns))
+        known, counts = torch.unique(lines[lines >= 0], return_counts=True)
+        most = torch.div(counts, self.folded, rounding_mode="floor").clamp_min(1)
+        return found.index_reduce_(0, known % max(len(self.queries), 1), most, "amax")
+
     def scatter(self, values: Tensor, divide: bool = True) -> Tensor:
         """Add up values of :attr:`place`'s shape into [batch, nq, nk]."""
+        dense = self.for_all(self.laid(values))
+        return dense / self.folded if divide and self.folded > 1 else dense
+
+    def laid(self, values: Tensor) -> Tensor:
+        """Likewise, [batch, nq, nk], but what is of no known sample apart: it comes last, if there is any."""
         size = self.places
         place = self.place.reshape(-1).to(values.device)
         flat = torch.zeros(size + 1, dtype=values.dtype, device=values.device)
         flat.index_add_(0, torch.where(place >= 0, place, size), values.reshape(-1))
-        dense = self.for_all(flat[:size].view(-1, len(self.queries), len(self.keys)))
-        return dense / self.folded if divide and self.folded > 1 else dense
+        return flat[:size].view(-1, len(self.queries), len(self.keys))
 
     @property
     def places(self) -> int:

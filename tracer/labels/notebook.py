@@ -64,6 +64,8 @@ class Ledger:
     unfollowed: dict[fx.Node, tuple[str, str]] = field(default_factory=dict)
     """Operations that mix tokens and let each place stand for its own (recurrences, running sums): role and
     reason for the census. That mixing is told, and not followed."""
+    statistics: list[fx.Node] = field(default_factory=list)
+    """Normalisations that take statistics of several tokens together."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     crossing: bool = False
     """Attention was seen between different samples: the assumed batch axis is not one."""

@@ -94,7 +94,8 @@ class _Pass:
         self.moved: list[dict[fx.Node, Any]] = [{} for _ in runs]
         self.found: list[Violation] = []
         self.told = told
-        self.unfollowed = {node for node, _ in carried(findings)}
+        self.unfollowed = {node for node, _ in carried(findings)} | set(findings.ledger.statistics)
+        self.states = _states(self.nodes, findings)
         self.silent = (followed(findings) | set(findings.ledger.unfollowed)) - self.unfollowed
         self.noise = torch.Generator().manual_seed(0)
         self.in_place = any(_writes(node) for node in self.nodes)
@@ -134,6 +135,11 @@ class _Pass:
         real = {n: v.clone() if isinstance(v, Tensor) and _writes(node) else v for n, v in real.items()}
         return run_node(self.captured, self.bound, node, real, NO_SURROGATES)
 
+    def _is_told(self, node: fx.Node, source: str) -> bool:
+        """Whether a note says that an input has no tokens of its own, or that this is not followed."""
+        of_state = node in self.states or not self.states.isdisjoint(node.all_input_nodes)
+        return node in self.unfollowed or of_state or source in self.told
+
     def _born(self, node: fx.Node, value: Tensor, changed: Any, run: int) -> Any:
         """With noise at the places where a token that is moved is born."""
         older = [
@@ -159,15 +165,16 @@ class _Pass:
         largest = float(value.abs().max().clamp_min(1e-3)) if bool(value.isfinite().all()) else 1.0
         gap = (changed - value).abs()
         bad = (gap > self.least * largest).cpu() & denied[run]
+        held = torch.where(denied[run].to(value.device), value, changed)
         if not bool(bad.any()):
-            return changed  # type: ignore[no-any-return]
+            return held  # a rounding, which may grow
         token = self._culprit(node, bad, run)
         space = self.findings.ledger.space_of(token)
         if node not in self.silent and not self._same_place(node, bad, token):
             size, share = float(gap.cpu()[bad].max()) / largest, float(bad.float().mean())
-            set_aside = node in self.unfollowed or space.source in self.told
-            self.found.append(Violation(node, space.source, token - space.start, share, size, set_aside))
-        return torch.where(bad.to(value.device), value, changed)
+            told = self._is_told(node, space.source)
+            self.found.append(Violation(node, space.source, token - space.start, share, size, told))
+        return held
 
     def _culprit(self, node: fx.Node, bad: Tensor, run: int) -> int:
         """The token of the sample in which the first such place lies; the first one that was moved else."""
@@ -206,6 +213,21 @@ class _Claims:
             self.needed[node] = [] if node in weights else sorted(later)
 
 
+def _states(nodes: Sequence[fx.Node], findings: Findings) -> frozenset[fx.Node]:
+    """The results of recurrences that are not followed, and what is made of these until its places are tokens
+    again: a state holds all tokens so far, and is named by the newest."""
+    told = {node for node, _ in carried(findings)}
+    found: set[fx.Node] = set()
+    for node in nodes:
+        lies = any(slot.token_axes for slot in findings.value(node).active)
+        several = isinstance(findings.values.get(node), tuple)
+        if (node in told and several) or (
+            not lies and (node in told or not found.isdisjoint(node.all_input_nodes))
+        ):
+            found.add(node)
+    return frozenset(found)
+
+
 def _claimed(value: Value) -> list[Slot]:
     """All slots that a tensor's tokens are named by, and those that gave way and are remembered."""
     if value.tied or value.spectrum is not None or value.asked or value.lost:
@@ -215,13 +237,16 @@ def _claimed(value: Value) -> list[Slot]:
 
 
 def _held(value: Any, altered: Any) -> Any:
-    """The altered value with integers and booleans as they were; picked values are picked as before."""
+    """The altered value with integers and booleans as they were; picked values are picked as before. What has
+    another shape than before (a choice among boxes) is as it was."""
     if altered is None or (isinstance(value, Tensor) and not value.is_floating_point()):
+        return None
+    if isinstance(value, Tensor) and isinstance(altered, Tensor) and altered.shape != value.shape:
         return None
     if not isinstance(value, tuple | list):
         return altered if isinstance(value, Tensor) else None
     parts = [
-        old if not isinstance(old, Tensor) or not old.is_floating_point() else new
+        old if not isinstance(old, Tensor) or not old.is_floating_point() or old.shape != new.shape else new
         for old, new in zip(value, altered, strict=True)
     ]
     if len(parts) == 2 and _is_index(parts[1], parts[0]):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fxplain.attention.approximate import before_attention
 from fxplain.attention.labelled import Labelled
 from fxplain.labels.findings import Findings
 from fxplain.labels.flows import Site
@@ -38,7 +39,7 @@ class Reach:
         for question, pairs in enumerate(asked):
             for sample, token in pairs:
                 self.own[self._number(sample, token), question] = True
-        self.sites = findings.ledger.sites
+        self.ledger, self.sites = findings.ledger, findings.ledger.sites
         self._behind: dict[int, Tensor] = {}
         self._all: dict[frozenset[int], Tensor] = {}
 
@@ -73,7 +74,11 @@ class Reach:
         inside[pairs[0]] = True
         count = torch.zeros(found.shape, dtype=torch.int32)
         count.index_add_(0, pairs[0], behind[pairs[1]].int())
-        return found | (count > 0) | (self.of(site.rows.reads) & inside[:, None])
+        found = found | (count > 0) | (self.of(site.rows.reads) & inside[:, None])
+        if before_attention(self.ledger, site):  # a note tells of tokens that take in what is made of them
+            count.zero_().index_add_(0, pairs[1], found[pairs[0]].int())
+            found = found | (count > 0)
+        return found
 
     def _pairs(self, site: Site, rows: Tensor, cols: Tensor) -> Tensor:
         try:

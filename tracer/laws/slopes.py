@@ -34,9 +34,8 @@ class Slopes:
         """Which elements of an entry move the score: [*shape]."""
         entry = self.entries[place]
         kin = self.at(next(iter(entry.sources))) if entry.sources else [place]
-        largest = max(
-            float(self.gradients[other].abs().max()) for other in kin if self.gradients[other].numel()
-        )
+        sizes = (float(self.gradients[other].abs().max()) for other in kin if self.gradients[other].numel())
+        largest = max(sizes, default=0.0)
         return self.gradients[place].abs() > LEAST * largest
 
     def weight(self, place: int) -> Tensor:

@@ -21,6 +21,7 @@ from fxplain.attention.labelled import Labelled
 from fxplain.attention.plan import Plan
 from fxplain.capture.guard import same_random_numbers
 from fxplain.capture.verify import tolerance
+from fxplain.labels.call import op_name
 from fxplain.labels.flows import Kernel, Site, WrittenOut
 from fxplain.labels.labels import Slot, codes_of
 from fxplain.laws.alone import Alone, alone
@@ -135,7 +136,7 @@ def _told(
         return
     yield from _rows(plan, kept, least)
     for node in _softmaxes(labelled, step.site):
-        if isinstance(kept[node.name], Tensor) and _no_softmax(kept[node.name], least):
+        if isinstance(kept[node.name], Tensor) and _no_softmax(node, kept[node.name], least):
             yield f"its weights are made by {node.name}, which is taken for a softmax and is none"
 
 
@@ -182,7 +183,8 @@ def _places(slot: Slot, tokens: Tensor, labelled: Labelled) -> Tensor:
 
 
 def _claimed(step: Alone, plan: Plan, kept: Mapping[str, Any], cotangent: Tensor) -> Tensor:
-    """[batch, query, key]: what the step claims that each column gives to each row."""
+    """[sample, query, key]: what the step claims that each column gives to each row. What is of no known
+    sample comes last, once."""
     replay = Replay((cotangent,), {}, kept)
     if plan.site.attends:
         gradient = step.to_map(kept, cotangent) if plan.site.map.tapped is not None else cotangent
@@ -194,7 +196,7 @@ def _claimed(step: Alone, plan: Plan, kept: Mapping[str, Any], cotangent: Tensor
         values = values.reshape(plan.shape)
     else:
         values = mixing_values(plan, replay, cotangent)
-    return plan.scatter(values, divide=False)
+    return plan.laid(values)
 
 
 def _rows(plan: Plan, kept: Mapping[str, Any], least: float) -> Iterator[str]:
@@ -204,7 +206,9 @@ def _rows(plan: Plan, kept: Mapping[str, Any], least: float) -> Iterator[str]:
         return
     maps, _ = map_of(site, Replay((), {}, kept), None)
     if site.axes.columns:  # a list of pairs has no rows
-        largest, most = float(dense(plan, maps).sum(-1).max()), float(maps.sum(site.axes.columns).max())
+        given, most = dense(plan, maps).sum(-1), float(maps.sum(site.axes.columns).max())
+        # of a token that stands at several places, as a note tells, the rows are added up
+        largest = float((given / plan.rows_apiece.to(given)).max())
         if largest > most + 10 * least * max(abs(most), 1.0):
             yield f"a row of the map that is given sums to {largest:.3g}, and its own to {most:.3g} at most"
     divided = isinstance(site.map, WrittenOut) and site.map.divided
@@ -223,9 +227,14 @@ def _softmaxes(labelled: Labelled, site: Site) -> list[fx.Node]:
     return [node for node in found if node not in kernels]
 
 
-def _no_softmax(value: Tensor, least: float) -> bool:
-    """Whether these cannot be a softmax's: negative ones, or none that sum to 1 along any axis."""
+def _no_softmax(node: fx.Node, value: Tensor, least: float) -> bool:
+    """Whether these cannot be a softmax's: negative ones, or none that sum to 1 along any axis. A row whose
+    keys are all masked has zeros, or no numbers."""
     whole = value.detach().double()
-    sums = (whole.sum(axis) for axis, size in enumerate(whole.shape) if size > 1)
-    one = any(bool(((own - 1).abs() <= 10 * least).logical_or(own == 0).all()) for own in sums)
-    return bool((whole < -least).any()) or (whole.numel() > 1 and not one)
+    whole = whole.exp() if "log_softmax" in op_name(node) else whole
+    sums = (whole.sum(axis) for axis in range(whole.ndim))
+    one = any(
+        bool(((own - 1).abs() <= 10 * least).logical_or(own == 0).logical_or(own.isnan()).all())
+        for own in sums
+    )
+    return bool((whole < -least).any()) or not one

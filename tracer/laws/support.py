@@ -10,7 +10,7 @@ through what notes say is not followed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +19,9 @@ from torch import Tensor, fx
 
 from fxplain.attention.births import Birth, born, living
 from fxplain.attention.gave_way import data_of, endings, only_scores, unnamed
-from fxplain.attention.labelled import Labelled, labelled_by
+from fxplain.attention.labelled import Labelled
+from fxplain.attention.notes import tells_of
 from fxplain.attention.unfollowed import carried
-from fxplain.capture.captured import Captured
-from fxplain.labels.findings import Findings
 from fxplain.labels.labels import codes_of, samples_of
 from fxplain.laws.reach import reached
 from fxplain.laws.slopes import Slopes, slopes_of
@@ -52,6 +51,8 @@ class Violation:
     """Which part they have of all inputs' gradient times input."""
     what: str
     """What is wrong, a sentence with places for all this."""
+    set_aside: bool = False
+    """Whether a note of the explanation says so, with the share."""
 
     def __str__(self) -> str:
         told = self.what.format(source=self.source, places=self.places, share=self.share)
@@ -59,25 +60,25 @@ class Violation:
 
 
 def violations(
-    captured: Captured,
+    labelled: Labelled,
     bound: Mapping[str, Tensor],
-    findings: Findings,
     target: Any = None,
     output: str | None = None,
     relevance: Tensor | None = None,
+    notes: Sequence[str] = (),
 ) -> tuple[Violation, ...]:
     """Where the support law is broken, input by input, for one score of each sample.
 
     Args:
-        captured, bound, findings: the graph, a tensor for each placeholder, and the labels on these tensors.
+        labelled, bound: the graph with its labels, and a tensor for each placeholder.
         target, output: what is explained, as for :meth:`fxplain.Traced.explain`.
         relevance: [batch, tokens] of an explanation of it, to be held against what its tokens do.
+        notes: those of the explanation. What they tell of an input is set aside.
     """
-    labelled = labelled_by(captured, findings)
     sources = data_of(labelled)
     if not sources:
         return ()
-    law = _Law(labelled, bound, target, output)
+    law = _Law(labelled, bound, target, output, notes)
     found = [each for source in sources for each in law.of(source)]
     if relevance is not None:
         found += law.of_relevance(relevance)
@@ -88,9 +89,15 @@ class _Law:
     """One prediction, held against its labels."""
 
     def __init__(
-        self, labelled: Labelled, bound: Mapping[str, Tensor], target: Any, output: str | None
+        self,
+        labelled: Labelled,
+        bound: Mapping[str, Tensor],
+        target: Any,
+        output: str | None,
+        notes: Sequence[str],
     ) -> None:
         self.labelled, self.bound, self.target, self.output = labelled, bound, target, output
+        self.notes = notes
         self.findings, self.sources, self.unnamed = labelled.findings, data_of(labelled), unnamed(labelled)
         self.born = born(labelled, bound, living(labelled))
         self.slopes = self._run(frozenset())
@@ -125,24 +132,27 @@ class _Law:
         yield from self._found(source, births, own, UNREACHED)
 
     def _of_unnamed(self, source: str) -> Iterator[Violation]:
-        """An input without tokens of its own must give way evenly wherever it moves the score."""
+        """An input without tokens of its own must give way evenly wherever it moves the score: a note does
+        not say that tokens of it which were told apart are so no longer."""
         ways = list(endings(self.labelled, source))
-        odd = next((way.node for way in ways if not way.evenly), None)
-        if odd is None and ways:
+        if ways and all(way.evenly for way in ways):
             return
+        odd = next((way.node for way in ways if way.of_tokens and not way.evenly), None)
         bad = [(place, self.slopes.moving(place)) for place in self.slopes.at(source)]
-        yield from self._found(source, bad, None, BESIDE, odd)
+        for each in self._found(source, bad, None, BESIDE, odd):
+            yield replace(each, set_aside=each.set_aside and odd is None)
 
     def _fed(self, source: str) -> Iterator[tuple[int, Tensor]]:
         """For each entry of an input: which of its elements feed tokens of it."""
         own = _tokens_of(self.labelled, source)
         places = self.slopes.at(source)
         total = torch.zeros(())
-        for entry in self.slopes.entries:
-            if entry.birth is not None:
-                good = self._is_of(entry, own)
-                noise = torch.rand(entry.tensor.shape, generator=torch.Generator().manual_seed(0))
-                total = total + (entry.tensor * (noise * good.cpu()).to(entry.tensor)).sum().cpu()
+        with torch.enable_grad():
+            for entry in self.slopes.entries:
+                if entry.birth is not None:
+                    good = self._is_of(entry, own)
+                    noise = torch.rand(entry.tensor.shape, generator=torch.Generator().manual_seed(0))
+                    total = total + (entry.tensor * (noise * good.cpu()).to(entry.tensor)).sum().cpu()
         if not total.requires_grad:
             yield from (
                 (place, torch.zeros_like(self.slopes.entries[place].tensor, dtype=torch.bool))
@@ -190,7 +200,7 @@ class _Law:
             if own is not None or first.op == "placeholder":
                 ways = (way.node for way in endings(self.labelled, source, None if own is None else tokens))
                 first = next(ways, first)
-            yield Violation(source, node or first, count, share, what)
+            yield Violation(source, node or first, count, share, what, tells_of(self.notes, source))
 
     def of_relevance(self, relevance: Tensor) -> Iterator[Violation]:
         """Tokens of inputs that have relevance, though they cannot be reached, or do nothing."""

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fxplain.attention.gave_way import unnamed
 from fxplain.attention.labelled import Labelled
-from fxplain.laws import influence, step
+from fxplain.laws import influence, step, support
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Case:
     output: str | None = None
     relevance: Tensor | None = None
     """[batch, tokens]: the explanation."""
+    notes: tuple[str, ...] = ()
+    """Those of the explanation."""
 
 
 class Violation(Protocol):
@@ -68,10 +70,21 @@ def _influence(case: Case) -> Sequence[Violation]:
     return influence.violations(labelled.captured, case.bound, labelled.findings, told=told)
 
 
+def _support(case: Case) -> Sequence[Violation]:
+    asked = case.target, case.output
+    return support.violations(case.labelled, case.bound, *asked, case.relevance, case.notes)
+
+
 LAWS = (
     Law("influence", "tokens that were moved changed no place that denies it", _influence),
     Law(
         "step", "every step gives what its map says", lambda case: step.violations(case.labelled, case.bound)
+    ),
+    Law(
+        "support",
+        "what moves the score has relevance or a note, and what has relevance moves it",
+        _support,
+        True,
     ),
 )
 """All of them. A further law is a further line."""

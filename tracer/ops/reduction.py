@@ -46,12 +46,28 @@ OTHER_NORMALISERS = "log_softmax _log_softmax"
 
 @transfer(*aten(NORMALISATIONS))
 def normalise(call: Call) -> Value | tuple[Value, ...]:
-    """Statistics are no tokens: the labels of the data stay, also where the statistic spans tokens."""
+    """Statistics are no tokens: the labels of the data stay. One that spans tokens is written down."""
     operand = call.operands()[0]
+    along = _statistics_along(call, operand.ndim)
+    if operand.tensor.is_floating_point() and any(slot.token_axes & along for slot in operand.value.active):
+        call.ledger.statistics.append(call.node)
     value = call.carry(operand, slots=operand.value.slots, beside=operand.value.beside)
     if isinstance(call.result, tuple | list):
         return (value, *([NOTHING] * (len(call.result) - 1)))
     return value
+
+
+def _statistics_along(call: Call, ndim: int) -> frozenset[int]:
+    """The axes that a normalisation takes its statistics along."""
+    name = call.op.removeprefix("aten::")
+    if "layer_norm" in name or "rms_norm" in name:
+        return frozenset(range(ndim - len(call.argument("normalized_shape", ())), ndim))
+    if "group_norm" in name:
+        return frozenset(range(1, ndim))
+    if name == "instance_norm" and call.argument("use_input_stats", True):
+        return frozenset(range(2, ndim))
+    learns = call.argument("training", call.argument("train", False)) is True
+    return frozenset({0, *range(2, ndim)}) if "batch_norm" in name and learns else frozenset()
 
 
 @transfer("aten::cumsum", "aten::cumprod", "aten::logcumsumexp", "aten::cummax", "aten::cummin")

@@ -1,0 +1,127 @@
+"""What a law must not take for a fault: where a note tells of it, or where the reading is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fxplain
+from fxplain.laws.table import LAWS
+
+X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Net(nn.Module):
+    """Attention over rows, read at the first of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.query, self.key, self.value, self.head = (nn.Linear(8, 8) for _ in range(5))
+        self.extend()
+
+    def extend(self) -> None: ...
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+    def attend(self, x: Tensor) -> Tensor:
+        return self.weigh(self.query(x) @ self.key(x).mT) @ self.value(x)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.prepare(self.embed(x))
+        x = x + self.attend(x)
+        logits: Tensor = self.head(x.mean(1))
+        return logits
+
+
+class Logarithms(Net):
+    def weigh(self, scores: Tensor) -> Tensor:
+        return scores.log_softmax(-1).exp()
+
+
+class OneKey(Net):
+    def attend(self, x: Tensor) -> Tensor:
+        return self.weigh(self.query(x) @ self.key(x[:, :1]).mT) @ self.value(x[:, :1])
+
+
+class NoKey(Net):
+    """A first query that sees no key at all: its softmax holds no numbers."""
+
+    def weigh(self, scores: Tensor) -> Tensor:
+        earlier = torch.ones(5, 5, dtype=torch.bool).tril(-1)
+        return scores.masked_fill(~earlier, float("-inf")).softmax(-1).nan_to_num()
+
+
+class Grouped(Net):
+    """Statistics of all tokens together."""
+
+    def extend(self) -> None:
+        self.norm = nn.GroupNorm(1, 8)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return self.norm(x.mT).mT  # type: ignore[no-any-return]
+
+
+class Positions(Net):
+    """A convolution over tokens that is added to them."""
+
+    def extend(self) -> None:
+        self.near = nn.Conv1d(8, 8, 3, padding=1)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x + functional.gelu(self.near(x.mT).mT)
+
+
+class Gated(Net):
+    """A gate by the mean of all tokens."""
+
+    def prepare(self, x: Tensor) -> Tensor:
+        return x * x.mean(1, keepdim=True).sigmoid()
+
+
+class EveryFrame(Net):
+    """A learned token that stands in each frame."""
+
+    def extend(self) -> None:
+        self.first = nn.Parameter(torch.randn(1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = self.embed(x).unflatten(1, (2, 3)).flatten(0, 1)
+        frames = torch.cat([self.first.expand(len(frames), -1, -1), frames], 1)
+        frames = frames + self.attend(frames)
+        logits: Tensor = self.head(frames[:, 0].unflatten(0, (-1, 2)).mean(1))
+        return logits
+
+
+CASES = {
+    Logarithms: "",
+    OneKey: "",
+    NoKey: "",
+    Grouped: "takes statistics of several tokens of x",
+    Positions: "tokens of x take in what was mixed of them before any attention, in the model",
+    Gated: "",
+    EveryFrame: "tokens of first stand at several places of one sequence",
+}
+
+
+@pytest.mark.parametrize("build", CASES, ids=[each.__name__ for each in CASES])
+def test_it_is_no_fault(build: type[Net]) -> None:
+    x = torch.randn(2, 6, 8) if build is EveryFrame else X
+    verdict = fxplain.check(build().eval(), x)
+    assert [verdict.finding(law.name).outcome for law in LAWS] == ["ok"] * len(LAWS), str(verdict)
+    assert verdict.result is not None
+    assert any(CASES[build] in note for note in verdict.result.notes) or not CASES[build]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
