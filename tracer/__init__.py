@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from fxplain import adapters, demo, errors, evaluate, targets
     from fxplain.adapters.loaded import Loaded, LoadOptions
     from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
-    from fxplain.attention.why import Why
     from fxplain.attribution.table import methods
     from fxplain.comparison import Comparison
     from fxplain.display import Display, Look
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from fxplain.explainer.generated import Generated
     from fxplain.explainer.load import load
     from fxplain.explainer.ranked import Ranked
+    from fxplain.graph_page import GraphPage
     from fxplain.many.on_ray import explain_dataset_on_ray
     from fxplain.many.records import Explained, Sample
     from fxplain.many.run import explain_all, explain_dataset
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from fxplain.targets import contrast
     from fxplain.traced import Traced, compare, explain, trace
     from fxplain.verdict import Finding, Verdict, check
+    from fxplain.walk import Walk
+    from fxplain.why import Why
 
 __version__ = "0.1.0"
 
@@ -61,6 +63,7 @@ _HOMES = {
     "Finding": "verdict",
     "Generated": "explainer.generated",
     "FxplainError": "errors",
+    "GraphPage": "graph_page",
     "InputError": "errors",
     "LoadError": "errors",
     "LoadOptions": "adapters.loaded",
@@ -84,7 +87,8 @@ _HOMES = {
     "UnsafeFileError": "errors",
     "Verdict": "verdict",
     "VerificationError": "errors",
-    "Why": "attention.why",
+    "Walk": "walk",
+    "Why": "why",
     "check": "verdict",
     "compare": "traced",
     "contrast": "targets",
@@ -115,6 +119,7 @@ __all__ = [
     "Finding",
     "FxplainError",
     "Generated",
+    "GraphPage",
     "InputError",
     "LoadError",
     "LoadOptions",
@@ -139,6 +144,7 @@ __all__ = [
     "UnsafeFileError",
     "Verdict",
     "VerificationError",
+    "Walk",
     "Why",
     "__version__",
     "adapters",

@@ -17,7 +17,6 @@ from fxplain.attention.labelled import Labelled, capture_and_label, label
 from fxplain.attention.layers import Layers
 from fxplain.attention.notes import notes_of
 from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
-from fxplain.attention.why import Why, why
 from fxplain.attribution.prediction import Mode
 from fxplain.attribution.table import Method, method_named, methods_named
 from fxplain.capture.captured import Captured
@@ -38,6 +37,7 @@ from fxplain.run.replay import replay
 from fxplain.saved.model import SavedModel
 from fxplain.several_targets import MEMORY, explain_each
 from fxplain.walk import Walk, predicted, walked
+from fxplain.why import Why, why
 
 if TYPE_CHECKING:
     import networkx as nx
