@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fxplain.attention.approximate import PassedOver, passed_over
 from fxplain.attention.classify import Classified, classify
 from fxplain.attention.labelling import find, has_transfer_function
 from fxplain.attention.layers import numbered
 from fxplain.attention.plan import Plan, make_plan
+from fxplain.attention.unfollowed import PassedOver, passed_over
 from fxplain.capture.capture import Strategy, capture
 from fxplain.capture.captured import Captured
 from fxplain.capture.guard import random_state
@@ -105,7 +105,7 @@ def labelled_by(
     """Classify what a labelling run of a captured graph has found; ``inputs`` as in :class:`Labelled`."""
     classified = numbered(classify(findings))
     plans = {site.index: make_plan(site, classified, findings.batch) for site in classified.sites}
-    passed = tuple(passed_over(findings, classified))
+    passed = tuple(passed_over(findings, classified.renumber))
     return Labelled(captured, findings, classified, plans, inputs, passed_over=passed)
 
 

@@ -1,14 +1,19 @@
-"""What mixes tokens and is not followed: whether it carries what tokens hold, or scores alone."""
+"""What mixes tokens and is not followed: whether it carries what tokens hold, or scores alone; and where
+labels say nothing of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
 from fxplain.labels.findings import Findings
-from fxplain.labels.flows import Operator
-from fxplain.labels.labels import Value
+from fxplain.labels.flows import Operator, Site
+from fxplain.labels.labels import Slot, Value, codes_of
+from fxplain.labels.notebook import Ledger
 
 
 def carried(findings: Findings) -> Iterator[tuple[fx.Node, str]]:
@@ -45,3 +50,68 @@ def makes_scores(findings: Findings, node: fx.Node) -> bool:
             seen.add(user)
             stack.append(user)
     return bool(node.users)
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """An operation at which tokens come to others while labels say nothing of it."""
+
+    node: fx.Node
+    token: int
+    """One such token, as users number them."""
+    how: Literal["made before", "statistics"]
+
+
+def passed_over(findings: Findings, renumber: Tensor) -> Iterator[PassedOver]:
+    """All of them, in order of execution for each sort; of tokens that users see (``renumber``: token of the
+    labelling run -> token for users, or -1)."""
+    yield from _made_before(findings, renumber)
+    for node in findings.ledger.statistics:
+        for slot in findings.value(node).active[:1]:
+            tokens = renumber[_present(slot)]
+            if bool((tokens >= 0).any()):
+                yield PassedOver(node, int(tokens[tokens >= 0][0]), "statistics")
+
+
+def before_attention(ledger: Ledger, site: Site) -> bool:
+    """Whether a mixing comes before any attention: a convolution of a stem, a gate by the mean of all places.
+
+    Tokens there are in the making. What is made of a token may come back to it: it is added to it (a
+    convolution of positions, a residual block) or multiplied with it, and its name stays.
+    """
+    return not site.attends and not ledger.attended(site.cols.reads | site.rows.reads)
+
+
+def _made_before(findings: Findings, renumber: Tensor) -> Iterator[PassedOver]:
+    """Where tokens take in what was mixed of them before any attention; no step says so."""
+    ledger = findings.ledger
+    early = {site.index: site for site in ledger.sites if before_attention(ledger, site)}
+    joins = {site.node for site in ledger.sites}
+    for node in findings.values:
+        slots = findings.value(node).active
+        if len(slots) != 1 or node in joins or early.keys().isdisjoint(slots[0].reads):
+            continue
+        kept = _present(slots[0])
+        living = kept[renumber[kept] >= 0]
+        mixed = (
+            slot
+            for used in node.all_input_nodes
+            for slot in findings.value(used).active
+            if not bool(torch.isin(_present(slot), kept).any())
+        )
+        if len(living) and any(_made_of(slot, living, early) for slot in mixed):
+            yield PassedOver(node, int(renumber[living[0]]), "made before")
+
+
+def _made_of(slot: Slot, tokens: Tensor, sites: dict[int, Site]) -> bool:
+    """Whether a slot's tokens were mixed of some others."""
+    behind = [sites[index] for index in slot.reads if index in sites]
+    own = _present(slot)
+    made = any(bool(torch.isin(_present(site.rows), own).any()) for site in behind)
+    return made and any(bool(torch.isin(_present(site.cols), tokens).any()) for site in behind)
+
+
+def _present(slot: Slot) -> Tensor:
+    codes = torch.unique(codes_of(slot.labels))
+    found: Tensor = codes[codes >= 0]
+    return found

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxplain.attention.approximate import before_attention
 from fxplain.attention.labelled import Labelled
+from fxplain.attention.unfollowed import before_attention
 from fxplain.labels.findings import Findings
 from fxplain.labels.flows import Site
 from fxplain.labels.labels import Slot, broadcast, codes_of, reads_of, samples_of
