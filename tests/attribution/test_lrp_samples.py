@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attribution.test_lrp_kinds import BODIES, WIDE, Attends, crossed
+from lrp_bodies import BODIES, WIDE, Attends, crossed
 from zoo.spec import floats, make
 
 import fxplain
