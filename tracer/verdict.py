@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,8 @@ from fxplain.result import Result
 from fxplain.run.wishes import LARGEST
 from fxplain.traced import Traced, trace
 
-Outcome = Literal["ok", "failed", "not applicable"]
+Outcome = Literal["ok", "failed", "doubted", "not applicable"]
+"""``doubted``: a law does not seem to hold. That asks for a look; laws raise false alarms on some models."""
 Answer = Literal["explained", "no attention", "refused"]
 
 NEXT = (
@@ -285,7 +286,8 @@ def _law(found: Judgement) -> Finding:
         places = "place" if len(found.set_aside) == 1 else "places"
         fine += f"; {len(found.set_aside)} {places} set aside: {found.set_aside[0]}"
     broken = shortened(found.broken)
-    return _judged(found.law.name, (*broken, NEXT) if broken else (), fine)
+    judged = _judged(found.law.name, (*broken, NEXT) if broken else (), fine)
+    return replace(judged, outcome="doubted") if broken else judged
 
 
 def _counted(names: Iterable[str]) -> str:

@@ -51,13 +51,13 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         batch = torch.export.Dim("batch", min=2, max=8)
         dynamic = {"x": {0: batch}, "extra": {"a": [None]}, "scale": None}
     exported = torch.export.export(Outer().eval(), ARGS, {"scale": 2.0}, dynamic_shapes=dynamic, strict=False)
-    if request.param == "inference":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old versions, at themselves
-            exported = exported.run_decompositions()
     path: Path = tmp_path_factory.mktemp("program") / "model.pt2"
-    torch.export.save(exported, path)
-    return torch.export.load(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old versions, at themselves
+        if request.param == "inference":
+            exported = exported.run_decompositions()
+        torch.export.save(exported, path)
+        return torch.export.load(path)
 
 
 @pytest.mark.parametrize(

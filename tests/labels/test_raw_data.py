@@ -109,7 +109,9 @@ class Biased(nn.Module):
         return self.head(((x @ x.mT + bias[:, None]).softmax(-1) @ x)[:, 0])
 
 
-def test_a_bias_of_scores_needs_no_tokens() -> None:
+def test_a_bias_of_scores_is_told_to_make_weights() -> None:
     torch.manual_seed(0)
     result = fxplain.explain(Biased().eval(), {"ids": IDS, "bias": torch.randn(2, 4)}, target=1)
-    assert not any("no tokens of its own" in note for note in result.notes)
+    (note,) = result.notes
+    assert note.startswith("bias has no tokens of its own")
+    assert "only makes weights" in note

@@ -71,7 +71,7 @@ class Plan:
         others = (samples.reshape(-1) != sample).nonzero().flatten().to(gradient.device)
         return not bool(gradient.index_select(axis, others).any())
 
-    @cached_property
+    @property
     def rows_apiece(self) -> Tensor:
         """[nq]: how many rows of one head's map each query has: one, unless it stands at several places of a
         sample. The rows of these are added up."""

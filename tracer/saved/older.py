@@ -26,6 +26,7 @@ from fxplain.labels.flows import (
     Window,
     WrittenOut,
 )
+from fxplain.labels.notebook import Ledger
 from fxplain.tasks import Task
 
 Fields = Mapping[str, Any]
@@ -89,6 +90,7 @@ OLDER: Mapping[str, Callable[[Fields], Any]] = {
     "sites.Site": site_of,
     "sites.Window": dict,
     "find.Findings": findings_of,
+    "ledger.Ledger": lambda old: Ledger(**old),
     "tasks.Task": lambda old: Task(**old),  # what it did not know of then has the usual value
 }
 """Name of a record -> what it is today, from its fields."""
