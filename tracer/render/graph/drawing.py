@@ -20,7 +20,7 @@ def edges_of(graph: Graph) -> list[Edge]:
         >>> graph = nx.MultiDiGraph()
         >>> graph.add_node("attention:0", type="attention", queries="x", keys="x")
         >>> graph.add_node("attention:1", type="attention", queries="x", keys="y")
-        >>> graph.add_edge("attention:0", "attention:1", role="flow")
+        >>> _ = graph.add_edge("attention:0", "attention:1", role="flow")
         >>> edges_of(graph)[1:]
         [('attention:0', 'attention:1', 'query'), ('stream:y', 'attention:1', 'key')]
     """

@@ -47,7 +47,7 @@ def side_for(sizes: Iterable[tuple[int, int, int]], times: int = 1) -> int:
 
     Example:
         >>> side_for([(12, 50, 50)] * 12), side_for([(12, 1024, 1024)] * 48)
-        (4096, 96)
+        (4096, 128)
     """
     every = list(sizes)
     for side in SIDES:
