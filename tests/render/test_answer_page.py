@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,18 +53,6 @@ def small() -> Generated:
     values[2, [3, 4, 8]] = torch.tensor([1.0, 1.0, 8.0])
     values[3, [0, 5]] = torch.tensor([1.0, -4.0])
     return made(PROMPT, ANSWER, values)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium is installed")
-    with api.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def opened(browser: Any, generated: Generated, folder: Path, scheme: str = "light") -> tuple[Any, list[str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,18 +37,6 @@ def translating() -> GraphPage:
     model = torch.nn.Transformer(8, 2, 3, 3, 16, batch_first=True).eval()
     inputs = (torch.randn(1, 5, 8), torch.randn(1, 4, 8))
     return fxplain.trace(model, inputs).page(inputs, (0, 3))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium is installed")
-    with api.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def opened(browser: Any, made: GraphPage, folder: Path, scheme: str = "light") -> tuple[Any, list[str]]:

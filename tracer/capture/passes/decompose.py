@@ -53,7 +53,7 @@ def _write_out(graph: fx.Graph, node: fx.Node) -> bool:
         body = make_fx(call, decomposition_table=_table(node.target))(*values)
     except Exception:  # a rewriting may need what tensors without data have not
         return False
-    if body._buffers or any(inner.target is node.target for inner in body.graph.nodes):
+    if any(inner.op == "get_attr" or inner.target is node.target for inner in body.graph.nodes):
         return False
     body = tidy_graph(body)
     given = dict(zip((n for n in body.graph.nodes if n.op == "placeholder"), used, strict=True))
