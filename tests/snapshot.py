@@ -83,7 +83,7 @@ def steps_of(traced: fxplain.Traced) -> list[str]:
 def relevance_of(traced: fxplain.Traced, inputs: Any, target: Any) -> dict[str, list[float]] | str:
     """Relevance by space, or why there is none."""
     try:
-        result = traced.explain(inputs, target=target)
+        result = traced.explain(inputs, method="relevancy", target=target)
     except fxplain.FxplainError as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0]}"
     return {name: values.double().flatten().tolist() for name, values in result.relevance.items()}

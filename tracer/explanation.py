@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
@@ -16,6 +16,7 @@ from fxplain.attention.layers import Layers, chosen_sites
 from fxplain.attention.notes import notes_of
 from fxplain.attribution.prediction import Mode, Prediction, aim, run_graph
 from fxplain.attribution.scheduled import Explained, Scheduled
+from fxplain.attribution.sinks import sink_notes
 from fxplain.attribution.table import Method
 from fxplain.attribution.unexplained import unexplained
 from fxplain.capture.guard import forks_told, untouched
@@ -181,6 +182,7 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
         *explained.notes,
         *_unreached(prediction),
         *_all_zero(explained, method),
+        *sink_notes(prediction, explained.rows, method.name),
     )
     if prediction.chosen is not None:
         whole = sum(site.attends for site in classified.sites)
@@ -208,6 +210,11 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
 def _all_zero(explained: Explained, method: Method) -> tuple[str, ...]:
     zero = [str(sample) for sample, row in enumerate(explained.rows) if not bool(row.any())]
     return (f"no token has any relevance by {method.name} (sample {', '.join(zero)})",) if zero else ()
+
+
+def with_notes(result: Result, notes: Iterable[str]) -> Result:
+    """The result with more notes after its own, each once."""
+    return replace(result, notes=tuple(dict.fromkeys((*result.notes, *notes))))
 
 
 def with_matrix(

@@ -17,6 +17,7 @@ from fxplain.attention.labelled import Labelled, capture_and_label, label
 from fxplain.attention.layers import Layers
 from fxplain.attention.notes import notes_of
 from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
+from fxplain.attribution.auto import settled, settled_one
 from fxplain.attribution.prediction import Mode
 from fxplain.attribution.table import Method, method_named, methods_named
 from fxplain.capture.captured import Captured
@@ -25,7 +26,7 @@ from fxplain.capture.inputs import normalise
 from fxplain.comparison import Comparison
 from fxplain.display import Display
 from fxplain.errors import FxplainError
-from fxplain.explanation import explain_labelled
+from fxplain.explanation import explain_labelled, with_notes
 from fxplain.graph_page import Asked, GraphPage, graph_and_census, looked
 from fxplain.laws.table import Case, Judgement, judgements, notes_of_laws
 from fxplain.layouts import Layouts
@@ -223,7 +224,7 @@ class Traced:
         self,
         inputs: Any,
         target: Any = None,
-        method: str = "relevancy",
+        method: str = "auto",
         output: str | None = None,
         verify: bool = False,
         layers: Layers | None = None,
@@ -237,7 +238,9 @@ class Traced:
             target: what to explain. None: the arg max of every sample. An int: the place on the last axis.
                 A tuple: an index into one sample's output: (query, class), (position, token). A tensor
                 or list: one of these per sample. A callable: from the model's output to one score per sample.
-            method: one of :func:`fxplain.methods`; those with gradients also as ``NAME+libra``.
+            method: one of :func:`fxplain.methods`; those with gradients also as ``NAME+libra``. ``auto``:
+                ``relevancy``, the papers' method, unless a self-attention is causal (language models); then
+                ``net_relevancy``, and a note says so. ``result.method`` is the one that was taken.
             output: name of the output to explain; ``logits`` by default, or the first
                 floating one behind an attention.
             verify: compare graph and model on these inputs, and rebuilt maps with what their attentions
@@ -256,22 +259,21 @@ class Traced:
             InputError, TargetError, MethodError, NoAttentionError, UnknownOpError, NonFiniteError,
             VerificationError: see :mod:`fxplain.errors`.
         """
-        answer = self._answers(inputs, target, [method_named(method)], output, verify, layers, mode)[method]
+        answers = self._answers(inputs, target, [method_named(method)], output, verify, layers, mode)
+        (answer,) = answers.values()
         if isinstance(answer, FxplainError):
             raise answer
         if not check:
             return answer
-        broken = notes_of_laws(self.laws(inputs, answer))
-        return replace(answer, notes=tuple(dict.fromkeys((*answer.notes, *broken))))
+        return with_notes(answer, notes_of_laws(self.laws(inputs, answer)))
 
-    def walk(
-        self, inputs: Any, target: Any = None, method: str = "relevancy", output: str | None = None
-    ) -> Walk:
+    def walk(self, inputs: Any, target: Any = None, method: str = "auto", output: str | None = None) -> Walk:
         """Explain one prediction, and say which attentions its relevance came through.
 
         Args:
             inputs, target, output: as for :meth:`explain`.
-            method: one that carries rows over the attentions, such as ``relevancy`` or ``rollout``.
+            method: one that carries rows over the attentions, such as ``relevancy`` or ``rollout``; ``auto``
+                as for :meth:`explain`.
 
         Raises:
             MethodError: the method goes another way, or the input is too long; other errors as for
@@ -281,13 +283,15 @@ class Traced:
         chosen = method_named(method)
         with untouched(None):
             labelled, bound, verified = self._layouts.labelled_for(args, kwargs, False)
-            return walked(predicted(labelled, bound, target, chosen, output), chosen, verified)
+            chosen, why = settled_one(chosen, labelled, bound)
+            walk = walked(predicted(labelled, bound, target, chosen, output), chosen, verified)
+            return replace(walk, result=with_notes(walk.result, why))
 
     def page(
         self,
         inputs: Any = None,
         target: Any = None,
-        method: str = "relevancy",
+        method: str = "auto",
         output: str | None = None,
         display: Display | None = None,
         title: str = "",
@@ -320,14 +324,14 @@ class Traced:
         chosen = method_named(method)
         with untouched(None), drawing_from(self._first.drawn_from):
             labelled, bound, verified = self._layouts.labelled_for(args, kwargs, False)
-            asked = Asked(target, chosen, output, shown, sample)
+            asked = Asked(target, settled_one(chosen, labelled, bound)[0], output, shown, sample)
             return GraphPage(*graph_and_census(labelled, title), looked(labelled, bound, verified, asked))
 
     def explain_targets(
         self,
         inputs: Any,
         targets: Sequence[Any] | Callable[[Any], Sequence[Any]] | Likeliest,
-        method: str = "relevancy",
+        method: str = "auto",
         output: str | None = None,
         verify: bool = False,
         layers: Layers | None = None,
@@ -362,10 +366,11 @@ class Traced:
         with untouched(None), forks_told():
             labelled, bound, verified = self._layouts.labelled_for(args, kwargs, verify)
             again = verify or labelled.captured.specialised
+            chosen, why = settled_one(chosen, labelled, bound)
             found = explain_each(
                 labelled, bound, targets, chosen, output, verified, layers, again, mode, memory
             )
-            return tuple(found)
+            return tuple(with_notes(result, why) for result in found)
 
     def compare(
         self,
@@ -402,7 +407,13 @@ class Traced:
         with untouched(None):
             labelled, bound, verified = self._layouts.labelled_for(args, kwargs, verify)
             again = verify or labelled.captured.specialised
-            return explain_labelled(labelled, bound, target, methods, output, verified, layers, again, mode)
+            methods, why = settled(methods, labelled, bound)
+            found = explain_labelled(labelled, bound, target, methods, output, verified, layers, again, mode)
+            return found | {
+                name: with_notes(answer, (why[name],))
+                for name, answer in found.items()
+                if name in why and isinstance(answer, Result)
+            }
 
 
 def trace(model: Any, inputs: Any) -> Traced:
@@ -447,7 +458,7 @@ def explain(
     model: Any,
     inputs: Any,
     target: Any = None,
-    method: str = "relevancy",
+    method: str = "auto",
     output: str | None = None,
     layers: Layers | None = None,
     check: bool = False,

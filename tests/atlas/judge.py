@@ -238,7 +238,7 @@ def _compare(
         traced = fxplain.trace(other.model, case.inputs)
         if not any(a.fused for a in traced.attentions):
             return "no fused attention"
-        again = traced.explain(case.inputs, target=_target(result))
+        again = traced.explain(case.inputs, method="relevancy", target=_target(result))
     except FxplainError as error:
         verdict.broken.append(f"{attention}: {_kind_of(error)}")
         return str(error)[:1000]

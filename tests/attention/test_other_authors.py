@@ -96,7 +96,7 @@ def test_annalog_is_an_encoder_decoder_that_copies() -> None:
     assert len(copied) >= 3, "the model does not copy this molecule"
     hits = 0
     for position in copied:
-        result = traced.explain(inputs, target=(position, int(source[0, position + 1])))
+        result = traced.explain(inputs, method="relevancy", target=(position, int(source[0, position + 1])))
         relevance = result.relevance[found.token_names("src")[0].name][0]
         hits += abs(int(relevance.argmax()) - (position + 1)) <= 1
     assert hits >= len(copied) * 0.6, f"{hits} of {len(copied)} copied tokens point at their source"
@@ -133,7 +133,7 @@ def test_rxnmapper_shares_one_layer_twelve_times() -> None:
     product = tokens.index(">>") + 1  # the first carbon of the ester comes from the acid's methyl
     atoms = [place for place, token in enumerate(tokens[: product - 1]) if token.isalpha()]
     # what the model's authors read off as the map of atoms, explained
-    result = traced.explain(inputs, target=lambda out: out.last_hidden_state[:, product].square().sum(-1))
+    result = traced.explain(inputs, method="relevancy", target=lambda out: out.last_hidden_state[:, product].square().sum(-1))
     relevance = result.relevance["input_ids"][0]
     assert torch.isfinite(relevance).all()
     assert relevance[atoms].sum() > 0
@@ -181,7 +181,7 @@ def test_lightglue_looks_both_ways() -> None:
         assert found.matches(attention.queries, (queries,)), attention
         assert found.matches(attention.keys, (keys,)), attention
     own, partner = 4, int((order == 4).nonzero())
-    result = traced.explain(inputs, target=(own, partner), output="log_assignment")
+    result = traced.explain(inputs, method="relevancy", target=(own, partner), output="log_assignment")
     spaces = [found.token_names(name)[0].name for name in ("image0", "image1")]
     assert {token for token, _ in result.readout[0]} == {
         found.spaces[spaces[0]].start + own,

@@ -45,7 +45,7 @@ def test_maps_are_the_modules_own(name: str) -> None:
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_explained(name: str) -> None:
     _, inputs, expected = built(name)
-    result = traced(name).explain(inputs, target=expected.target)
+    result = traced(name).explain(inputs, method="relevancy", target=expected.target)
     assert all(torch.isfinite(values).all() for values in result.relevance.values())
     check_readout(result, traced(name), expected)
 

@@ -50,7 +50,7 @@ def test_maps(name: str) -> None:
 def test_relevance(name: str) -> None:
     model, x, traced = built(name)
     for target in (0, 2):
-        result = traced.explain(x, target=target)
+        result = traced.explain(x, method="relevancy", target=target)
         close(result.relevance["x"], model.reference(x, target), 3 * VARIANTS[name].tolerance)
 
 

@@ -17,7 +17,7 @@ def test_relevancy_equals_the_reference(name: str, precision: str) -> None:
     model, inputs, expected = exact(name) if precision == "float64" else built(name)
     wanted = REFERENCES[name](model, inputs)
     known = exactly_traced(name) if precision == "float64" else traced(name)
-    result = known.explain(inputs, target=expected.target, output=expected.output)
+    result = known.explain(inputs, method="relevancy", target=expected.target, output=expected.output)
     torch.testing.assert_close(result.score.to(wanted.score.dtype), wanted.score, rtol=1e-5, atol=1e-6)
     sites = aligned(known, expected)
     for index, block in wanted.blocks:
@@ -32,7 +32,7 @@ def test_relevancy_equals_the_reference(name: str, precision: str) -> None:
 def test_relevance_is_the_row_that_is_read(name: str) -> None:
     model, inputs, expected = exact(name)
     wanted = REFERENCES[name](model, inputs)
-    result = exactly_traced(name).explain(inputs, target=expected.target, output=expected.output)
+    result = exactly_traced(name).explain(inputs, method="relevancy", target=expected.target, output=expected.output)
     sites = aligned(exactly_traced(name), expected)
     everything = torch.cat([result.relevance[space.name] for space in result.spaces], 1)
     for index, row in wanted.rows:

@@ -30,7 +30,7 @@ def disagreement(plan: Plan, mode: Any = "matrix") -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             traced = fxplain.trace(model, inputs)
-            result = traced.explain(inputs, target=target, mode=mode)
+            result = traced.explain(inputs, method="relevancy", target=target, mode=mode)
     except fxplain.FxplainError as error:
         return f"refused: {type(error).__name__}: {str(error)[:300]}"
     return _difference(plan, want, traced, result) or _other_maps(want, traced.maps(inputs))

@@ -48,6 +48,8 @@ CVPR = "Chefer et al., CVPR 2021"
 OURS = "fxplain, after Chefer et al., ICCV 2021, and Mehri et al., CVPR 2025"
 LIBRA = "+libra"
 """Ends the name of a method that is to take balanced gradients."""
+AUTO = "auto"
+"""Names the method that a fact of the graph chooses: :mod:`fxplain.attribution.auto`."""
 
 
 @dataclass(frozen=True)
@@ -301,6 +303,13 @@ def plain_name(name: str) -> str:
     return name.removesuffix(LIBRA)
 
 
+def _unsettled(prediction: Prediction) -> Explained:
+    raise MethodError(f"the method {AUTO!r} was not settled on one", hint="please report this")
+
+
+_AUTO = Method(AUTO, "", "relevancy, or net_relevancy where attention is causal", _unsettled, True)
+
+
 def methods_named(names: Iterable[str]) -> list[Method]:
     """The methods of several names, each once.
 
@@ -324,12 +333,14 @@ def method_named(name: str) -> Method:
     """
     if not isinstance(name, str):
         raise MethodError("a method is named by a text", expected=", ".join(METHODS), found=repr(name))
+    if name == AUTO:
+        return _AUTO
     plain = plain_name(name)
     if plain not in METHODS:
-        close = get_close_matches(str(plain), METHODS, n=3)
+        close = get_close_matches(str(plain), (AUTO, *METHODS), n=3)
         raise MethodError(
             f"there is no method {name!r}",
-            expected=", ".join(METHODS),
+            expected=", ".join((AUTO, *METHODS)),
             found=repr(name),
             hint=f"did you mean {', '.join(map(repr, close))}?"
             if close

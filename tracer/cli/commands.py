@@ -195,7 +195,7 @@ def explain(
             help="One of those that fxplain methods lists, or several with commas: these are written side by "
             "side.",
         ),
-    ] = "relevancy",
+    ] = "auto",
     layers: Annotated[
         str | None,
         typer.Option(
@@ -256,7 +256,7 @@ def explain_all(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the results.", show_default=False)],
     decoder_text: DecoderText = None,
     target: Target = None,
-    method: Annotated[str, typer.Option("--method", "-m", help="One of fxplain methods.")] = "relevancy",
+    method: Annotated[str, typer.Option("--method", "-m", help="One of fxplain methods.")] = "auto",
     layers: Annotated[
         str | None, typer.Option("--layers", help="As for explain.", show_default=False)
     ] = None,

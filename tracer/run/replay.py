@@ -44,6 +44,8 @@ class Replay:
     """Where inputs enter, if gradients there are wanted."""
     backward: Callable[[Tensor, Check], Gradients] | None = None
     """How gradients are taken, where the graph does not hold what they need."""
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    """What was looked at for all methods and targets of this run, by a name."""
 
     def gradients(self, score: Tensor, retain: bool, check: Check) -> Gradients:
         """The gradients of a score to all that is tapped, each checked as soon as it is there."""
