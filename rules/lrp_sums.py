@@ -1,8 +1,7 @@
 """LRP through additions of activations: which part of the relevance each of the terms gets.
 
 Sources: Bach et al. 2015 (ε); Chefer, Gur, Wolf, CVPR 2021, eqs. 9 to 12 (the normalised rule); Montavon et
-al., *Layer-wise relevance propagation: an overview*, 2019 (gamma),
-for residual additions as in ResLRP (2026).
+al., *Layer-wise relevance propagation: an overview*, 2019 (gamma, which is for linear maps there).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -62,7 +62,9 @@ def copying(count: int) -> evaluate.Table:
     inputs = {name: value[chosen] for name, value in inputs.items()}
     counted = (inputs["src"] != numbers["<pad>"]) & (inputs["src"] != numbers["<sos>"])
     targets = [targets[i] for i in chosen.tolist()]
-    return _aligned(model, inputs, source[chosen], targets, ACROSS, "src", counted)
+    molecules = torch.unique(inputs["src"], dim=0, return_inverse=True)[1]
+    table = _aligned(model, inputs, source[chosen], targets, ACROSS, "src", counted)
+    return replace(table, units=molecules)
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,14 @@ def atoms(model: Any, numbers: dict[str, int]) -> tuple[dict[str, Tensor], list[
     return {name: value[right] for name, value in inputs.items()}, targets, source, counted
 
 
+def reaction_of(inputs: dict[str, Tensor], targets: Sequence[Any]) -> Tensor:
+    """[samples]: the number of the reaction whose atom is masked."""
+    ids = inputs["input_ids"].clone()
+    for row, (place, token) in zip(ids, targets, strict=True):
+        row[place] = token
+    return torch.unique(ids, dim=0, return_inverse=True)[1]
+
+
 def mapping(count: int) -> evaluate.Table:
     """Every atom of a product that is filled in explained; is the atom it was the most relevant one?"""
     model, numbers = rxnmapper()
@@ -118,7 +128,8 @@ def mapping(count: int) -> evaluate.Table:
     chosen = _spread(len(targets), count)
     inputs = {name: value[chosen] for name, value in inputs.items()}
     targets = [targets[i] for i in chosen.tolist()]
-    return _aligned(model, inputs, source[chosen], targets, WITHIN, "input_ids", counted[chosen])
+    table = _aligned(model, inputs, source[chosen], targets, WITHIN, "input_ids", counted[chosen])
+    return replace(table, units=reaction_of(inputs, targets))
 
 
 def matches(model: Any) -> tuple[dict[str, Tensor], Tensor]:
@@ -261,7 +272,7 @@ JOBS = (
         "Points that two pictures share",
         f"scikit-image's stereo pair, {POINTS} points of each picture. A match that the model finds and the "
         "known disparity confirms (within 3 pixels) is explained; of the right picture's points, the partner "
-        "should be the most relevant.",
+        "should be the most relevant. All are of one pair of pictures: the intervals are of its matches alone.",
         matching,
         24,
         _claims(across=True),

@@ -117,7 +117,7 @@ chance has 0.24 (150 of these snippets; `layers=` in `explain`). After the first
 what was gathered, so that later maps say which position is read and no longer which word; eq. 6 adds them
 up as if position j were still word j, and methods that read the last map alone (raw attention, Grad-CAM,
 partial LRP) are at chance. Methods that go on through the layers to the embeddings
-(`gradient_x_input+libra`, `cp_lrp`, `attnlrp`, `reslrp`) need no such assumption. It is no matter of wrong
+(`gradient_x_input+libra`, `cp_lrp`, `attnlrp`, `gamma_lrp`) need no such assumption. It is no matter of wrong
 answers: on the 85 % that the model gets right relevancy has 0.35, rollout 0.51 and `gradient_x_input+libra`
 0.61. Rollout knows no class, and finds more of these words because this model looks at opinion words of
 either side."""

@@ -49,7 +49,7 @@ EVERY = (
     "transformer_attribution",
     "attnlrp",
     "cp_lrp",
-    "reslrp",
+    "gamma_lrp",
     "gradient_x_input+libra",
 )
 MEASURES = (
@@ -236,7 +236,7 @@ def explained(asked: Asked, methods: Sequence[str], count: int) -> evaluate.Tabl
         "right are explained. Intervals: templates are drawn again, not prompts.",
     )
     title = f"{asked.task}, {asked.score}"
-    return evaluate.Table(title, MEASURES, rows, {}, notes, given=given, resamples=RESAMPLES)
+    return evaluate.Table(title, MEASURES, rows, {}, notes, given=given, resamples=RESAMPLES, units=clusters)
 
 
 BATCH = 10

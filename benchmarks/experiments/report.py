@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
 
-from jobs import RESULTS, ROOT, VARIANTS, Job
+from jobs import RESULTS, ROOT, ROWS, VARIANTS, Job, decided
 from samples import path_of
 
 PAGE = ROOT / "docs" / "results.md"
@@ -21,12 +21,16 @@ $ python benchmarks/experiments/run.py
 ```
 
 which makes every table and writes this page (`benchmarks/experiments/`). Cells are a score with its 95 %
-interval from 1000 bootstrap draws over the samples; the best method by the first column comes first, and
+interval from 1000 bootstrap draws; the best method by the first column comes first, and
 `random` is in every table. Published numbers are of other, larger models on other data: only the order can be
 compared. How the scores are made: [evaluation](evaluation.md).
 
 **A claim is checked by the difference of two methods on the same samples**, drawn alike: it *holds* if the
-interval of the gain lies above 0, *does not hold* if it lies below, and is *not decided* if it holds 0.
+gain is surely above 0, *does not hold* if it is surely below, and is *not decided* else. Sure is what the
+interval says and what is left after Holm's correction over all claims of the table (5 % for all together; the
+chance of a gain is that of a normal distribution with the bootstrap's interval). Where several samples are of
+one unit (two questions about one canvas, tokens of one molecule), whole units are drawn. What each method
+scored on each sample is kept for tables that say so (`benchmarks/experiments/results/rows/`).
 """
 
 
@@ -132,15 +136,16 @@ def _variants(records: Sequence[dict[str, Any]]) -> list[str]:
     names = " | ".join(f"`{name}`" for name in VARIANTS)
     lines = [
         "## Does a variant do better?\n",
-        "The first score of every table. **Bold**: surely better than relevancy (the interval of the paired "
-        "difference lies above 0); *slanted*: surely worse; neither: not decided.\n",
+        "The first score of every table. **Bold**: surely better than relevancy (by the interval of the paired "
+        "difference, after Holm's correction over the row); *slanted*: surely worse; neither: not decided.\n",
         f"| table | score | `relevancy` | {names} |",
         "|---" * (3 + len(VARIANTS)) + "|",
     ]
     for record in compared:
         measure = next(iter(record["measures"]))
         scores = {name: row[measure][0] for name, row in record["scores"].items()}
-        cells = [_cell(scores.get(name), record["against"].get(name)) for name in VARIANTS]
+        surely = _surely(record)
+        cells = [_cell(scores.get(name), surely.get(name)) for name in VARIANTS]
         lines.append(f"| {record['name']} | {measure} | {scores['relevancy']:.3f} | {' | '.join(cells)} |")
     sums = " | ".join(_won(compared, name) for name in VARIANTS)
     lines.append(f"| **surely better, surely worse** | of {len(compared)} | | {sums} |")
@@ -151,11 +156,11 @@ def _better(records: Sequence[dict[str, Any]]) -> str:
     """What the table of variants says, in words."""
     sentences = ["What each is: [methods](methods.md), [LRP methods](methods-lrp.md)."]
     for name in VARIANTS:
-        gains = {r["name"]: r["against"][name] for r in records if name in r["against"]}
+        gains = {r["name"]: _surely(r)[name] for r in records if name in r["against"]}
         if not gains:
             continue
-        better = sum(low > 0 for _, low, _ in gains.values())
-        worse = [table for table, (*_, high) in gains.items() if high < 0]
+        better = sum(one > 0 for one in gains.values())
+        worse = [table for table, one in gains.items() if one < 0]
         where = f"worse on {', '.join(worse)}" if worse else "worse nowhere"
         sentences.append(
             f"`{name}`: of {len(gains)} tables surely better than relevancy in {better}, surely {where}."
@@ -168,23 +173,35 @@ def _better(records: Sequence[dict[str, Any]]) -> str:
 
 def _won(records: Sequence[dict[str, Any]], name: str) -> str:
     """In how many tables a variant is surely better than relevancy, and in how many surely worse."""
-    gains = [record["against"][name] for record in records if name in record["against"]]
-    better, worse = (sum(low > 0 for _, low, _ in gains), sum(high < 0 for *_, high in gains))
-    return f"{better}, {worse}"
+    found = [_surely(record)[name] for record in records if name in record["against"]]
+    return f"{found.count(1)}, {found.count(-1)}"
 
 
-def _cell(score: float | None, gain: Sequence[float] | None) -> str:
+def _surely(record: dict[str, Any]) -> dict[str, int]:
+    """Variant -> 1 if it is surely better than relevancy in this table, -1 if worse, 0 if not decided."""
+    names = list(record["against"])
+    return dict(zip(names, decided([record["against"][name] for name in names]), strict=True))
+
+
+def _cell(score: float | None, surely: int | None) -> str:
     """Bold if surely above, slanted if surely below; empty where the method is not defined."""
-    if score is None or gain is None:
+    if score is None or surely is None:
         return ""
-    _, low, high = gain
-    return f"**{score:.3f}**" if low > 0 else f"*{score:.3f}*" if high < 0 else f"{score:.3f}"
+    return (f"{score:.3f}", f"**{score:.3f}**", f"*{score:.3f}*")[surely]
+
+
+def _counted(record: dict[str, Any]) -> str:
+    """How many samples there are, of how many units, and whether their rows are kept."""
+    units = record.get("units", record["samples"])
+    of = f" of {units} units, which are drawn for the intervals" if units != record["samples"] else ""
+    kept = (RESULTS / ROWS / f"{record['name']}.npz").exists()
+    return f"{record['samples']} samples{of}{', rows kept' if kept else ''}"
 
 
 def _section(job: Job, record: dict[str, Any]) -> str:
     lines = [f"### {record['name']}\n", fill(f"**{job.title}.** {job.about}", 118)]
     lines += [
-        f"{record['samples']} samples; {record['cpu_seconds']} seconds of one core.\n",
+        f"{_counted(record)}; {record['cpu_seconds']} seconds of one core.\n",
         *(f"{note}\n" for note in record["notes"] if record["model"] in CLUSTERED),
         record["markdown"],
         "",

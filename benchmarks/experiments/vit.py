@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import samples
+import torch
 from jobs import ROOT, Claim, Job, all_methods
 from torch import Tensor
 
@@ -36,6 +38,11 @@ def _traced(asked: Questions) -> fxplain.Traced:
     return fxplain.trace(load_demo().model, {"pixel_values": asked.pixel_values[:BATCH]})
 
 
+def by_canvas(table: evaluate.Table) -> evaluate.Table:
+    """Intervals draw canvases again, each with its two questions."""
+    return replace(table, units=torch.arange(table.samples) // 2)
+
+
 def perturbation_asked(count: int) -> evaluate.Table:
     """The class that is asked for is explained; whether the model still sees it counts."""
     asked = _asked(count)
@@ -44,7 +51,7 @@ def perturbation_asked(count: int) -> evaluate.Table:
     def still_seen(output: Any, part: slice) -> Tensor:
         return asked.named_right(output.logits, part)
 
-    return evaluate.perturbation(
+    table = evaluate.perturbation(
         traced,
         {"pixel_values": asked.pixel_values},
         asked.targets,
@@ -54,6 +61,7 @@ def perturbation_asked(count: int) -> evaluate.Table:
         score=still_seen,
         batch=BATCH,
     )
+    return by_canvas(table)
 
 
 def perturbation_predicted(count: int) -> evaluate.Table:
@@ -74,7 +82,7 @@ def segmentation(count: int) -> evaluate.Table:
     traced = _traced(asked)
 
     inputs = {"pixel_values": asked.pixel_values}
-    return evaluate.localisation(traced, inputs, asked.masks, asked.targets, METHODS, batch=BATCH)
+    return by_canvas(evaluate.localisation(traced, inputs, asked.masks, asked.targets, METHODS, batch=BATCH))
 
 
 def sensitivity(count: int) -> evaluate.Table:
@@ -82,7 +90,7 @@ def sensitivity(count: int) -> evaluate.Table:
     asked = _asked(count)
     traced = _traced(asked)
 
-    return evaluate.class_sensitivity(
+    table = evaluate.class_sensitivity(
         traced,
         {"pixel_values": asked.pixel_values},
         asked.targets,
@@ -91,6 +99,7 @@ def sensitivity(count: int) -> evaluate.Table:
         space="pixel_values",
         batch=BATCH,
     )
+    return by_canvas(table)
 
 
 def sample(path: Path) -> None:
@@ -108,6 +117,12 @@ def sample(path: Path) -> None:
 SAMPLES = {"ViT": sample}
 _LEADS = "Relevancy leads rollout, raw attention, Grad-CAM, partial LRP and LRP"
 _GRADIENT = "The gradient in eq. 5 helps"
+_TABLE_3 = (
+    "transformer_attribution_attention",
+    "transformer_attribution_last_layer",
+    "transformer_attribution_second_layer",
+)
+_PARTS = "Eq. 13 with gradients, of all layers, leads CVPR Table 3 (i), (ii) and (iii)"
 JOBS = (
     Job(
         "vit-asked",
@@ -147,6 +162,7 @@ JOBS = (
         (
             Claim(_LEADS, "SRG", "relevancy", _WEAKER),
             Claim("Transformer attribution leads them too", "SRG", "transformer_attribution", _WEAKER),
+            Claim(_PARTS, "SRG", "transformer_attribution", _TABLE_3),
         ),
         {
             "positive AUC": {
@@ -182,6 +198,7 @@ JOBS = (
             Claim(_LEADS, "mIoU", "relevancy", _WEAKER),
             Claim(_LEADS, "AP", "relevancy", _WEAKER),
             Claim(_GRADIENT, "mIoU", "relevancy", ("relevancy_no_gradient",)),
+            Claim(_PARTS, "AP", "transformer_attribution", _TABLE_3),
         ),
         {
             "pixel accuracy": {"rollout": "73.54", "transformer_attribution": "79.70"},

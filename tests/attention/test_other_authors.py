@@ -133,7 +133,9 @@ def test_rxnmapper_shares_one_layer_twelve_times() -> None:
     product = tokens.index(">>") + 1  # the first carbon of the ester comes from the acid's methyl
     atoms = [place for place, token in enumerate(tokens[: product - 1]) if token.isalpha()]
     # what the model's authors read off as the map of atoms, explained
-    result = traced.explain(inputs, method="relevancy", target=lambda out: out.last_hidden_state[:, product].square().sum(-1))
+    result = traced.explain(
+        inputs, method="relevancy", target=lambda out: out.last_hidden_state[:, product].square().sum(-1)
+    )
     relevance = result.relevance["input_ids"][0]
     assert torch.isfinite(relevance).all()
     assert relevance[atoms].sum() > 0

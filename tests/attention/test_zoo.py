@@ -35,7 +35,9 @@ def explained(name: str) -> Any:
     _, inputs, expected = built(name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return traced(name).explain(inputs, method="relevancy", target=expected.target, output=expected.output)
+        return traced(name).explain(
+            inputs, method="relevancy", target=expected.target, output=expected.output
+        )
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -72,7 +74,9 @@ def test_row_mode_equals_matrix_mode(name: str) -> None:
     _, inputs, expected = built(name)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        matrix = traced(name).explain(inputs, method="relevancy", target=expected.target, output=expected.output, mode="matrix")
+        matrix = traced(name).explain(
+            inputs, method="relevancy", target=expected.target, output=expected.output, mode="matrix"
+        )
     assert matrix.mode == "matrix"
     assert explained(name).mode == ("matrix" if name.startswith(BOTH_WAYS) else "rows")
     assert_same(explained(name), matrix, 1e-5, "row mode against matrix mode")
@@ -109,7 +113,9 @@ def test_batch_equals_one_by_one(name: str) -> None:
     inputs = slice_batch(case, index)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        alone = fxplain.explain(model, inputs, method="relevancy", target=expected.target, output=expected.output)
+        alone = fxplain.explain(
+            model, inputs, method="relevancy", target=expected.target, output=expected.output
+        )
     torch.testing.assert_close(alone.score[0], together.score[index], rtol=1e-4, atol=1e-5)
     for space in alone.relevance:
         wanted = together.relevance[space][index : index + 1]

@@ -16,7 +16,7 @@ from fxplain.attribution.lrp.table import TABLE, Call, Shares, relevance_rule
 from fxplain.errors import MethodError, NoAttentionError
 from fxplain.result import Result
 
-TO_INPUTS = ("lrp", "lrp_epsilon", "lrp_alpha_beta", "attnlrp", "cp_lrp", "reslrp")
+TO_INPUTS = ("lrp", "lrp_epsilon", "lrp_alpha_beta", "attnlrp", "cp_lrp", "gamma_lrp")
 
 
 def explained(model: nn.Module, x: Tensor, method: str, target: object = 1) -> Result:

@@ -21,6 +21,8 @@ METHODS = {
     "transformer_attribution_no_gradient": "no_gradient",
     "transformer_attribution_no_relevance": "no_relevance",
     "transformer_attribution_last_layer": "last_layer",
+    "transformer_attribution_second_layer": "second_layer",
+    "transformer_attribution_attention": "with_maps",
 }
 """Method -> where the reference has it."""
 By_hand = Callable[[nn.Module, Inputs, int, int], Attributed]

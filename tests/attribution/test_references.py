@@ -32,7 +32,9 @@ def test_relevancy_equals_the_reference(name: str, precision: str) -> None:
 def test_relevance_is_the_row_that_is_read(name: str) -> None:
     model, inputs, expected = exact(name)
     wanted = REFERENCES[name](model, inputs)
-    result = exactly_traced(name).explain(inputs, method="relevancy", target=expected.target, output=expected.output)
+    result = exactly_traced(name).explain(
+        inputs, method="relevancy", target=expected.target, output=expected.output
+    )
     sites = aligned(exactly_traced(name), expected)
     everything = torch.cat([result.relevance[space.name] for space in result.spaces], 1)
     for index, row in wanted.rows:

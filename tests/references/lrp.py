@@ -111,22 +111,28 @@ class Attributed:
     no_gradient: Tensor
     no_relevance: Tensor
     last_layer: Tensor
+    second_layer: Tensor
+    with_maps: Tensor
     pixels: Tensor | None = None
 
 
 def attributed(layers: list[Attend], lrp: Tensor, pixels: Tensor | None = None) -> Attributed:
     """Eqs. 13 and 14, and partial LRP, from what the layers kept; read at token 0."""
     own = torch.eye(len(lrp), dtype=lrp.dtype)
-    both, relevance_alone, gradient_alone = own, own, own
+    both, relevance_alone, gradient_alone, with_maps = own, own, own, own
+    means = []
     for layer in layers:
         gradient, relevance = layer.kept["maps"].grad, layer.kept["relevance"]
         assert gradient is not None
         mean = (gradient * relevance).clamp(min=0).mean(0)
+        means.append(mean)
         both = (own + mean) @ both
+        with_maps = (own + (layer.kept["maps"].detach() * relevance).clamp(min=0).mean(0)) @ with_maps
         relevance_alone = (own + relevance.clamp(min=0).mean(0)) @ relevance_alone
         gradient_alone = (own + gradient.clamp(min=0).mean(0)) @ gradient_alone
     partial = layers[-1].kept["relevance"].clamp(min=0).mean(0)
-    rows = [one[0].clone() for one in (partial, both, relevance_alone, gradient_alone, mean)]
+    every = (partial, both, relevance_alone, gradient_alone, means[-1], means[1], with_maps)
+    rows = [one[0].clone() for one in every]
     for row in rows:
         row[0] = 0
     return Attributed(lrp, *rows, pixels)

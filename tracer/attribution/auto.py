@@ -31,7 +31,7 @@ def settled(
 ) -> tuple[list[Method], dict[str, str]]:
     """The methods with ``auto`` taken for the one that it is here; and by its name a note that says why.
 
-    There is no note where it is the papers' relevancy, and none where the method is asked for by its name too.
+    There is no note where it is the papers' relevancy, or where the method is asked for by its name too.
     """
     if not any(method.name == AUTO for method in methods):
         return list(methods), {}

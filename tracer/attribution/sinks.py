@@ -56,8 +56,8 @@ def _told(
         there = int(held[of, token].amax())
         yield (
             f"{share:.0%} of the relevance lies on {_named(prediction, token)}{samples}, an attention sink: "
-            f"in {attentions} of {there} attentions most queries attend to it most, and its values are short; "
-            f"what lies there says little of the prediction{_way_out(method)}"
+            f"in {attentions} of {there} attentions most queries attend to it most, and its values are "
+            f"short; what lies there says little of the prediction{_way_out(method)}"
         )
 
 

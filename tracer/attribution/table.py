@@ -21,7 +21,7 @@ from fxplain.attribution.lrp.rule_sets import (
     CHEFER2021,
     CP_LRP,
     EPSILON,
-    RESLRP,
+    GAMMA_LRP,
     RuleSet,
 )
 from fxplain.attribution.prediction import Prediction
@@ -257,6 +257,13 @@ register(
         "gradient times the LRP relevance of every map, multiplied up (eqs. 13, 14); across streams the last",
         head_mean_relevance,
     ),
+    Method(
+        "transformer_attribution_attention",
+        CVPR,
+        "ablation: maps in place of their gradients in eq. 13 (Table 3, i)",
+        ThroughMaps(CHEFER2021, ATTRIBUTION, head_mean_relevance, gradients=False, maps=True),
+        gradients=False,
+    ),
     _attributed("_no_gradient", "relevance of maps alone in eq. 13", relevance_head_mean, gradients=False),
     scheduled(
         "transformer_attribution_no_relevance",
@@ -266,7 +273,12 @@ register(
         gradient_alone,
         True,
     ),
-    _attributed("_last_layer", "eq. 13 of the last layer alone", head_mean_relevance, layers=-1),
+    _attributed(
+        "_last_layer", "eq. 13 of the last layer alone (Table 3, ii)", head_mean_relevance, layers=-1
+    ),
+    _attributed(
+        "_second_layer", "eq. 13 of the second layer alone (Table 3, iii)", head_mean_relevance, layers=1
+    ),
     Method(
         "partial_lrp",
         CVPR,
@@ -279,7 +291,7 @@ register(
     _to_inputs("lrp_alpha_beta", "LRP to the inputs: twice the positive parts less the negative", ALPHA_BETA),
     _to_inputs("attnlrp", "LRP to the inputs: epsilon rule, softmax by Taylor expansion", ATTNLRP),
     _to_inputs("cp_lrp", "LRP to the inputs: epsilon rule, attention maps and gates held constant", CP_LRP),
-    _to_inputs("reslrp", "AttnLRP with the gamma rule at residual additions", RESLRP),
+    _to_inputs("gamma_lrp", "AttnLRP with the gamma rule at residual additions", GAMMA_LRP),
 )
 
 

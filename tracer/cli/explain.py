@@ -62,7 +62,7 @@ def run_explain(
     prepared, answer, display = _answer(explainer, ask, wanted, generate)
     display = display if look is None else replace(display, look=look)
     result = next(iter(answer.values())) if isinstance(answer, Comparison) else answer.result
-    what = "answer" if generate is not None else methods[0] if len(methods) == 1 else "comparison"
+    what = "answer" if generate is not None else result.method if len(methods) == 1 else "comparison"
     what = what if wanted.top is None else f"{what}-top"
     stem = Path(default_stem(explainer.loaded.name, ask.images, what))
     paths = [path for one in out or (stem,) for path in _expanded(one, display, len(methods) > 1)]

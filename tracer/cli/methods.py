@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from fxplain.attention.layers import Layers
-from fxplain.attribution.table import LIBRA, METHODS, method_named
+from fxplain.attribution.table import AUTO, LIBRA, METHODS, method_named
 from fxplain.errors import MethodError
 
 _LAYER = re.compile(r"[+-]?\d+")
@@ -18,6 +18,7 @@ def table_of_methods() -> str:
     balanced = ", ".join(name for name, method in METHODS.items() if method.takes_libra)
     lines += [
         "",
+        f"{AUTO} (where none is named): relevancy, or net_relevancy where attention is causal.",
         f"NAME{LIBRA} takes balanced gradients (LibraGrad, Mehri et al., CVPR 2025), for these methods:",
         f"  {balanced}",
     ]

@@ -75,7 +75,14 @@ def estimate(
     return Estimate.of(drawn(rows, statistic, seed=seed, resamples=resamples), level)
 
 
-def drawn(rows: Tensor, statistic: Statistic = first, *, seed: int = 0, resamples: int = RESAMPLES) -> Tensor:
+def drawn(
+    rows: Tensor,
+    statistic: Statistic = first,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    units: Tensor | None = None,
+) -> Tensor:
     """A statistic of the samples' mean row, and of as many draws of the samples: [1 + resamples].
 
     What is pooled over samples (intersection over union) is a statistic of the means of what is pooled. The
@@ -86,6 +93,8 @@ def drawn(rows: Tensor, statistic: Statistic = first, *, seed: int = 0, resample
         statistic: from mean rows [resamples, columns] to values [resamples]; the mean itself by default.
         seed: of the draws.
         resamples: how often the samples are drawn again.
+        units: [samples], the number of the unit that a sample is of (a picture that several questions are
+            asked about): whole units are drawn again, each with all its samples. None: each is one.
 
     Raises:
         InputError: no samples, or a row that is not finite.
@@ -95,15 +104,17 @@ def drawn(rows: Tensor, statistic: Statistic = first, *, seed: int = 0, resample
     if not rows.numel() or not bool(rows.isfinite().all()):
         found = f"shape {list(rows.shape)}" if not rows.numel() else "NaN or infinity"
         raise InputError("there is nothing to estimate", expected="finite rows, one or more", found=found)
-    again = statistic(means_of_draws(rows, seed, resamples))
+    again = statistic(means_of_draws(rows, seed, resamples, units))
     return torch.cat([statistic(rows.mean(0, keepdim=True)), again])
 
 
-def means_of_draws(rows: Tensor, seed: int, resamples: int) -> Tensor:
-    """[resamples, columns]: mean rows of as many samples as there are, drawn with replacement."""
-    count = len(rows)
+def means_of_draws(rows: Tensor, seed: int, resamples: int, units: Tensor | None = None) -> Tensor:
+    """[resamples, columns]: mean rows of as many units as there are, drawn with replacement."""
+    each = torch.arange(len(rows)) if units is None else torch.unique(units.cpu(), return_inverse=True)[1]
+    count = int(each.max()) + 1
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(count, (resamples, count), generator=generator)
     times = torch.zeros(resamples, count, dtype=rows.dtype)
     times.scatter_add_(1, chosen, torch.ones(1, 1, dtype=rows.dtype).expand_as(times))
-    return times @ rows / count
+    of_samples = times[:, each]
+    return of_samples @ rows / of_samples.sum(1, keepdim=True)

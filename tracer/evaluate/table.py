@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxplain.errors import OutputError, UnknownNameError
@@ -35,6 +36,9 @@ class Table:
     given: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """Method -> measure -> its value, then those on draws of the samples: of scores that are no statistic of
     rows (COCO's), in place of rows."""
+    units: Tensor | None = None
+    """[samples]: the number of the unit that each sample is of, where several are of one (questions about one
+    picture): whole units are drawn again for intervals."""
 
     @cached_property
     def cells(self) -> dict[str, dict[str, Estimate]]:
@@ -55,12 +59,18 @@ class Table:
         statistic = next((m.statistic for m in self.measures if m.name == measure), None)
         if statistic is None or measure not in self.rows.get(method, {}):
             raise UnknownNameError(f"the table has no {measure!r} of {method!r}")
-        return drawn(self.rows[method][measure], statistic, seed=self.seed, resamples=self.resamples)
+        rows, draws = self.rows[method][measure], {"seed": self.seed, "resamples": self.resamples}
+        return drawn(rows, statistic, units=self.units, **draws)
 
     @property
     def samples(self) -> int:
         """How many samples were scored."""
         return max((len(r) for rows in self.rows.values() for r in rows.values()), default=0)
+
+    @property
+    def independent(self) -> int:
+        """How many units the samples are of."""
+        return self.samples if self.units is None else len(torch.unique(self.units))
 
     def difference(self, measure: str, one: str, other: str) -> Estimate:
         """How much higher one method's score is than another's, on the same draws of samples.
@@ -121,6 +131,7 @@ class Table:
         return {
             "title": self.title,
             "samples": self.samples,
+            "units": self.independent,
             "measures": {m.name: "higher" if m.higher_is_better else "lower" for m in self.measures},
             "scores": {method: cells[method] for method in self.order},
             "refused": dict(self.refused),

@@ -52,6 +52,8 @@ class ThroughMaps:
     gradients: bool
     layers: Layers | None = None
     """Layers that the method itself is confined to."""
+    maps: bool = False
+    """Whether maps stand in the place of their gradients."""
 
     def __call__(self, prediction: Prediction) -> Explained:
         found = propagated(prediction, self.rules)
@@ -62,7 +64,8 @@ class ThroughMaps:
         steps: Sequence[tuple[Step, int]] = ()
         for place, of_pass in enumerate(gradients):
             part = found if together else found[place : place + 1]
-            scheduled = Scheduled(self.schedule, _Weigh(part, self.head_mean), self.gradients, self.layers)
+            weigh = _Weigh(part, self.head_mean, self.maps)
+            scheduled = Scheduled(self.schedule, weigh, self.gradients, self.layers)
             steps = scheduled.steps(prediction)
             relevancies.append(scheduled.relevancy(prediction, steps, of_pass))
         return read(prediction, steps, prediction.per_sample(relevancies))
@@ -74,6 +77,7 @@ class _Weigh:
 
     found: list[Propagated]
     head_mean: HeadMean
+    maps: bool
 
     def __call__(self, prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
         held = plan.site.node if isinstance(plan.site.map, Kernel) else plan.site.map.held
@@ -88,7 +92,7 @@ class _Weigh:
         parts = [one.maps[held.name] for one in self.found if held.name in one.maps]
         maps, gradient = map_of(plan.site, prediction.run, gradient)
         relevance = sum(parts[1:], parts[0]).to(maps.dtype) if parts else torch.zeros_like(maps)
-        return folded_heads(plan, relevance, gradient, self.head_mean)
+        return folded_heads(plan, relevance, maps if self.maps else gradient, self.head_mean)
 
 
 def propagated(prediction: Prediction, rules: RuleSet) -> list[Propagated]:

@@ -73,7 +73,7 @@ def _elementwise(split: Callable[[Sequence[Tensor], Tensor], list[Tensor]]) -> S
 TINY = 1e-9
 """An ε that only keeps divisions from exploding."""
 RESIDUAL_GAMMA = 0.25
-"""The gamma of ResLRP's residual additions."""
+"""The gamma of gamma-LRP's additions; of our choosing."""
 
 CHEFER2021 = RuleSet(
     name="chefer2021",
@@ -152,9 +152,9 @@ CP_LRP = RuleSet(
     gate="gated",
     epsilon=TINY,
 )
-RESLRP = RuleSet(
-    name="reslrp",
-    paper="ResLRP, 2026",
+GAMMA_LRP = RuleSet(
+    name="gamma_lrp",
+    paper="fxplain, after AttnLRP and Montavon et al., 2019",
     seed="score",
     affine=_epsilon(TINY),
     raw=_epsilon(TINY),
@@ -168,5 +168,5 @@ RESLRP = RuleSet(
 )
 
 RULE_SETS: dict[str, RuleSet] = {
-    rules.name: rules for rules in (CHEFER2021, EPSILON, ALPHA_BETA, ATTNLRP, CP_LRP, RESLRP)
+    rules.name: rules for rules in (CHEFER2021, EPSILON, ALPHA_BETA, ATTNLRP, CP_LRP, GAMMA_LRP)
 }
