@@ -14,6 +14,7 @@ from fxplain.attention.census import census
 from fxplain.attention.labelled import Labelled
 from fxplain.attention.layers import Layers, chosen_sites
 from fxplain.attention.notes import notes_of
+from fxplain.attribution.knock_out import Without
 from fxplain.attribution.prediction import Mode, Prediction, aim, run_graph
 from fxplain.attribution.scheduled import Explained, Scheduled
 from fxplain.attribution.sinks import sink_notes
@@ -27,7 +28,9 @@ from fxplain.errors import (
     NonFiniteError,
     UnknownOpError,
     VerificationError,
+    first_line,
 )
+from fxplain.laws.table import shortened
 from fxplain.result import Relevance, Result
 from fxplain.run.broken_gradient import ended
 from fxplain.where import place_of
@@ -204,12 +207,24 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
         aside=explained.aside,
         mode=explained.mode,
         questions=resolved.questions,
+        without=Without.of(labelled, prediction.bound, resolved),
     )
 
 
 def _all_zero(explained: Explained, method: Method) -> tuple[str, ...]:
     zero = [str(sample) for sample, row in enumerate(explained.rows) if not bool(row.any())]
     return (f"no token has any relevance by {method.name} (sample {', '.join(zero)})",) if zero else ()
+
+
+def knocked_out(result: Result) -> tuple[str, ...]:
+    """What becomes of each sample's score without its most relevant token; or why that is not known."""
+    try:
+        lines = str(result.knock_out(1)).splitlines()
+    except FxplainError as error:
+        return (f"knock-out: {first_line(error)}",)
+    if len(lines) == 1:
+        return (f"knock-out: {lines[0]}",)
+    return shortened([f"knock-out of sample {sample}: {line}" for sample, line in enumerate(lines)])
 
 
 def with_notes(result: Result, notes: Iterable[str]) -> Result:

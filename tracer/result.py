@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fxplain.attention.records import Attention, Stream, TokenSpace
+from fxplain.attribution.knock_out import KnockOut, chosen_tokens
 from fxplain.errors import MethodError, UnknownNameError
 from fxplain.questions import Question, name_of_function
 
@@ -125,10 +126,12 @@ class Result:
     """Per sample, what its score answers: ``str(question)`` says it in words."""
     later: Callable[[], Tensor] | None = field(default=None, repr=False)
     """Works out :attr:`relevancy` where it was not needed."""
+    without: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    """From [batch, tokens] bool to [batch]: the scores where no attention reads those tokens."""
 
     def __getstate__(self) -> dict[str, Any]:
         """A result is data: a copy, or a pickle, holds no model and no function of the user's."""
-        state = {**vars(self), "later": None}
+        state = {**vars(self), "later": None, "without": None}
         return state | {"target": name_of_function(self.target)} if callable(self.target) else state
 
     @property
@@ -181,6 +184,63 @@ class Result:
         device = self.relevancy.device
         return self.relevancy[:, rows.to(device)[:, None], columns.to(device)[None, :]]
 
+    def knock_out(self, count: int = 3, draws: int = 5, seed: int = 0) -> KnockOut:
+        """Hold the explanation against the model: what becomes of the score where no attention reads the most
+        relevant tokens, and where it does not read as many others.
+
+        The graph is run once for the tokens and once for each draw. The token that the score is read at stays
+        (with ``aside``), and so do spaces without any relevance.
+
+        Args:
+            count: how many tokens of each sample are knocked out.
+            draws: how often others are drawn at random.
+            seed: of the draws.
+
+        Raises:
+            MethodError: this is a copy of a result, or an attention has a form that cannot be masked.
+
+        Example:
+            >>> import fxplain
+            >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            >>> model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+            >>> result = fxplain.explain(model, torch.randn(1, 6, 8), target=(0, 3))
+            >>> found = result.knock_out(2)
+            >>> len(found.tokens[0]), found.without.shape, found.at_random.shape
+            (2, torch.Size([1]), torch.Size([5, 1]))
+        """
+        if self.without is None:
+            raise MethodError(
+                "a copy of a result has no model to hold it against",
+                expected="what explain gave, not a copy, a pickle or a file of it",
+                found=f"a result by {self.method!r} without its graph",
+                hint="explain again, and call knock_out on what that gives",
+            )
+        chosen, others = chosen_tokens(self._rows(), self._candidates(), count, draws, seed)
+        with_none = self.score.detach()
+        found = self.without(_mask(chosen, self._rows().shape))
+        at_random = [self.without(_mask(own, self._rows().shape)) for own in others]
+        drawn = torch.stack(at_random) if at_random else with_none.new_zeros(0, len(with_none))
+        names = tuple(tuple(self._name(token) for token in own) for own in chosen)
+        return KnockOut(names, with_none, found, drawn)
+
+    def _rows(self) -> Tensor:
+        """[batch, tokens]."""
+        return torch.cat([self.relevance[space.name] for space in self.spaces], -1)
+
+    def _candidates(self) -> Tensor:
+        """[batch, tokens] bool: the tokens of spaces with relevance, but for those that are read."""
+        rows = self._rows()
+        found = torch.zeros(rows.shape, dtype=torch.bool)
+        for space in self.spaces:
+            found[:, space.start : space.start + space.size] = bool(self.relevance[space.name].any())
+        for sample, pairs in enumerate(self.readout):
+            found[sample, [token for token, _ in pairs]] &= not self.aside
+        return found
+
+    def _name(self, token: int) -> str:
+        space = next(s for s in self.spaces if s.start <= token < s.start + s.size)
+        return f"{space.name}[{token - space.start}]"
+
     def save(self, path: str | os.PathLike[str], display: Display | None = None) -> None:
         """Write the explanation to a file, whole or not at all; the suffix says how.
 
@@ -214,6 +274,14 @@ class Result:
             f"Result({self.method!r}, {question}output={self.output!r}, batch={self.batch}, tokens: {sizes}, "
             f"{len(self.attentions)} attentions, verified={self.verified:.1e})"
         )
+
+
+def _mask(tokens: list[list[int]], shape: torch.Size) -> Tensor:
+    """[batch, tokens] bool from the places that are true."""
+    found = torch.zeros(shape, dtype=torch.bool)
+    for sample, own in enumerate(tokens):
+        found[sample, own] = True
+    return found
 
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

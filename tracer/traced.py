@@ -26,7 +26,7 @@ from fxplain.capture.inputs import normalise
 from fxplain.comparison import Comparison
 from fxplain.display import Display
 from fxplain.errors import FxplainError
-from fxplain.explanation import explain_labelled, with_notes
+from fxplain.explanation import explain_labelled, knocked_out, with_notes
 from fxplain.graph_page import Asked, GraphPage, graph_and_census, looked
 from fxplain.laws.table import Case, Judgement, judgements, notes_of_laws
 from fxplain.layouts import Layouts
@@ -253,7 +253,8 @@ class Traced:
                 ``checkpoint``: rows with activation checkpointing, for long inputs: the graph is run again
                 in slices where backward needs it, which takes one more forward pass and much less memory.
             check: hold the laws against this explanation, see :meth:`laws`: a few forward passes. Each place
-                at which one is broken is a note of the result.
+                at which one is broken is a note of the result; and so is what becomes of the score without
+                the most relevant token, see :meth:`fxplain.Result.knock_out`.
 
         Raises:
             InputError, TargetError, MethodError, NoAttentionError, UnknownOpError, NonFiniteError,
@@ -265,7 +266,7 @@ class Traced:
             raise answer
         if not check:
             return answer
-        return with_notes(answer, notes_of_laws(self.laws(inputs, answer)))
+        return with_notes(answer, (*notes_of_laws(self.laws(inputs, answer)), *knocked_out(answer)))
 
     def walk(self, inputs: Any, target: Any = None, method: str = "auto", output: str | None = None) -> Walk:
         """Explain one prediction, and say which attentions its relevance came through.

@@ -272,7 +272,7 @@ JOBS = (
         "Points that two pictures share",
         f"scikit-image's stereo pair, {POINTS} points of each picture. A match that the model finds and the "
         "known disparity confirms (within 3 pixels) is explained; of the right picture's points, the partner "
-        "should be the most relevant. All are of one pair of pictures: the intervals are of its matches alone.",
+        "should be the most relevant. All are of one pair of pictures: intervals are of its matches alone.",
         matching,
         24,
         _claims(across=True),

@@ -136,8 +136,9 @@ def _variants(records: Sequence[dict[str, Any]]) -> list[str]:
     names = " | ".join(f"`{name}`" for name in VARIANTS)
     lines = [
         "## Does a variant do better?\n",
-        "The first score of every table. **Bold**: surely better than relevancy (by the interval of the paired "
-        "difference, after Holm's correction over the row); *slanted*: surely worse; neither: not decided.\n",
+        "The first score of every table. **Bold**: surely better than relevancy (the interval of the paired "
+        "difference lies above 0, also after Holm's correction over the row); *slanted*: surely worse; "
+        "neither: not decided.\n",
         f"| table | score | `relevancy` | {names} |",
         "|---" * (3 + len(VARIANTS)) + "|",
     ]

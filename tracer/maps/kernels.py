@@ -6,7 +6,7 @@ all its rows. Heads that share keys and values read them where they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -66,14 +66,21 @@ def kernel_blocks(
         yield Block((*lead, rows, columns), maps, _grown(gradients, (*lead, rows), seen, shared))
 
 
-def rebuilt_outputs(site: Site, replay: Replay) -> Iterator[tuple[Where, Tensor]]:
-    """A fused attention's output from its rebuilt map, block by block, and which of its rows they are."""
+def rebuilt_outputs(
+    site: Site, replay: Replay, changed: Callable[[Where, Tensor], Tensor] | None = None
+) -> Iterator[tuple[Where, Tensor]]:
+    """A fused attention's output from its rebuilt map, block by block, and which of its rows they are.
+
+    Args:
+        changed: from where a block lies and the block to the one that is taken; None: as it is.
+    """
     query, _, value = _operands(site, replay)
     shared = _shared(query, value)
     for block in kernel_blocks(site, replay, [None], {}):
         *lead, rows, columns = block.where
         seen = _taken(value, (*_of_keys(tuple(lead), shared), columns)).to(block.maps.dtype)
-        yield (*lead, rows), _times(block.maps, seen.transpose(-1, -2), shared)
+        maps = block.maps if changed is None else changed(block.where, block.maps)
+        yield (*lead, rows), _times(maps, seen.transpose(-1, -2), shared)
 
 
 def largest_score(site: Site, replay: Replay) -> float:
