@@ -34,6 +34,7 @@ scored on each sample is kept for tables that say so (`benchmarks/experiments/re
 """
 
 
+BY_HAND = "*Looked into by hand, once; the numbers in this text are not made anew with the table:*"
 MODELS = ("ViT", "BERT", "LXMERT", "VisualBERT", "DETR", "SmolLM2", "Gemma 3")
 """The order of the page; others follow."""
 CLUSTERED = ("SmolLM2", "Gemma 3")
@@ -50,7 +51,7 @@ def write(jobs: Mapping[str, Job], about: Mapping[str, str]) -> None:
     records = {name: _record(name) for name in jobs}
     made = {name: record for name, record in records.items() if record is not None}
     found = list(made.values())
-    parts = [HEAD, *_overview(found), *_in_words(found), *_variants(found)]
+    parts = [HEAD, *_in_short(found), *_variants(found), *_overview(found), *_in_words(found)]
     missing = [f"`{name}`" for name in jobs if name not in made]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.\n")
@@ -73,6 +74,33 @@ def _record(name: str) -> dict[str, Any] | None:
         return None
     record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return record
+
+
+def _in_short(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Which method, where, how sure: a line for each model."""
+    lines = [
+        "## Which method, where, how sure\n",
+        "By the first score of each table. *Leads*: the methods with the best score, and in how many tables. "
+        "The last columns: in how many tables a method is surely better, and surely worse, than relevancy. "
+        "If no method is named, `auto` takes `net_relevancy` where attention is causal (SmolLM2, Gemma 3 "
+        "and annalog here), and `relevancy` for the others ([why](methods.md#auto)).\n",
+        "| model | tables | samples (units) | leads | `net_relevancy` | `relevancy+libra` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in dict.fromkeys(record["model"] for record in records):
+        own = [r for r in records if r["model"] == model and r["claims"]]
+        if not own:
+            continue
+        first = [next(iter(record["scores"])) for record in own]
+        leads = ", ".join(f"`{name}` ({first.count(name)})" for name in dict.fromkeys(first))
+        samples = sum(record["samples"] for record in own)
+        units = sum(record.get("units", record["samples"]) for record in own)
+        cells = [
+            _won(own, name) if any(name in r["against"] for r in own) else "not run"
+            for name in ("net_relevancy", "relevancy+libra")
+        ]
+        lines.append(f"| {model} | {len(own)} | {samples} ({units}) | {leads} | {' | '.join(cells)} |")
+    return ["\n".join(lines) + "\n"]
 
 
 def _overview(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -220,6 +248,6 @@ def _section(job: Job, record: dict[str, Any]) -> str:
             )
         lines.append("")
     if job.found:
-        lines.append(job.found.strip() + "\n")
+        lines.append(f"{BY_HAND}\n\n{job.found.strip()}\n")
     lines.append(f"![{record['name']}](images/results-{record['name']}.png)\n")
     return "\n".join(lines)

@@ -249,3 +249,19 @@ def test_coco_scores() -> None:
     assert 0.0 <= range_of.low <= range_of.value <= range_of.high <= 1.0
     assert "AP large" in scores
     assert "AP huge" not in scores
+
+
+def test_whole_units_are_drawn_as_scipy_draws_them() -> None:
+    """Samples of one unit are drawn together; so many rows alike tell no more than one."""
+    stats = pytest.importorskip("scipy.stats")
+    units = torch.arange(12).repeat_interleave(5)
+    rows = (torch.randn(12, generator=torch.Generator().manual_seed(3))[units]).double()
+    found = evaluate.Table("t", (evaluate.Measure("score"),), {"one": {"score": rows}}, units=units)
+    cell = found.cells["one"]["score"]
+    assert (found.samples, found.independent) == (60, 12)
+    means = rows.view(12, 5).mean(1).numpy()
+    wanted = stats.bootstrap((means,), np.mean, n_resamples=4000, method="percentile", rng=0)
+    low, high = wanted.confidence_interval
+    assert (cell.low, cell.high) == pytest.approx((low, high), abs=0.08)
+    alone = evaluate.Table("t", (evaluate.Measure("score"),), {"one": {"score": rows}}).cells["one"]["score"]
+    assert alone.high - alone.low < 0.7 * (cell.high - cell.low), "sixty rows that are twelve units"

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+
+from fxplain import evaluate
 
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks" / "experiments"
 FEW = ["relevancy", "rollout", "raw_attention", "random"]
@@ -21,6 +26,51 @@ def test_the_page_is_what_the_results_say(module: Any, jobs: Any, monkeypatch: A
     assert (tmp_path / "results.md").read_text() == page.read_text(), (
         "run benchmarks/experiments/run.py --page"
     )
+
+
+NUMBER = re.compile(r"([\d.]+)( ?%)?<!-- ([\w-]+) \\| ([^|]+) \\| (\S+) -->")
+"""A number of a page, with the result that it is: ``0.97<!-- table | measure | method -->``."""
+
+
+def test_numbers_on_pages_are_those_of_the_results() -> None:
+    """A claim that a result contradicts fails here."""
+    root = FOLDER.parent.parent
+    for page in (root / "README.md", *(root / "docs").glob("*.md")):
+        for number, percent, table, measure, method in NUMBER.findall(page.read_text(encoding="utf-8")):
+            record = json.loads((FOLDER / "results" / f"{table}.json").read_text())
+            value = record["scores"][method][measure][0] * (100 if percent else 1)
+            digits = len(number.partition(".")[2])
+            assert number == f"{value:.{digits}f}", (
+                f"{page.name}: {table} has {value} for {method}, {measure}"
+            )
+
+
+def test_verdicts_are_those_of_the_numbers(module: Any) -> None:
+    """What a claim comes to, after Holm's correction over its table."""
+    for file in sorted((FOLDER / "results").glob("*.json")):
+        claims = json.loads(file.read_text())["claims"]
+        assert module("jobs").judged(claims) == claims, file.name
+
+
+def test_many_claims_need_more_than_one(module: Any) -> None:
+    jobs = module("jobs")
+    assert jobs.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    alone, often = jobs.decided([(0.1, 0.01, 0.19)]), jobs.decided([(0.1, 0.01, 0.19)] * 10)
+    assert (alone, often) == ([1], [0] * 10)
+    assert jobs.decided([(-1.0, -1.0, -1.0), (0.0, 0.0, 0.0)]) == [-1, 0]
+
+
+def test_rows_are_kept_beside_those_of_other_methods(module: Any, tmp_path: Path) -> None:
+    jobs = module("jobs")
+    for name in ("relevancy", "rollout"):
+        rows = {name: {"AP": torch.tensor([0.5, 1.0, 0.0])}}
+        measures = (evaluate.Measure("AP"),)
+        jobs.keep_rows(
+            tmp_path / "rows.npz", evaluate.Table("t", measures, rows, units=torch.tensor([0, 0, 1]))
+        )
+    with np.load(tmp_path / "rows.npz") as kept:
+        assert sorted(kept) == ["relevancy | AP", "rollout | AP", "units"]
+        assert kept["rollout | AP"].tolist() == [0.5, 1.0, 0.0]
 
 
 def test_every_experiment_has_results_with_a_floor(jobs: Any) -> None:

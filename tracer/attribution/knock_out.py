@@ -47,8 +47,9 @@ class KnockOut:
             others = self.at_random[:, sample]
             beside = "no others to compare with"
             if len(others) and not bool(others.isnan().any()):
+                many = f"{len(tokens)} other{'s' if len(tokens) != 1 else ''}"
                 beside = (
-                    f"{float(others.mean()):.4g} without {len(tokens)} others (mean of {len(others)} draws, "
+                    f"{float(others.mean()):.4g} without {many} (mean of {len(others)} draws, "
                     f"{float(others.min()):.4g} to {float(others.max()):.4g})"
                 )
             lines.append(
