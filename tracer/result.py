@@ -184,7 +184,19 @@ class Result:
         device = self.relevancy.device
         return self.relevancy[:, rows.to(device)[:, None], columns.to(device)[None, :]]
 
-    def knock_out(self, count: int = 3, draws: int = 5, seed: int = 0) -> KnockOut:
+    @property
+    def shares(self) -> dict[str, Tensor]:
+        """Token space -> [batch]: which part of the relevance lies in it; what is negative does not count.
+
+        What a knock-out says to it: :meth:`knock_out` with the name of the space.
+        """
+        whole = self._rows().clamp_min(0).sum(-1)
+        return {
+            name: values.clamp_min(0).sum(-1) / torch.where(whole == 0, 1, whole)
+            for name, values in self.relevance.items()
+        }
+
+    def knock_out(self, count: int | str = 3, draws: int = 5, seed: int = 0) -> KnockOut:
         """Hold the explanation against the model: what becomes of the score where no attention reads the most
         relevant tokens, and where it does not read as many others.
 
@@ -192,12 +204,14 @@ class Result:
         (with ``aside``), and so do spaces without any relevance.
 
         Args:
-            count: how many tokens of each sample are knocked out.
+            count: how many tokens of each sample are knocked out; or the name of a space or stream, all of
+                it, to which there are no others.
             draws: how often others are drawn at random.
             seed: of the draws.
 
         Raises:
             MethodError: this is a copy of a result, or an attention has a form that cannot be masked.
+            UnknownNameError: no space or stream of that name.
 
         Example:
             >>> import fxplain
@@ -215,7 +229,12 @@ class Result:
                 found=f"a result by {self.method!r} without its graph",
                 hint="explain again, and call knock_out on what that gives",
             )
-        chosen, others = chosen_tokens(self._rows(), self._candidates(), count, draws, seed)
+        may = self._candidates()
+        if isinstance(count, str):
+            inside = torch.zeros_like(may)
+            inside[:, self._tokens(count)] = True
+            may, count, draws = may & inside, may.shape[1], 0
+        chosen, others = chosen_tokens(self._rows(), may, count, draws, seed)
         with_none = self.score.detach()
         found = self.without(_mask(chosen, self._rows().shape))
         at_random = [self.without(_mask(own, self._rows().shape)) for own in others]

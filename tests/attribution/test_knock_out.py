@@ -115,3 +115,32 @@ def test_a_copy_has_no_model() -> None:
 def test_a_row_of_which_nothing_is_left_is_zero() -> None:
     left = torch.tensor([[False, False], [True, False]])
     assert masked_rows(torch.full((2, 2), 0.5), left, (1,)).tolist() == [[0, 0], [1, 0]]
+
+
+class Both(nn.Module):
+    """Two streams: the first reads itself and the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inside = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.across = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x + self.inside(x, x, x, need_weights=False)[0]
+        return (x + self.across(x, y, y, need_weights=False)[0])[:, 0]
+
+
+def test_a_share_of_the_evidence_and_what_is_left_without_it() -> None:
+    inputs = {"x": X[:1], "y": X[1:, :4]}
+    model = Both().double().eval()
+    result = fxplain.explain(model, inputs, target=3)
+    assert set(result.shares) == {"x", "y"}
+    torch.testing.assert_close(result.shares["x"] + result.shares["y"], torch.ones(1, dtype=torch.float64))
+    found = result.knock_out("y")
+    assert {name[0] for name in found.tokens[0]} == {"y"}
+    assert len(found.tokens[0]) == 4
+    with torch.no_grad():  # no attention reads y: the cross attention gives its bias alone
+        x = inputs["x"] + model.inside(*[inputs["x"]] * 3, need_weights=False)[0]
+        expected = (x + model.across.out_proj.bias)[:, 0, 3]
+    torch.testing.assert_close(found.without, expected)
