@@ -156,9 +156,9 @@ def ways_of(
     traced = fxplain.trace(model, case.inputs)
     found: dict[str, Callable[[], Any]] = {
         "floor": lambda: floor(model, case),
-        "rows": lambda: traced.explain(case.inputs, case.target),
-        "matrix": lambda: traced.explain(case.inputs, case.target, mode="matrix"),
-        "checkpoint": lambda: traced.explain(case.inputs, case.target, mode="checkpoint"),
+        "rows": lambda: traced.explain(case.inputs, case.target, "relevancy"),
+        "matrix": lambda: traced.explain(case.inputs, case.target, "relevancy", mode="matrix"),
+        "checkpoint": lambda: traced.explain(case.inputs, case.target, "relevancy", mode="checkpoint"),
         "ig": lambda: integrated_gradients(model, case),
     }
     if "hooks" in wanted:
@@ -167,5 +167,5 @@ def ways_of(
     if len(case.sides) == 1:
         found |= {"lxt": lambda: by_lxt(model, case), "autolrp": lambda: by_autolrp(model, case)}
     if case.targets and "targets" in wanted:
-        found["targets"] = lambda: traced.explain_targets(case.inputs, case.targets)
+        found["targets"] = lambda: traced.explain_targets(case.inputs, case.targets, "relevancy")
     return {way: found[way] for way in ["floor", *wanted] if way in found}

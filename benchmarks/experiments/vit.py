@@ -117,12 +117,6 @@ def sample(path: Path) -> None:
 SAMPLES = {"ViT": sample}
 _LEADS = "Relevancy leads rollout, raw attention, Grad-CAM, partial LRP and LRP"
 _GRADIENT = "The gradient in eq. 5 helps"
-_TABLE_3 = (
-    "transformer_attribution_attention",
-    "transformer_attribution_last_layer",
-    "transformer_attribution_second_layer",
-)
-_PARTS = "Eq. 13 with gradients, of all layers, leads CVPR Table 3 (i), (ii) and (iii)"
 JOBS = (
     Job(
         "vit-asked",
@@ -162,7 +156,6 @@ JOBS = (
         (
             Claim(_LEADS, "SRG", "relevancy", _WEAKER),
             Claim("Transformer attribution leads them too", "SRG", "transformer_attribution", _WEAKER),
-            Claim(_PARTS, "SRG", "transformer_attribution", _TABLE_3),
         ),
         {
             "positive AUC": {
@@ -198,7 +191,6 @@ JOBS = (
             Claim(_LEADS, "mIoU", "relevancy", _WEAKER),
             Claim(_LEADS, "AP", "relevancy", _WEAKER),
             Claim(_GRADIENT, "mIoU", "relevancy", ("relevancy_no_gradient",)),
-            Claim(_PARTS, "AP", "transformer_attribution", _TABLE_3),
         ),
         {
             "pixel accuracy": {"rollout": "73.54", "transformer_attribution": "79.70"},

@@ -96,6 +96,16 @@ def test_a_block_without_an_end_is_told() -> None:
         blocks("text\n```python\na = 1\n")
 
 
+def test_the_readme_says_what_an_explanation_costs() -> None:
+    """The range over the rows of docs/performance.md that have a ratio to the floor."""
+    table = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").split("## Measured")[1]
+    rows = re.findall(r"^\| ([^|]+) \| [\d.]+ s, [^|]+ \| ([\d.]+)", table, re.MULTILINE)
+    ratios = [float(ratio) for _, ratio in rows]
+    assert len(ratios) >= 6
+    low, high = (f"{round(end, 1):.1f}" for end in (min(ratios), max(ratios)))
+    assert f"takes {low} to {high} times as long" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_readme_has_the_measured_numbers() -> None:
     measured = json.loads((ROOT / "benchmarks" / "demo_numbers.json").read_text(encoding="utf-8"))
     text = (ROOT / "README.md").read_text(encoding="utf-8")

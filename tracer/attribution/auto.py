@@ -17,8 +17,9 @@ from fxplain.attention.labelled import Labelled
 from fxplain.attention.plan import Plan
 from fxplain.attribution.looking import look, some_rows
 from fxplain.attribution.table import AUTO, Method, method_named
-from fxplain.labels.call import literal
+from fxplain.labels.call import literal, op_name
 from fxplain.labels.flows import Kernel, Site
+from fxplain.run.mask_flags import KERNEL
 from fxplain.run.replay import Replay
 
 PLAIN, NET = "relevancy", "net_relevancy"
@@ -61,9 +62,9 @@ def _why(where: str) -> str:
 
 
 def causal_attention(labelled: Labelled, bound: Mapping[str, Tensor]) -> Site | None:
-    """The first self-attention in which no query attends to a later token; None if there is none.
+    """A self-attention in which no query attends to a later token; None if there is none.
 
-    The graph is run up to there, once for each layout of inputs. Kernels without a mask need no look.
+    A kernel's own flag says it. Else the graph is run up to the first, once for each layout of inputs.
     """
     if not labelled.causal:
         labelled.causal.append(_looked_for(labelled, bound))
@@ -81,16 +82,21 @@ def _looked_for(labelled: Labelled, bound: Mapping[str, Tensor]) -> Site | None:
 
     steps = zip(labelled.classified.sites, labelled.classified.steps, strict=True)
     own = [(site, step.queries) for site, step in steps if site.role == "attention" and step.kind == "self"]
+    flags = {site.index: _flag(site) for site, _ in own}
+    flagged = [site for site, queries in own if flags[site.index] and len(queries.tokens) > 1]
+    if flagged:
+        return flagged[0]
     orders = {site.index: torch.tensor(queries.tokens) for site, queries in own}
-    look(labelled, bound, [site for site, _ in own if not _sees_all(site)], see)
+    look(labelled, bound, [site for site, _ in own if flags[site.index] is None], see)
     return found[0] if found else None
 
 
-def _sees_all(site: Site) -> bool:
-    """Whether it is a kernel that hides nothing."""
-    if not isinstance(site.map, Kernel) or "scaled_dot_product" not in str(site.node.target):
-        return False
-    return literal(site.node, "attn_mask") is None and not literal(site.node, "is_causal")
+def _flag(site: Site) -> bool | None:
+    """Whether a kernel says that it is causal; None where it has a mask, or is no such kernel."""
+    if not isinstance(site.map, Kernel) or op_name(site.node) != KERNEL:
+        return None
+    causal = bool(literal(site.node, "is_causal"))
+    return causal if causal or literal(site.node, "attn_mask") is None else None
 
 
 def is_causal(plan: Plan, run: Replay, order: Tensor) -> bool:
