@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fxplain import adapters, demo, errors, evaluate, targets
     from fxplain.adapters.loaded import Loaded, LoadOptions
     from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
+    from fxplain.attribution.knock_out import KnockOut
     from fxplain.attribution.table import methods
     from fxplain.comparison import Comparison
     from fxplain.display import Display, Look
@@ -64,6 +65,7 @@ _HOMES = {
     "Generated": "explainer.generated",
     "FxplainError": "errors",
     "GraphPage": "graph_page",
+    "KnockOut": "attribution.knock_out",
     "InputError": "errors",
     "LoadError": "errors",
     "LoadOptions": "adapters.loaded",
@@ -121,6 +123,7 @@ __all__ = [
     "Generated",
     "GraphPage",
     "InputError",
+    "KnockOut",
     "LoadError",
     "LoadOptions",
     "Loaded",

@@ -30,7 +30,8 @@ from fxplain.where import place_of
 
 @dataclass(frozen=True, eq=False)
 class KnockOut:
-    """What became of each sample's score without some tokens. ``str()`` says it in a line a sample."""
+    """What became of each sample's score without some tokens. ``str()`` says it in a line a sample. Made by
+    :meth:`fxplain.Result.knock_out`."""
 
     tokens: tuple[tuple[str, ...], ...]
     """Per sample the tokens that were knocked out, ``space[place]``, the most relevant first."""
