@@ -19,6 +19,7 @@ from fxplain.explainer.explanation import Explanation
 from fxplain.explainer.generated import Generated
 from fxplain.explainer.handed import Prepared, unseen
 from fxplain.explainer.ranked import Ranked
+from fxplain.explanation import knocked_out
 from fxplain.laws.table import notes_of_laws
 from fxplain.targets import Point, contrast, point
 
@@ -76,7 +77,7 @@ def run_explain(
     notes = (*explainer.loaded.notes, *display.notes, *unseen(prepared.display, result))
     if wanted.check:
         laws = explainer.trace(prepared.inputs).laws(prepared.inputs, result)
-        notes = (*notes, *notes_of_laws(laws))
+        notes = (*notes, *notes_of_laws(laws), *knocked_out(result))
     if isinstance(answer, Generated):
         lines = answered(answer, notes)
     elif isinstance(answer, Ranked):
