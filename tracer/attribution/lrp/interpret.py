@@ -18,9 +18,7 @@ from fxplain.attribution.lrp.samples import Samples
 from fxplain.attribution.lrp.sides import Sides, is_pointwise
 from fxplain.attribution.lrp.table import TABLE, Call, Shares
 from fxplain.attribution.lrp.tokens import Reader
-from fxplain.capture.captured import Captured
 from fxplain.errors import MethodError, NonFiniteError
-from fxplain.run.replay import execute
 from fxplain.where import place_of
 
 Relevances = list["Tensor | None"]
@@ -38,29 +36,6 @@ class Propagated:
     """Node -> relevance of an attention's map: the map itself, or a kernel that holds it."""
     constants: Tensor
     """[sample]: what additions gave to position tables and other constants."""
-
-
-def forward(captured: Captured, bound: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
-    """The value of every node of the graph."""
-    values: dict[fx.Node, Any] = {}
-
-    def keep(node: fx.Node, value: Any) -> Any:
-        _refuse_mutation(node)
-        return values.setdefault(node, value)
-
-    with torch.no_grad():
-        execute(captured, bound, keep)
-    return values
-
-
-def _refuse_mutation(node: fx.Node) -> None:
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable:
-        raise MethodError(
-            f"the graph writes in place, so the values that relevance passes are gone: {node.target}",
-            where=place_of(node),
-            hint="explain with a method that needs no values of the past, such as relevancy",
-        )
 
 
 def propagate(
@@ -168,7 +143,7 @@ def _apply(call: Call) -> Shares:
             hint="register one with relevance_rule (docs/add-an-lrp-rule.md), or report the operation",
         )
     for operand, share in shares:
-        if not bool(torch.isfinite(torch.view_as_real(share) if share.is_complex() else share).all()):
+        if not _finite(share):
             raise NonFiniteError(
                 "relevance is NaN or infinite",
                 where=place_of(call.node),
@@ -176,6 +151,11 @@ def _apply(call: Call) -> Shares:
                 hint="the model's values explode, or the rule divides by what is almost 0",
             )
     return shares
+
+
+def _finite(share: Tensor) -> bool:
+    """Whether all of it is: the sum tells at a pass, unless it overflows."""
+    return bool(share.sum().isfinite()) or bool(share.isfinite().all())
 
 
 def rule_for(call: Call) -> Callable[[Call], Shares | None]:
