@@ -44,7 +44,7 @@ class Replay:
     """Where inputs enter, if gradients there are wanted."""
     backward: Callable[[Tensor, Check], Gradients] | None = None
     """How gradients are taken, where the graph does not hold what they need."""
-    values: Mapping[fx.Node, Any] = field(default_factory=dict)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
     """Every node's value without its gradient, in order, where all were asked for."""
 
     def gradients(self, score: Tensor, retain: bool, check: Check) -> Gradients:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,13 @@ class Propagated:
 
 
 def propagate(
-    values: Mapping[fx.Node, Any],
+    values: dict[fx.Node, Any],
     start: Mapping[fx.Node, Tensor],
     sides: Sides,
     rules: RuleSet,
     reader: Reader,
     samples: Samples,
+    last: bool = False,
 ) -> Propagated:
     """Hand relevance back from the outputs to tokens and inputs.
 
@@ -55,6 +56,7 @@ def propagate(
         rules: the rule set.
         reader: where tokens are read.
         samples: those whose relevance it is.
+        last: whether nobody needs the values afterwards: each is let go of once relevance has passed it.
 
     Raises:
         MethodError, NonFiniteError: see :mod:`fxplain.errors`.
@@ -67,7 +69,7 @@ def propagate(
     for node, given in start.items():
         if node in sides.carriers:
             _add(pending, node, 0, wide(given), values)
-    for node in reversed(list(values)):
+    for node in _backwards(values, last):
         relevances = pending.pop(node, None)
         if relevances is None:
             continue
@@ -92,6 +94,14 @@ def propagate(
                 reader.crossed(operand, node, share, relevances, tokens, samples)
                 _add(pending, operand, 0, share, values)
     return Propagated(tokens, inputs, maps, constants)
+
+
+def _backwards(values: dict[fx.Node, Any], last: bool) -> Iterator[fx.Node]:
+    """The nodes, last to first; each value is dropped behind its node, if this is the last time."""
+    for node in reversed(list(values)):
+        yield node
+        if last:
+            del values[node]
 
 
 def _add(

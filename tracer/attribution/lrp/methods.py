@@ -92,7 +92,7 @@ class _Weigh:
         return folded_heads(plan, relevance, gradient, self.head_mean)
 
 
-def _values(prediction: Prediction) -> Mapping[fx.Node, Any]:
+def _values(prediction: Prediction) -> dict[fx.Node, Any]:
     """The value of every node of the graph, from the run of the prediction where it kept them.
 
     Raises:
@@ -142,17 +142,19 @@ class _Run:
     """All that relevance needs on its way back, for whichever samples."""
 
     prediction: Prediction
-    values: Mapping[fx.Node, Any]
+    values: dict[fx.Node, Any]
     rules: RuleSet
     sides: Sides
     reader: Reader
 
     def one_by_one(self) -> list[Propagated]:
-        starts = _starts(self.prediction, self.values, self.rules, torch.eye(self.prediction.batch))
-        return [self._pass(start, Samples()) for start in starts]
+        count = self.prediction.batch
+        starts = _starts(self.prediction, self.values, self.rules, torch.eye(count))
+        done = not self.prediction.retain  # no other method comes that reads the values
+        return [self._pass(s, Samples(), done and n + 1 == count) for n, s in enumerate(starts)]
 
-    def _pass(self, start: Mapping[fx.Node, Tensor], samples: Samples) -> Propagated:
-        return propagate(self.values, start, self.sides, self.rules, self.reader, samples)
+    def _pass(self, start: Mapping[fx.Node, Tensor], samples: Samples, last: bool = False) -> Propagated:
+        return propagate(self.values, start, self.sides, self.rules, self.reader, samples, last)
 
     def together(self) -> Propagated | None:
         """All samples in one pass; None if they are not independent, or nothing tells whose an element is.
