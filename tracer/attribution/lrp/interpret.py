@@ -79,9 +79,8 @@ def propagate(
         if node.op == "placeholder" and relevances[0] is not None:
             inputs[node.name] = relevances[0]
         elif node.target is operator.getitem:
-            source: Any = node.args[0]
-            place: Any = node.args[1]
-            _add(pending, source, place, relevances[0], values)
+            source, place = node.args
+            _add(pending, source, place, relevances[0], values)  # type: ignore[arg-type]
         elif node.op == "call_function":
             call = _call(node, values, relevances, sides, rules, maps, samples)
             if not call.carriers:
