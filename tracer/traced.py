@@ -18,7 +18,7 @@ from fxplain.attention.layers import Layers
 from fxplain.attention.notes import notes_of
 from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
 from fxplain.attribution.prediction import Mode
-from fxplain.attribution.table import Method, method_named, methods_named
+from fxplain.attribution.table import method_named, methods_named
 from fxplain.capture.captured import Captured
 from fxplain.capture.guard import drawing_from, forks_told, one_at_a_time, untouched
 from fxplain.capture.inputs import normalise
@@ -191,7 +191,7 @@ class Traced:
     @property
     def lost(self) -> tuple[str, ...]:
         """Names of the nodes at which token labels were lost; the census says where they are."""
-        return tuple(self._first.findings.ledger.losses)
+        return tuple(self._first.findings.ledger.remarks.losses)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -256,7 +256,8 @@ class Traced:
             InputError, TargetError, MethodError, NoAttentionError, UnknownOpError, NonFiniteError,
             VerificationError: see :mod:`fxplain.errors`.
         """
-        answer = self._answers(inputs, target, [method_named(method)], output, verify, layers, mode)[method]
+        how = {"output": output, "layers": layers, "mode": mode}
+        answer = self._answers(inputs, verify, target=target, methods=[method_named(method)], **how)[method]
         if isinstance(answer, FxplainError):
             raise answer
         if not check:
@@ -386,23 +387,16 @@ class Traced:
             MethodError: a name that is none. Where no method has a result, the error of the first.
         """
         chosen = methods_named(methods)
-        return Comparison.of(self._answers(inputs, target, chosen, output, verify, layers, mode))
+        how = {"output": output, "layers": layers, "mode": mode}
+        return Comparison.of(self._answers(inputs, verify, target=target, methods=chosen, **how))
 
-    def _answers(
-        self,
-        inputs: Any,
-        target: Any,
-        methods: Sequence[Method],
-        output: str | None,
-        verify: bool,
-        layers: Layers | None,
-        mode: Mode,
-    ) -> dict[str, Result | FxplainError]:
+    def _answers(self, inputs: Any, verify: bool, **asked: Any) -> dict[str, Result | FxplainError]:
+        """The answers to what is ``asked``, as :func:`explain_labelled` takes it."""
         args, kwargs = normalise(inputs)
         with untouched(None):
             labelled, bound, verified = self._layouts.labelled_for(args, kwargs, verify)
             again = verify or labelled.captured.specialised
-            return explain_labelled(labelled, bound, target, methods, output, verified, layers, again, mode)
+            return explain_labelled(labelled, bound, verified=verified, verify=again, **asked)
 
 
 def trace(model: Any, inputs: Any) -> Traced:
