@@ -106,8 +106,7 @@ def propagate(
             place: Any = node.args[1]
             _add(pending, source, place, relevances[0], values)
         elif node.op == "call_function":
-            args, kwargs, results = _wide_call(node, values)
-            call = Call(node, args, kwargs, results, tuple(relevances), sides, rules, maps, samples)
+            call = Call(node, *_wide_call(node, values), tuple(relevances), sides, rules, maps, samples)
             if not call.carriers:
                 continue  # tokens made of ids or parameters: the reader has them
             for operand, share in _apply(call):
