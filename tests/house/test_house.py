@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,27 @@ def test_records_are_small(path: Path) -> None:
 def test_the_list_of_large_records_only_shrinks() -> None:
     records = (node for path in CODE for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef))
     assert {each.name for each in records if each.name in LARGE and fields(each) > 10} == LARGE
+
+
+def module(path: Path) -> str:
+    """The name that a file is imported by."""
+    folder, *rest = path.relative_to(ROOT).with_suffix("").parts
+    packages = ["fxplain"] if folder == "tracer" else ["fxplain", folder]
+    return ".".join([*packages, *rest]).removesuffix(".__init__")
+
+
+MODULES = {module(path): path for path in CODE}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of the package that a file imports, also lazily and for types alone."""
+    imports = (used for used in ast.walk(tree(path)) if isinstance(used, ast.ImportFrom))
+    names = {f"{used.module}.{alias.name}": used.module for used in imports for alias in used.names}
+    found = {name if name in MODULES else str(home) for name, home in names.items()}
+    return (found & set(MODULES)) - {"fxplain", module(path)}
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    """The public names of ``fxplain`` itself aside, which are looked up when they are used."""
+    graph = {name: imported(path) for name, path in MODULES.items() if name != "fxplain"}
+    TopologicalSorter(graph).prepare()
