@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxplain.adapters.encoding import cast, decoder_start
 from fxplain.adapters.images import encode_images, sample_image, spec_of
-from fxplain.adapters.processors import Processors, cast, decoder_start
+from fxplain.adapters.processors import Processors
 from fxplain.adapters.tensors import accepted
 
 TEXT = "a photo"

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxplain.adapters.encoding import encoder
 from fxplain.adapters.images import ImageSpec, encode_images, picture_of, spec_of
 from fxplain.adapters.loaded import Encode, Loaded, Request
 from fxplain.adapters.names import target_names
-from fxplain.adapters.processors import Processors, encoder
+from fxplain.adapters.processors import Processors
 from fxplain.adapters.show import Show, Spell, is_picture
 from fxplain.adapters.tensors import argument, tensor_items
 from fxplain.capture.inputs import positional_names

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fxplain.adapters.encoding import encoder
 from fxplain.adapters.examples import example_inputs
 from fxplain.adapters.loaded import Loaded, LoadOptions
 from fxplain.adapters.names import near, target_names
-from fxplain.adapters.processors import encoder, load_processors
+from fxplain.adapters.processors import load_processors
 from fxplain.errors import LoadError, UnsafeFileError, first_line
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

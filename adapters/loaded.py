@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fxplain.adapters.processors import Processors
 from fxplain.adapters.show import Show
 from fxplain.adapters.tensors import on_device_of, read_tensors, tensor_items
 from fxplain.errors import InputError
 
 if TYPE_CHECKING:
-    from fxplain.adapters.processors import Processors
     from fxplain.display import Display
 
 

@@ -6,12 +6,10 @@ import difflib
 import re
 from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fxplain.adapters.processors import Processors
 from fxplain.tasks import task_of
-
-if TYPE_CHECKING:
-    from fxplain.adapters.processors import Processors
 
 
 def near(name: str, known: Iterable[str], count: int = 4) -> str:

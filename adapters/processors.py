@@ -7,16 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from fxplain.adapters.audio import sound_of
-from fxplain.adapters.images import encode_images, picture_of, spec_of
-from fxplain.adapters.loaded import Encode, Request
 from fxplain.adapters.show import Show
-from fxplain.adapters.tensors import MAIN_INPUTS, accepted, argument, mapped_tensors, takes_no
+from fxplain.adapters.tensors import argument
 from fxplain.adapters.text import Speller
-from fxplain.adapters.tokenizing import as_one_text, encode_texts, learn_turns, length_of, note_cut
-from fxplain.errors import InputError, first_line
+from fxplain.errors import first_line
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -131,129 +125,3 @@ def _has(where: str, name: str, local: Mapping[str, Any]) -> bool:
         )
         is not None
     )
-
-
-def encoder(model: Any, processors: Processors) -> Encode:
-    """Pictures, texts and sounds -> the inputs that the model's forward names, in its own precision."""
-
-    def encode(request: Request) -> dict[str, Any]:
-        if request.chat:
-            request = as_one_text(processors, request)
-        if request.images and request.texts and processors.joint is not None:
-            found = _joint(model, processors, request)
-        else:
-            found = {
-                **_images(model, processors, request),
-                **encode_texts(model, processors, request),
-                **_sounds(model, processors, request),
-            }
-        learn_turns(processors, request, found)
-        found |= _decoder(model, processors, request.decoder_text, found)
-        names = accepted(model)
-        renamed = {
-            argument(model, name) if name in MAIN_INPUTS else name: value for name, value in found.items()
-        }
-        kept = {name: value for name, value in renamed.items() if name in names and torch.is_tensor(value)}
-        return cast(kept, model)
-
-    return encode
-
-
-def cast(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
-    """Floating tensors in the model's dtype; the rest as it is."""
-    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
-    dtype = getattr(model, "dtype", None) or next(floating, torch.float32)
-    return {
-        name: mapped_tensors(value, lambda t: t.to(dtype) if t.is_floating_point() else t)
-        for name, value in inputs.items()
-    }
-
-
-def _joint(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
-    images = [picture_of(one, request.notes) for one in request.images]
-    marker = getattr(processors.joint, "image_token", None)
-    texts = [marker + text if marker and marker not in text else text for text in request.texts]
-    try:
-        length = length_of(model, processors, texts)
-        length |= {} if request.special else {"add_special_tokens": False}
-        found = dict(processors.joint(images=images, text=texts, return_tensors="pt", **length))
-        note_cut(found, length, request, lambda whole: processors.joint(images=images, text=texts, **whole))
-        return found
-    except Exception as error:  # processors check little, and raise whatever comes
-        raise InputError(
-            "the model's processor cannot turn the picture and the text into inputs", found=first_line(error)
-        ) from error
-
-
-def _images(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
-    if not request.images:
-        return {}
-    if argument(model, "pixel_values") not in accepted(model):
-        raise takes_no("picture", model, "--image")
-    images = [picture_of(one, request.notes) for one in request.images]
-    if processors.image is None:
-        request.notes.append(_NO_PROCESSOR)
-        return {"pixel_values": encode_images(images, spec_of(model))}
-    try:
-        return dict(processors.image(images, return_tensors="pt"))
-    except Exception as error:  # as above
-        raise InputError(
-            "the model's image processor cannot turn the picture into inputs", found=first_line(error)
-        ) from error
-
-
-def _sounds(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
-    if not request.sounds:
-        return {}
-    if processors.audio is None:
-        raise InputError(
-            "no feature extractor lies beside the model, so sounds cannot become its inputs",
-            expected="preprocessor_config.json in the folder",
-            hint="save the feature extractor there with save_pretrained, or give tensors (--input)",
-        )
-    rate = int(processors.audio.sampling_rate)
-    sounds = [sound_of(one, rate) for one in request.sounds]
-    several: dict[str, Any] = {"padding": True} if len({len(sound) for sound in sounds}) > 1 else {}
-    try:
-        return dict(processors.audio(sounds, sampling_rate=rate, return_tensors="pt", **several))
-    except Exception as error:  # as above
-        raise InputError(
-            "the model's feature extractor cannot turn the sound into inputs", found=first_line(error)
-        ) from error
-
-
-_NO_PROCESSOR = "no image processor lies beside the model: pictures are cropped and scaled to 0..1 only"
-
-
-def _decoder(
-    model: Any, processors: Processors, text: str | None, found: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What the decoder has said so far: its start token, then the text; for models that generate."""
-    if "decoder_input_ids" not in accepted(model):
-        if text is not None:
-            raise takes_no("decoder text", model, "--decoder-text")
-        return {}
-    if (
-        text is None and not getattr(model, "can_generate", lambda: False)()
-    ):  # such a model makes its decoder's input from the encoder's
-        return {}
-    ids = [decoder_start(model)]
-    if text:
-        if processors.tokenizer is None:
-            raise InputError("no tokenizer lies beside the model", expected="tokenizer files in the folder")
-        ids += processors.tokenizer(text, add_special_tokens=False)["input_ids"]
-    batch = next((value.shape[0] for value in found.values() if torch.is_tensor(value)), 1)
-    return {"decoder_input_ids": torch.tensor([ids] * batch)}
-
-
-def decoder_start(model: Any) -> int:
-    """Id of the token a decoder starts from."""
-    config = getattr(model, "config", None)
-    places = (
-        getattr(model, "generation_config", None),
-        config,
-        getattr(config, "get_text_config", lambda: None)(),
-    )
-    names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
-    values = (getattr(place, name, None) for name in names for place in places)
-    return next((value for value in values if isinstance(value, int)), 0)

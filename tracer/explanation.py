@@ -154,7 +154,7 @@ def check_understood(labelled: Labelled) -> None:
 
 
 def _refuse(labelled: Labelled, name: str) -> None:
-    node = labelled.findings.ledger.losses[name]
+    node = labelled.findings.ledger.remarks.losses[name]
     add = "add a transfer function (docs/add-an-op.md), or report the operation"
     higher = isinstance(node.target, torch._ops.HigherOrderOperator)
     raise UnknownOpError(

@@ -192,7 +192,7 @@ class Traced:
     @property
     def lost(self) -> tuple[str, ...]:
         """Names of the nodes at which token labels were lost; the census says where they are."""
-        return tuple(self._first.findings.ledger.losses)
+        return tuple(self._first.findings.ledger.remarks.losses)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -260,7 +260,8 @@ class Traced:
             InputError, TargetError, MethodError, NoAttentionError, UnknownOpError, NonFiniteError,
             VerificationError: see :mod:`fxplain.errors`.
         """
-        answers = self._answers(inputs, target, [method_named(method)], output, verify, layers, mode)
+        how = {"output": output, "layers": layers, "mode": mode}
+        answers = self._answers(inputs, verify, [method_named(method)], target=target, **how)
         (answer,) = answers.values()
         if isinstance(answer, FxplainError):
             raise answer
@@ -392,24 +393,21 @@ class Traced:
             MethodError: a name that is none. Where no method has a result, the error of the first.
         """
         chosen = methods_named(methods)
-        return Comparison.of(self._answers(inputs, target, chosen, output, verify, layers, mode))
+        how = {"output": output, "layers": layers, "mode": mode}
+        return Comparison.of(self._answers(inputs, verify, chosen, target=target, **how))
 
     def _answers(
-        self,
-        inputs: Any,
-        target: Any,
-        methods: Sequence[Method],
-        output: str | None,
-        verify: bool,
-        layers: Layers | None,
-        mode: Mode,
+        self, inputs: Any, verify: bool, methods: Sequence[Method], **asked: Any
     ) -> dict[str, Result | FxplainError]:
+        """The answers of several methods to what is ``asked``, as :func:`explain_labelled` takes it."""
         args, kwargs = normalise(inputs)
         with untouched(None):
             labelled, bound, verified = self._layouts.labelled_for(args, kwargs, verify)
             again = verify or labelled.captured.specialised
-            methods, why = settled(methods, labelled, bound)
-            found = explain_labelled(labelled, bound, target, methods, output, verified, layers, again, mode)
+            chosen, why = settled(methods, labelled, bound)
+            found = explain_labelled(
+                labelled, bound, methods=chosen, verified=verified, verify=again, **asked
+            )
             return found | {
                 name: with_notes(answer, (why[name],))
                 for name, answer in found.items()

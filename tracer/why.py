@@ -10,8 +10,9 @@ from torch import fx
 from fxplain.attention.census import census
 from fxplain.attention.labelled import Labelled
 from fxplain.errors import InputError
-from fxplain.labels.labels import DORMANT, Slot, Value, codes_of
+from fxplain.labels.labels import DORMANT, Slot, codes_of
 from fxplain.labels.notebook import Looked
+from fxplain.labels.value import Value
 from fxplain.where import place_of
 
 
@@ -61,7 +62,9 @@ def why(labelled: Labelled, name: str) -> Why:
         operands=tuple(_described(labelled, used) for used in node.all_input_nodes),
         result=_described(labelled, node),
         role=_role(labelled, node),
-        rules=tuple(dict.fromkeys(each for each in labelled.findings.ledger.looked if each.node is node)),
+        rules=tuple(
+            dict.fromkeys(each for each in labelled.findings.ledger.remarks.looked if each.node is node)
+        ),
     )
 
 
@@ -105,7 +108,7 @@ def _slot(labelled: Labelled, slot: Slot) -> str:
 
 
 def _role(labelled: Labelled, node: fx.Node) -> str:
-    failure = labelled.findings.ledger.failures.get(node.name)
+    failure = labelled.findings.ledger.remarks.failures.get(node.name)
     if failure is not None:
         return f"an operation whose transfer function failed: {failure}"
     step = next((step for step in labelled.classified.steps if step.node == node.name), None)

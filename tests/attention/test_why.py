@@ -52,6 +52,13 @@ def test_roles() -> None:
     assert not found.why("linear").role
 
 
+def test_what_two_operands_are_to_each_other_is_told() -> None:
+    found = traced()
+    (scores,) = (rule.rule for rule in found.why("matmul").rules if not rule.reason)
+    assert scores.startswith("scores: a row for the tokens of the one operand")
+    assert any("sum values up: an attention" in rule.rule for rule in found.why("matmul_1").rules)
+
+
 def test_a_rule_that_matches_has_no_reason() -> None:
     (rule,) = traced().why("div").rules
     assert (rule.rule, rule.reason) == ("a softmax divided late", "")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import fxplain
 from fxplain.attention.labelled import Labelled, capture_and_label
 from fxplain.labels.flows import Site, WrittenOut
-from fxplain.labels.labels import Slot, Value
+from fxplain.labels.labels import Slot
+from fxplain.labels.value import Value
 from fxplain.laws import step
 from fxplain.laws.table import LAWS
 from fxplain.verdict import NAMES
@@ -153,7 +154,7 @@ def test_a_normaliser_that_is_no_softmax_fails_the_step_law() -> None:
     assert site.map.normaliser == "sigmoid"
     assert broken_steps(labelled) == []
     node = site.map.weights
-    labelled.findings.ledger.softmaxes[node.name] = node, "tokens"
+    labelled.findings.ledger.remarks.softmaxes[node.name] = node, "tokens"
     softmaxed = replace(site.map, normaliser="softmax")
     changed = with_sites(labelled, lambda s: replace(s, map=softmaxed, softmaxes=frozenset({node.name})))
     (told, *_) = broken_steps(changed)

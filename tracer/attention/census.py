@@ -12,7 +12,7 @@ from fxplain.attention.unfollowed import followed
 from fxplain.labels.call import aten, op_name
 from fxplain.labels.findings import Findings
 from fxplain.labels.flows import EdgeList, Matrix, Sampled, Site
-from fxplain.labels.labels import NOTHING
+from fxplain.labels.value import NOTHING
 from fxplain.ops.sampling import is_sampler
 from fxplain.where import module_path, source_line
 
@@ -36,14 +36,14 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
     """One entry for each softmax-like call, linear attention, and loss of labels, in order of execution."""
     attending = {name for site in sites if site.role == "attention" for name in site.softmaxes}
     entries: dict[fx.Node, tuple[str, str]] = {}
-    for node, over in findings.ledger.softmaxes.values():
+    for node, over in findings.ledger.remarks.softmaxes.values():
         if node.name in attending:
             entries[node] = ("attention", "weighs values over tokens")
         else:
             entries[node] = _role(node, over, findings, sites)
     beyond = followed(findings)
     scores = _channel_scores(findings, entries)
-    for node in (node for node in findings.ledger.summaries if node not in scores):
+    for node in (node for node in findings.ledger.remarks.summaries if node not in scores):
         had = "its map is had by its gradient" if node in beyond else "there is no token-to-token map"
         reason = f"sums all tokens into features before the queries read them: {had}"
         entries.setdefault(node, ("linear attention", reason))
@@ -52,9 +52,9 @@ def census(findings: Findings, sites: tuple[Site, ...]) -> tuple[CensusEntry, ..
             entries.setdefault(site.node, LINEAR)
         if isinstance(site.map, EdgeList):
             entries.setdefault(site.map.weights, EDGES)
-    entries |= findings.ledger.unfollowed
-    entries |= dict.fromkeys(findings.ledger.losses.values(), LOST)
-    entries |= dict.fromkeys(findings.ledger.probed, PROBED)
+    entries |= findings.ledger.remarks.unfollowed
+    entries |= dict.fromkeys(findings.ledger.remarks.losses.values(), LOST)
+    entries |= dict.fromkeys(findings.ledger.remarks.probed, PROBED)
     order = {node: place for place, node in enumerate(_nodes(findings))}
     return tuple(
         CensusEntry(
@@ -73,7 +73,10 @@ def _channel_scores(findings: Findings, entries: Mapping[fx.Node, tuple[str, str
     """Products of features that are the scores of a channel attention, which its softmax tells."""
     maps = (node for node, (role, _) in entries.items() if role == CHANNELS[0])
     return {
-        scores for node in maps for given in node.all_input_nodes for scores in findings.value(given).summed
+        scores
+        for node in maps
+        for given in node.all_input_nodes
+        for scores in findings.value(given).hidden.summaries
     }
 
 
@@ -88,7 +91,7 @@ def _role(node: fx.Node, over: str, findings: Findings, sites: Sequence[Site]) -
         return CHANNELS
     if over == "versions":
         return VERSIONS
-    summaries = set(findings.ledger.summaries)
+    summaries = set(findings.ledger.remarks.summaries)
     uses = list(_uses(node))
     if any(use in site.map.path for use, _ in uses for site in sites if isinstance(site.map, Sampled)):
         return POINTS
@@ -128,7 +131,7 @@ def _uses(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 def _contracted(use: fx.Node, path: fx.Node, findings: Findings) -> tuple[str, str]:
     others = [n for n in use.all_input_nodes if n is not path]
-    summaries = set(findings.ledger.summaries)
+    summaries = set(findings.ledger.remarks.summaries)
     other = findings.value(others[0]) if others else NOTHING
     if not other.from_input:
         if _of_pairs(path, findings):

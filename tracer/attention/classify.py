@@ -17,7 +17,8 @@ from fxplain.attention.windows import windows_of
 from fxplain.labels.call import op_name
 from fxplain.labels.findings import Findings
 from fxplain.labels.flows import Elementwise, Gathered, Kernel, Operator, Site, Window
-from fxplain.labels.labels import Value, codes_of
+from fxplain.labels.labels import codes_of
+from fxplain.labels.value import Value
 from fxplain.where import module_path, source_line
 
 
@@ -33,12 +34,12 @@ class Classified:
     """The living sites in execution order."""
     renumber: Tensor
     """Token index of the labelling run -> token index for users, -1 for tokens nobody uses."""
-    beside: tuple[tuple[int, ...], ...] = ()
+    heads: tuple[tuple[int, ...], ...] = ()
     """Indices of sites that are heads of one attention, each in a call of its own."""
 
     def members(self, site: int) -> tuple[int, ...]:
         """The sites that make one step with this one, in order of execution."""
-        return next((group for group in self.beside if site in group), (site,))
+        return next((group for group in self.heads if site in group), (site,))
 
     @property
     def steps(self) -> tuple[Attention | Mixing, ...]:
@@ -64,7 +65,7 @@ class Classified:
 def classify(findings: Findings) -> Classified:
     """Name and type all sites of a labelling run."""
     ledger = findings.ledger
-    count = sum(space.size for space in ledger.spaces)
+    count = sum(space.size for space in ledger.tokens.spaces)
     named = [s for s in ledger.sites if not s.absorbed and _joins_tokens(s)]
     named = [s for s in named if not (isinstance(s.map, Operator) and makes_scores(findings, s.node))]
     living = without_stems(_read(named, findings.outputs), findings.outputs, count)
@@ -73,7 +74,7 @@ def classify(findings: Findings) -> Classified:
     made = torch.zeros(count, dtype=torch.bool)
     for site in sites:
         made[_tokens(site.rows.labels)] |= site.new_rows
-    spaces, renumber = living_spaces(ledger.spaces, used, made)
+    spaces, renumber = living_spaces(ledger.tokens.spaces, used, made)
     names = StreamNames(spaces)
     drafts = [_draft(site, renumber, names) for site in sites]
     closure = _Closure(sites, renumber, sum(space.size for space in spaces))
@@ -88,9 +89,9 @@ def classify(findings: Findings) -> Classified:
         else:
             mixings.append(_mixing(site, len(mixings), kind, queries, keys))
     living_indices = {site.index for site in sites}
-    beside = tuple(tuple(sorted(group)) for group in ledger.beside if group <= living_indices)
+    heads = tuple(tuple(sorted(group)) for group in ledger.heads if group <= living_indices)
     return Classified(
-        spaces, names.streams, tuple(_unique(attentions)), tuple(mixings), sites, renumber, beside
+        spaces, names.streams, tuple(_unique(attentions)), tuple(mixings), sites, renumber, heads
     )
 
 

@@ -67,8 +67,10 @@ def weighing(labelled: Labelled) -> tuple[str, ...]:
 
 def _holding_data(labelled: Labelled) -> list[tuple[Placeholder, fx.Node]]:
     ledger, findings = labelled.findings.ledger, labelled.findings
-    data = {root.name for root, *_ in ledger.elements.ranges if root.is_input and root.strength == STRONG}
-    data |= {space.source for space in ledger.spaces if space.origin == "input" and not space.filled}
+    data = {
+        root.name for root, *_ in ledger.tokens.elements.ranges if root.is_input and root.strength == STRONG
+    }
+    data |= {space.source for space in ledger.tokens.spaces if space.origin == "input" and not space.filled}
     nodes = {node.name: node for node in findings.values if node.op == "placeholder"}
     inputs = [(p, nodes[p.node]) for p in labelled.captured.placeholders if p.kind == "input"]
     return [
@@ -149,12 +151,12 @@ class _Ending:
         ledger, renumber = labelled.findings.ledger, labelled.classified.renumber
         self.elements = [
             (first, last)
-            for root, first, last in ledger.elements.ranges
+            for root, first, last in ledger.tokens.elements.ranges
             if root.is_input and root.name == source and tokens is None
         ]
         if tokens is None:
             tokens = torch.zeros(len(renumber) + 1, dtype=torch.bool)
-            for space in ledger.spaces:
+            for space in ledger.tokens.spaces:
                 if space.source == source:
                     own = slice(space.start, space.start + space.size)
                     tokens[own] = renumber[own] < 0
@@ -181,7 +183,7 @@ class _Ending:
         kept = [slot for part in after for slot in part.active]
         ledger = self.findings.ledger
         tokens = {int(code) for slot in kept for code in torch.unique(codes_of(slot.labels)) if code >= 0}
-        to = tuple(dict.fromkeys(ledger.source_of(token) for token in sorted(tokens)))
+        to = tuple(dict.fromkeys(ledger.tokens.source_of(token) for token in sorted(tokens)))
         evenly = len(kept) == 1 and all(_evenly(slot, kept[0]) for slot in own)
         valued = site is not None and site.attends  # what an attention weighs has the names of its keys
         tokens_end = bool(to) and not valued and any(slot.strength > DORMANT for slot in own)

@@ -19,14 +19,15 @@ from fxplain.labels.batch_axis import Guess, batch_guesses
 from fxplain.labels.call import op_name
 from fxplain.labels.elements import Root
 from fxplain.labels.findings import Findings
-from fxplain.labels.labels import DORMANT, NOTHING, STRONG, WEAK, Slot, Value, compact, encode
+from fxplain.labels.labels import DORMANT, STRONG, WEAK, Slot, compact, encode
 from fxplain.labels.notebook import Ledger
+from fxplain.labels.value import NOTHING, SETTLED, Value
 from fxplain.ops.catalogue import TABLE, Call
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.experiment import by_experiment
 from fxplain.recognise.copies import apart, where_copied
+from fxplain.recognise.copies_in_windows import LaidOut, laid_apart, where_laid_out
 from fxplain.recognise.divided_late import follow
-from fxplain.recognise.spread import Spread, laid_apart, where_spread
 
 WEIGHT_ARGUMENTS = frozenset(
     {"weight", "bias", "running_mean", "running_var", "mat2", "scale", "other_weight"}
@@ -73,12 +74,12 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> tuple[Findings, tup
 
 def _with_copies(findings: Findings, captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
     """The labels after those tokens were told apart that turn out to be copies, which may show others."""
-    copied, spread = frozenset[str](), dict[str, Spread]()
+    copied, laid_out = frozenset[str](), dict[str, LaidOut]()
     for _ in range(MOST_COPIES):
         more = where_copied(findings) - copied
-        laid = {name: each for name, each in where_spread(findings).items() if name not in spread}
-        copied, spread = copied | more, {**spread, **laid}
-        run = Labelling(captured, bound, findings.guess, copied, spread)
+        laid = {name: each for name, each in where_laid_out(findings).items() if name not in laid_out}
+        copied, laid_out = copied | more, {**laid_out, **laid}
+        run = Labelling(captured, bound, findings.guess, copied, laid_out)
         again = run.run() if more or laid else None
         if again is None:
             break
@@ -95,12 +96,12 @@ class Labelling:
         bound: Mapping[str, Tensor],
         guess: Guess,
         copied: frozenset[str] = frozenset(),
-        spread: Mapping[str, Spread] = MappingProxyType({}),
+        laid_out: Mapping[str, LaidOut] = MappingProxyType({}),
     ) -> None:
         self.graph = captured.graph
         self.placeholders = {p.node: p for p in captured.placeholders}
         self.bound = bound
-        self.guess, self.copied, self.spread = guess, copied, spread
+        self.guess, self.copied, self.laid_out = guess, copied, laid_out
         self.ledger = Ledger(batch=guess.batch, batch_axis=guess.axis)
         self.values: dict[fx.Node, Value] = {}
         self.real: dict[fx.Node, Any] = {}
@@ -128,10 +129,9 @@ class Labelling:
             for used in node.all_input_nodes:
                 if last_use[used] is node:
                     self.real.pop(used, None)
-                    self.ledger.factors.pop(used.name, None)
-                    self.ledger.partial.pop(used.name, None)
-                    self.ledger.stacks.pop(used.name, None)
-                    self.ledger.weighed.pop(used.name, None)
+                    self._settle(used)
+        for node in self.values:
+            self._settle(node)
         assert output is not None
         nodes = [n for n in output.args[0] if isinstance(n, fx.Node)]  # type: ignore[union-attr]
         self.outputs = tuple(self.real[node] for node in nodes)
@@ -141,6 +141,12 @@ class Labelling:
             values=self.values,
             guess=self.guess,
         )
+
+    def _settle(self, node: fx.Node) -> None:
+        """Forget tensors that were kept for an operation to come."""
+        value = self.values.get(node)
+        if isinstance(value, Value) and value.unsummed is not SETTLED:
+            self.values[node] = replace(value, unsummed=SETTLED)
 
     def _step(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -167,14 +173,14 @@ class Labelling:
             return NOTHING
         call = Call(node, args, kwargs, result, self.values, self.ledger)
         value = self._transfer(call)
-        follow(call)
         if isinstance(value, tuple):
             return value
+        value = value.having(partial=follow(call, value.unsummed.partial))
         if isinstance(result, Tensor) and not all(_fits(slot, result) for slot in value.slots):
-            self.ledger.failures[node.name] = "labels of another shape than the result"
+            self.ledger.remarks.failures[node.name] = "labels of another shape than the result"
             value = self._lose(call)
-        if node.name in self.spread:
-            value = laid_apart(node, value, self.spread[node.name], tuple(result.shape), self.ledger)
+        if node.name in self.laid_out:
+            value = laid_apart(node, value, self.laid_out[node.name], tuple(result.shape), self.ledger)
         if node.name in self.copied and isinstance(result, Tensor):
             value = apart(node, value, tuple(result.shape), self.ledger)
         if isinstance(result, Tensor) and result.dtype == torch.bool:
@@ -192,7 +198,7 @@ class Labelling:
         try:
             value = function(call)
         except (RuntimeError, LookupError, ValueError, AssertionError, TypeError) as error:
-            self.ledger.failures[call.node.name] = f"{type(error).__name__}: {error}"
+            self.ledger.remarks.failures[call.node.name] = f"{type(error).__name__}: {error}"
             return self._lose(call)
         if call.op.endswith("_") and isinstance(value, Value) and isinstance(call.node.args[0], fx.Node):
             self.values[call.node.args[0]] = replace(value, origin=call.node.name)
@@ -202,22 +208,22 @@ class Labelling:
         operands = [o for o in call.operands() if o.value.labelled and o.tensor.is_floating_point()]
         value = call.carry(*call.operands()) if call.operands() else NOTHING
         if not operands:
-            raw = any(self.ledger.is_raw(operand.value.dormant) for operand in call.operands())
+            raw = any(self.ledger.tokens.is_raw(operand.value.dormant) for operand in call.operands())
             if raw and isinstance(call.node.target, torch._ops.HigherOrderOperator):
                 return self._lost(call, value)  # there is a graph in it, which may attend
             if raw and self._is_data(call.result):
-                self.ledger.unfollowed[call.node] = STEM
+                self.ledger.remarks.unfollowed[call.node] = STEM
             return value
         if isinstance(call.result, Tensor) and not call.result.numel():
             return replace(value, slots=())  # nothing came out: no box was found, say
         probed = by_experiment(call)
         if probed is not None:
-            self.ledger.probed.append(call.node)
+            self.ledger.remarks.probed.append(call.node)
             return probed
         return self._lost(call, value)
 
     def _lost(self, call: Call, value: Value) -> Value:
-        self.ledger.losses[call.node.name] = call.node
+        self.ledger.remarks.losses[call.node.name] = call.node
         return replace(value, lost=value.lost | {call.node.name}, softmaxes=frozenset())
 
     def _is_data(self, result: Any) -> bool:
@@ -244,7 +250,7 @@ class Labelling:
         # numbers worked out from integers (masks) are positions, not data; ids count once they are embedded
         data = is_input and tensor.is_floating_point()
         root = Root(placeholder.path, is_input, STRONG if data else WEAK)
-        start = self.ledger.elements.reserve(root, shape)
+        start = self.ledger.tokens.elements.reserve(root, shape)
         codes = torch.arange(torch.Size(shape).numel()).view(shape) + start
         samples: Tensor | int = -1
         if listed is not None:

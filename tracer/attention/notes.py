@@ -27,13 +27,13 @@ def notes_of(labelled: Labelled, shares: Mapping[str, float] = MappingProxyType(
         notes.append(_taken_to_lie(labelled))
     notes += map(mixing_note, labelled.classified.mixings)
     beyond = followed(labelled.findings)
-    for node in (node for node in labelled.findings.ledger.summaries if node not in beyond):
+    for node in (node for node in labelled.findings.ledger.remarks.summaries if node not in beyond):
         where = module_path(node) or node.name
         notes.append(f"{where} sums tokens without a token-to-token map: relevancy does not pass it")
     for node, role in carried(labelled.findings):
         where = module_path(node) or node.name
         notes.append(f"approximate: the {role} in {where} mixes tokens, which is not followed")
-    for node in labelled.findings.ledger.blank:
+    for node in labelled.findings.ledger.remarks.padding_weighed:
         where = module_path(node) or node.name
         notes.append(f"{where} weighs places that are no tokens too (padding): their share is in no map")
     notes += [*_taken_for_one(labelled), *_passed_over(labelled)]
@@ -72,7 +72,7 @@ def _taken_for_one(labelled: Labelled) -> Iterator[str]:
     """Places of one sequence that hold different things, and that no label tells apart; and queries whose
     rows of a map are added up."""
     classified = labelled.classified
-    new = {int(classified.renumber[code]) for code in labelled.findings.ledger.twins}
+    new = {int(classified.renumber[code]) for code in labelled.findings.ledger.tokens.repeated}
     for site in (site for site in classified.sites if site.role == "attention"):
         plan = labelled.plans[site.index]
         new.update(plan.queries[plan.rows_apiece > 1].tolist())
@@ -117,7 +117,7 @@ def _unnamed(labelled: Labelled, shares: Mapping[str, float]) -> Iterator[str]:
 
 def _unreached(labelled: Labelled, shares: Mapping[str, float]) -> Iterator[str]:
     """Inputs with tokens that move the score, though steps do not lead to them, and what is not followed."""
-    silent = [*labelled.findings.ledger.summaries, *(node for node, _ in carried(labelled.findings))]
+    silent = [*labelled.findings.ledger.remarks.summaries, *(node for node, _ in carried(labelled.findings))]
     where = [f"{module_path(node) or 'the model'} ({source_line(node) or node.name})" for node in silent]
     missing = unnamed(labelled)
     for source, share in shares.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -33,15 +33,23 @@ class Plan:
     """The map's shape, with heads at size 1."""
     full: tuple[int, ...]
     """The map's shape."""
-    heads: tuple[int, ...]
-    """Axes of the map along which nothing varies."""
     folded: int
     """How many maps lie on top of each other besides (heads folded into the batch axis)."""
     sampled: bool
     """Whether it is known which sample an element belongs to."""
-    assumed: bool
-    """Whether that is read off the shape alone, and so must be checked against the gradient."""
     batch: int
+
+    @cached_property
+    def heads(self) -> tuple[int, ...]:
+        """Axes of the map along which nothing varies."""
+        sizes = enumerate(zip(self.shape, self.full, strict=True))
+        return tuple(axis for axis, (size, full) in sizes if size == 1 and full > 1)
+
+    @cached_property
+    def assumed(self) -> bool:
+        """Whether samples are read off the shape alone, which must be checked against the gradient."""
+        labels = (self.site.rows.labels, self.site.cols.labels)
+        return self.sampled and self.batch > 1 and all(bool((samples_of(own) < 0).all()) for own in labels)
 
     @cached_property
     def place(self) -> Tensor:
@@ -120,14 +128,9 @@ def make_plan(site: Site, classified: Classified, batch: int, assume: bool = Tru
     known = not bool((samples == -1).any()) or not bool(
         ((ids[0] >= 0) & (ids[1] >= 0) & (samples == -1)).any()
     )
-    unlabelled = all(bool((samples_of(slot.labels) < 0).all()) for slot in (full.rows, full.cols))
-    heads = tuple(axis for axis, size in enumerate(shape) if size == 1 and full.shape[axis] > 1)
-    unfolded = torch.Size([full.shape[axis] for axis in heads]).numel()
-    folded = max(heads_of(full, batch, assume) // unfolded, 1) if site.attends else 1
-    assumed = unlabelled and batch > 1 and known
-    return Plan(
-        site, queries, keys, rows, cols, shape, tuple(full.shape), heads, folded, known, assumed, batch
-    )
+    plan = Plan(site, queries, keys, rows, cols, shape, tuple(full.shape), 1, known, batch)
+    unfolded = torch.Size([full.shape[axis] for axis in plan.heads]).numel()
+    return replace(plan, folded=max(heads_of(full, batch, assume) // unfolded, 1)) if site.attends else plan
 
 
 def _lines(ids: Tensor, tokens: Tensor, samples: Tensor, batch: int) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor, fx
 
 from fxplain.labels.findings import Findings
 from fxplain.labels.flows import Operator, Site
-from fxplain.labels.labels import Slot, Value, codes_of
+from fxplain.labels.labels import Slot, codes_of
 from fxplain.labels.notebook import Ledger
+from fxplain.labels.value import Value
 
 
 def carried(findings: Findings) -> Iterator[tuple[fx.Node, str]]:
@@ -23,7 +24,7 @@ def carried(findings: Findings) -> Iterator[tuple[fx.Node, str]]:
     that tokens hold goes that way, and the map is what it is.
     """
     beyond = followed(findings)
-    for node, (role, _) in findings.ledger.unfollowed.items():
+    for node, (role, _) in findings.ledger.remarks.unfollowed.items():
         if node not in beyond and not makes_scores(findings, node):
             yield node, role
 
@@ -66,7 +67,7 @@ def passed_over(findings: Findings, renumber: Tensor) -> Iterator[PassedOver]:
     """All of them, in order of execution for each sort; of tokens that users see (``renumber``: token of the
     labelling run -> token for users, or -1)."""
     yield from _made_before(findings, renumber)
-    for node in findings.ledger.statistics:
+    for node in findings.ledger.remarks.statistics:
         for slot in findings.value(node).active[:1]:
             tokens = renumber[_present(slot)]
             if bool((tokens >= 0).any()):

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxplain.attention.labelled import Labelled
 from fxplain.attention.records import TokenSpace
 from fxplain.capture.captured import Captured
-from fxplain.labels.labels import Value
+from fxplain.labels.value import Value
 from fxplain.questions import Axis, AxisKind
 from fxplain.run.asked import Frame
 from fxplain.run.target import batch_axis

@@ -164,7 +164,7 @@ def run_graph(
         VerificationError, UnknownOpError: see :mod:`fxplain.errors`.
     """
     if gradients:
-        _check_differentiable(labelled.findings.ledger.without_gradient)
+        _check_differentiable(labelled.findings.ledger.remarks.without_gradient)
     surrogates = balanced(labelled) if libra else NO_SURROGATES
     tracked = (gradients and rows) or own_scores or _assumes(labelled)
     plain = gradients and rows and not libra and not own_scores
@@ -194,16 +194,7 @@ def aim(ran: Ran, target: Any, output: str | None, **options: Any) -> Prediction
         place = choose_output(captured.outputs, run.outputs, wanted)
         frame = frame_of(labelled, ran.bound, run.outputs, place)
     with torch.set_grad_enabled(ran.tracked):
-        resolved = resolve(
-            run.outputs,
-            findings.outputs,
-            captured.outputs,
-            target,
-            wanted,
-            findings.batch,
-            captured.rebuild,
-            frame,
-        )
+        resolved = resolve(run.outputs, findings.outputs, captured, target, wanted, findings.batch, frame)
         scores, total = resolved.scores.unbind(), resolved.scores.sum()
     if ran.tracked and ran.rows and not resolved.scores.requires_grad:
         raise _unreached(labelled, resolved.output)

@@ -51,5 +51,5 @@ def _missed(prediction: Prediction, entry: Entry, weight: Tensor, within: Tensor
     ledger = prediction.labelled.findings.ledger
     by_token = torch.zeros(within.shape[1], dtype=torch.float64)
     by_token.index_add_(0, tokens[out], weight.cpu()[out])
-    parts = [(s.source, float(by_token[s.start : s.start + s.size].sum())) for s in ledger.spaces]
+    parts = [(s.source, float(by_token[s.start : s.start + s.size].sum())) for s in ledger.tokens.spaces]
     return [(source, part) for source, part in parts if part]

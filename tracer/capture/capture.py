@@ -81,9 +81,8 @@ def capture(
         try:
             with untouched(model), values_kept(model, tensors, watch=False), same_random_numbers():
                 draft = pruned(as_flags(apart(without_sparse(strategy(model, tensors, layout)))))
-            return _verified(
-                _captured(model, draft, tensors, layout, output, name, reasons), output, run or _run
-            )
+            captured = _captured(model, draft, tensors, layout, output, name)
+            return _verified(replace(captured, reasons=dict(reasons)), output, run or _run)
         except VerificationError as error:
             mismatch, reasons[name] = error, _reason(error)
         except Exception as error:  # any failure of a strategy is a reason to try the next one
@@ -110,7 +109,6 @@ def _captured(
     layout: Layout,
     output: Any,
     strategy: str,
-    reasons: Mapping[str, str],
 ) -> Captured:
     notes = draft.notes
     if any(module.training for module in model.modules()):
@@ -122,7 +120,7 @@ def _captured(
         placeholders=draft.placeholders,
         outputs=tuple(name for name, _ in flatten_output(output)),
         strategy=strategy,
-        reasons=dict(reasons),
+        reasons={},
         specialised=draft.specialised,
         verified=0.0,
         notes=notes,

@@ -12,7 +12,7 @@ from torch import Tensor
 from fxplain.capture.guard import untouched
 from fxplain.capture.outputs import flatten
 from fxplain.errors import InputError
-from fxplain.evaluate.batches import Explained, on_cpu, samples, take, with_floor
+from fxplain.evaluate.batches import Batch, Explained, on_cpu, samples, take, with_floor
 from fxplain.evaluate.curves import auc, kept, protocol, srg
 from fxplain.evaluate.estimate import RESAMPLES
 from fxplain.evaluate.measures import Curves, Measure
@@ -100,8 +100,9 @@ def _both(
         for name, result in part.results.items():
             score = judge(result)
             for side, rows in found.items():
-                curve = _curve(run.traced, part.inputs, result, removal, fractions, side, score, part.samples)
-                rows.setdefault(name, []).append(curve)
+                relevance, may = removal.units(result, part.inputs), removal.removable(part.inputs)
+                left = [kept(relevance, fraction, most_first=side, removable=may) for fraction in fractions]
+                rows.setdefault(name, []).append(_curve(run.traced, part, removal, left, score))
     for rows in found.values():
         yield {name: torch.cat(parts) for name, parts in rows.items() if name not in run.refused}
 
@@ -111,24 +112,10 @@ def _areas(steps: Tensor, positive: Tensor, negative: Tensor) -> dict[str, Tenso
     return {"SRG": srg(falling, rising), "positive AUC": falling, "negative AUC": rising}
 
 
-def _curve(
-    traced: Traced,
-    inputs: Inputs,
-    result: Result,
-    removal: Removal,
-    fractions: Sequence[float],
-    most_first: bool,
-    score: Score,
-    samples: slice,
-) -> Tensor:
-    """[batch, steps]: the score with more and more removed."""
-    relevance, may = removal.units(result, inputs), removal.removable(inputs)
-    columns = []
-    for fraction in fractions:
-        left = kept(relevance, fraction, most_first=most_first, removable=may)
-        values = score(run_model(traced, removal.apply(inputs, left)), samples)
-        columns.append(on_cpu(values.double()))
-    return torch.stack(columns, 1)
+def _curve(traced: Traced, part: Batch, removal: Removal, left: Sequence[Tensor], score: Score) -> Tensor:
+    """[batch, steps]: the score with more and more removed; ``left`` is what stays, step by step."""
+    outputs = (run_model(traced, removal.apply(part.inputs, each)) for each in left)
+    return torch.stack([on_cpu(score(output, part.samples).double()) for output in outputs], 1)
 
 
 def run_model(traced: Traced, inputs: Inputs) -> Any:

@@ -70,7 +70,13 @@ def randomisation(
         space: the token space whose relevance is compared.
     """
     inputs = named(inputs)
-    before = _relevance(traced, inputs, targets, methods, space, output, batch, progress)
+    how: dict[str, Any] = {
+        "methods": with_floor(methods),
+        "batch": batch,
+        "output": output,
+        "progress": progress,
+    }
+    before = _relevance(Explained(traced, inputs, targets=targets, **how), space)
     shuffled = copy.deepcopy(traced.model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -78,7 +84,7 @@ def randomisation(
             order = torch.randperm(weights.numel(), generator=generator).to(weights.device)
             weights.copy_(weights.flatten()[order].view_as(weights))
     again = trace(shuffled, take(inputs, slice(0, batch), samples(inputs)))
-    after = _relevance(again, inputs, before.targets, methods, space, output, batch, progress)
+    after = _relevance(Explained(again, inputs, targets=before.targets, **how), space)
     return _compared("weights shuffled", before, after, seed, resamples)
 
 
@@ -106,8 +112,15 @@ def class_sensitivity(
         space: the token space whose relevance is compared.
     """
     inputs = named(inputs)
-    one = _relevance(traced, inputs, targets, methods, space, output, batch, progress)
-    two = _relevance(traced, inputs, others, methods, space, output, batch, progress)
+    how: dict[str, Any] = {
+        "methods": with_floor(methods),
+        "batch": batch,
+        "output": output,
+        "progress": progress,
+    }
+    one, two = (
+        _relevance(Explained(traced, inputs, targets=each, **how), space) for each in (targets, others)
+    )
     return _compared("another target", one, two, seed, resamples)
 
 
@@ -118,17 +131,7 @@ class _Found:
         self.rows, self.targets, self.run = rows, targets, run
 
 
-def _relevance(
-    traced: Traced,
-    inputs: dict[str, Any],
-    targets: Any,
-    methods: Sequence[str],
-    space: str,
-    output: str | None,
-    batch: int,
-    progress: bool,
-) -> _Found:
-    run = Explained(traced, inputs, with_floor(methods), targets, batch, output, progress)
+def _relevance(run: Explained, space: str) -> _Found:
     rows: dict[str, list[Tensor]] = {}
     said: list[Any] = []
     for part in run:

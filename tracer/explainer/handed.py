@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import torch
 
+from fxplain.adapters.encoding import is_chat
 from fxplain.adapters.generic import Function
 from fxplain.adapters.loaded import Loaded
-from fxplain.adapters.tokenizing import is_chat
 from fxplain.attention.layers import Layers
 from fxplain.attention.records import TokenSpace
 from fxplain.attribution.prediction import Mode

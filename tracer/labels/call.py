@@ -9,9 +9,9 @@ from typing import Any, cast
 
 from torch import Tensor, fx
 
-from fxplain.labels.labels import NOTHING, Slot, Value, joined
+from fxplain.labels.labels import Slot
 from fxplain.labels.notebook import Ledger, Looked
-from fxplain.labels.operand import Operand
+from fxplain.labels.value import NOTHING, Operand, Value, joined
 
 
 def aten(names: str) -> tuple[str, ...]:
@@ -68,16 +68,19 @@ class Call:
 
     def matched(self, rule: str) -> None:
         """Note that a recognition rule found what it looks for at this node."""
-        self.ledger.looked.append(Looked(self.node, rule))
+        self.ledger.remarks.looked.append(Looked(self.node, rule))
 
     def unmatched(self, rule: str, reason: str) -> None:
         """Note that a recognition rule did not find it, and why: ``fxplain inspect --why`` prints that."""
-        self.ledger.looked.append(Looked(self.node, rule, reason))
+        self.ledger.remarks.looked.append(Looked(self.node, rule, reason))
 
     def carry(self, *operands: Operand, slots: Sequence[Slot] = (), **changes: Any) -> Value:
         """A value with the provenance of the operands and the given slots."""
-        known = {**joined([operand.value for operand in operands]), **changes}
-        return Value(slots=tuple(slots), **known)
+        return joined([operand.value for operand in operands]).having(slots=tuple(slots), **changes)
+
+    def made(self, *operands: Operand, slots: Sequence[Slot] = ()) -> Value:
+        """A value of tokens that something was made of these operands, and no map or sample any more."""
+        return self.carry(*operands, slots=slots, softmaxes=frozenset(), samples=frozenset(), single=())
 
 
 def pick(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from fxplain.labels.batch_axis import Guess
-from fxplain.labels.labels import NOTHING, Value
 from fxplain.labels.notebook import Ledger
+from fxplain.labels.value import NOTHING, Value
 
 
 @dataclass(frozen=True)

@@ -272,24 +272,3 @@ class Site:
     def keeps(self) -> list[fx.Node]:
         """The nodes whose values are needed to rebuild its map."""
         return [self.tap] if self.map.tapped is not None else self.map.keeps(self.node)
-
-
-@dataclass(frozen=True)
-class Partial:
-    """A tensor that is a sum of attentions' outputs, each row times a factor: how far it is put together."""
-
-    factors: dict[int, Tensor]
-    """By index of the site, laid out as the tensor; without meaning once it was moved."""
-    sums: Tensor
-    """What the weights of every row add up to, laid out as the tensor."""
-    positive: bool
-    """Whether no weight is negative."""
-    moved: bool = False
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A tensor in which several such sums lie side by side along an axis of their own."""
-
-    parts: tuple[Partial, ...]
-    axis: int

@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 SHIFT = 40
 CODE_MASK = (1 << SHIFT) - 1
@@ -109,95 +108,6 @@ def run_on_labels(operation: Callable[[Tensor], Tensor], labels: Tensor) -> Tens
         return operation(labels.double()).round().long()
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A single token a sample that was added to the tokens of another axis, as a query is to keys."""
-
-    code: int
-    strength: int
-    reads: frozenset[int]
-    products: int = 0
-    """How many sums of products its sum went through since."""
-
-
-@dataclass(frozen=True)
-class Beside:
-    """Tokens that were added to finer ones, each to several: queries to the keys picked for each."""
-
-    slot: Slot
-    """Laid out as the tensor."""
-    products: int = 0
-    """How many sums of products their sum went through since."""
-    main: Slot | None = None
-    """Where all pairs of two tokens lie along one axis: the one of each pair, as ``slot`` is the other."""
-
-    def moved(self, move: Callable[[Slot], Slot]) -> Beside:
-        """The same tokens, laid out otherwise."""
-        return replace(self, slot=move(self.slot), main=None if self.main is None else move(self.main))
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """Whose spectrum a tensor is: the labels before the transform, the shape they were of, and its node."""
-
-    slots: tuple[Slot, ...]
-    shape: tuple[int, ...]
-    source: fx.Node | None = None
-
-
-@dataclass(frozen=True)
-class Value:
-    """What is known of one tensor of the graph."""
-
-    slots: tuple[Slot, ...] = ()
-    root: str | None = None
-    """The input, else the parameter, that the tensor mainly comes from."""
-    from_input: bool = False
-    softmaxes: frozenset[str] = frozenset()
-    """Softmax-like nodes whose weights this tensor still carries."""
-    origin: str | None = None
-    """The node that first held these very numbers in this shape (copies and casts pass it on)."""
-    lost: frozenset[str] = frozenset()
-    """Nodes upstream at which labels were lost."""
-    sampled: frozenset[str] = frozenset()
-    """Nodes whose samples at points this tensor still holds one by one."""
-    asked: tuple[Asked, ...] = ()
-    """Single tokens that gave way to finer labels: the rows of scores that are made of this tensor."""
-    tied: bool = False
-    """Whether scores were summed over rows of a grid, whose first the labels name."""
-    beside: Beside | None = None
-    """Tokens of fewer axes that gave way: the rows of scores that are made of this tensor."""
-    spectrum: Spectrum | None = None
-    """Set where tokens were transformed to frequencies, until they are transformed back."""
-    summed: frozenset[fx.Node] = frozenset()
-    """Products that summed all tokens into features, which this tensor still holds."""
-    piled: bool = False
-    """Single tokens were added up or multiplied, and stand side by side as slots: the newest comes first."""
-    depth: int = 0
-    """How many sums of products the tensor is away from its elements at most."""
-
-    @property
-    def active(self) -> tuple[Slot, ...]:
-        """The slots that name tokens."""
-        return tuple(slot for slot in self.slots if slot.strength > DORMANT)
-
-    @property
-    def labelled(self) -> bool:
-        return bool(self.active)
-
-    @property
-    def is_summary(self) -> bool:
-        """Whether all tokens were summed out on the way here: features of none of them, nor of new ones."""
-        return self.from_input and not self.labelled and self.depth > 0 and not self.lost
-
-    @property
-    def dormant(self) -> Slot | None:
-        return next((slot for slot in self.slots if slot.strength == DORMANT), None)
-
-
-NOTHING = Value()
-
-
 def broadcast(*arrays: Tensor) -> tuple[Tensor, ...]:
     """The arrays expanded to one shape."""
     return tuple(torch.broadcast_tensors(*arrays))  # type: ignore[no-untyped-call]
@@ -248,23 +158,3 @@ def same_tokens(one: Slot, other: Slot) -> bool:
 
 def reads_of(slots: Iterable[Slot]) -> frozenset[int]:
     return frozenset().union(*(slot.reads for slot in slots))
-
-
-def joined(values: Sequence[Value]) -> dict[str, Any]:
-    """The provenance (everything but slots) that a result inherits from its operands, the first one
-    leading."""
-    rooted = [v for v in values if v.root is not None]
-    main = next((v for v in rooted if v.from_input), rooted[0] if rooted else NOTHING)
-    return {
-        "root": main.root,
-        "from_input": any(v.from_input for v in values),
-        "softmaxes": frozenset().union(*(v.softmaxes for v in values)),
-        "lost": frozenset().union(*(v.lost for v in values)),
-        "sampled": frozenset().union(*(v.sampled for v in values)),
-        "summed": frozenset().union(*(v.summed for v in values)),
-        "asked": tuple({query.code: query for v in values for query in v.asked}.values()),
-        "spectrum": next((v.spectrum for v in values if v.spectrum is not None), None),
-        "piled": any(v.piled for v in values),
-        "tied": any(v.tied for v in values),
-        "depth": max((v.depth for v in values), default=0),
-    }

@@ -20,7 +20,7 @@ def weights_of(graph: fx.Graph, findings: Findings) -> frozenset[fx.Node]:
     found: set[fx.Node] = set()
     for node in graph.nodes:
         several = any(len({slot.token_axes for slot in part.active}) > 1 for part in findings.parts(node))
-        over_tokens = findings.ledger.softmaxes.get(node.name, (node, ""))[1] == "tokens"
+        over_tokens = findings.ledger.remarks.softmaxes.get(node.name, (node, ""))[1] == "tokens"
         labelled = [used for used in node.all_input_nodes if any(p.labelled for p in findings.parts(used))]
         made = bool(labelled) and all(used in found for used in labelled)
         if several or over_tokens or node in maps or made:

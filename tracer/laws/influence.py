@@ -22,7 +22,8 @@ from fxplain.capture.passes.clean import draws
 from fxplain.capture.verify import tolerance
 from fxplain.labels.call import op_name
 from fxplain.labels.findings import Findings
-from fxplain.labels.labels import STRONG, Slot, Value, broadcast, codes_of, samples_of
+from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, samples_of
+from fxplain.labels.value import Value
 from fxplain.laws.held import scores_in_the_making, weights_of
 from fxplain.laws.moved import Moved, runs_of
 from fxplain.laws.reach import Reach
@@ -94,9 +95,9 @@ class _Pass:
         self.moved: list[dict[fx.Node, Any]] = [{} for _ in runs]
         self.found: list[Violation] = []
         self.told = told
-        self.unfollowed = {node for node, _ in carried(findings)} | set(findings.ledger.statistics)
+        self.unfollowed = {node for node, _ in carried(findings)} | set(findings.ledger.remarks.statistics)
         self.states = _states(self.nodes, findings)
-        self.silent = (followed(findings) | set(findings.ledger.unfollowed)) - self.unfollowed
+        self.silent = (followed(findings) | set(findings.ledger.remarks.unfollowed)) - self.unfollowed
         self.noise = torch.Generator().manual_seed(0)
         self.in_place = any(_writes(node) for node in self.nodes)
         self.least = 10 * tolerance([t for t in bound.values() if t.is_floating_point()])
@@ -169,7 +170,7 @@ class _Pass:
         if not bool(bad.any()):
             return held  # a rounding, which may grow
         token = self._culprit(node, bad, run)
-        space = self.findings.ledger.space_of(token)
+        space = self.findings.ledger.tokens.space_of(token)
         if node not in self.silent and not self._same_place(node, bad, token):
             size, share = float(gap.cpu()[bad].max()) / largest, float(bad.float().mean())
             told = self._is_told(node, space.source)
@@ -185,7 +186,7 @@ class _Pass:
     def _same_place(self, node: fx.Node, bad: Tensor, token: int) -> bool:
         """Whether those places are of the same place of the same input, which became tokens twice: the
         positions of ids, worked out from the ids, are added to the ids' own tokens."""
-        space, places = self.findings.ledger.space_of, set[tuple[str, int]]()
+        space, places = self.findings.ledger.tokens.space_of, set[tuple[str, int]]()
         for slot in self.findings.value(node).active:
             own = torch.unique(codes_of(slot.labels).expand(bad.shape)[bad])
             places |= {(space(code).source, code - space(code).start) for code in own.tolist() if code >= 0}
@@ -230,10 +231,11 @@ def _states(nodes: Sequence[fx.Node], findings: Findings) -> frozenset[fx.Node]:
 
 def _claimed(value: Value) -> list[Slot]:
     """All slots that a tensor's tokens are named by, and those that gave way and are remembered."""
-    if value.tied or value.spectrum is not None or value.asked or value.lost:
+    gave_way, coarser = value.gave_way, value.gave_way.coarser
+    if gave_way.shared_map or value.hidden.spectrum is not None or gave_way.single or value.lost:
         return []
-    beside = [] if value.beside is None else [value.beside.slot, value.beside.main]
-    return [*value.active, *(slot for slot in beside if slot is not None)] if value.active else []
+    sides = [] if coarser is None else [coarser.slot, coarser.main]
+    return [*value.active, *(slot for slot in sides if slot is not None)] if value.active else []
 
 
 def _held(value: Any, altered: Any) -> Any:

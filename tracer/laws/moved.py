@@ -40,7 +40,7 @@ def asked_spaces(findings: Findings) -> list[Born]:
     Convolutions before any attention make tokens and are no steps of an explanation: what they read are no
     tokens yet. Spaces that nothing uses in the end are asked about too: their tokens gave way to others.
     """
-    spaces = findings.ledger.spaces
+    spaces = findings.ledger.tokens.spaces
     classified = classify(findings)
     number = classified.renumber
     names = {space.start: space.origin for space in classified.spaces}

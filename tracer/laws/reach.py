@@ -32,7 +32,7 @@ class Reach:
     """
 
     def __init__(self, findings: Findings, asked: Sequence[Sequence[tuple[int, int]]]) -> None:
-        spaces = findings.ledger.spaces
+        spaces = findings.ledger.tokens.spaces
         self.tokens = spaces[-1].start + spaces[-1].size if spaces else 0
         self.batch = findings.batch
         self.own = torch.zeros((self.batch + 1) * self.tokens, len(asked), dtype=torch.bool)

@@ -68,8 +68,7 @@ def slopes_of(
         outputs = execute(captured, bound, change)
         steps = frozenset(site.index for site in labelled.classified.sites)
         wanted = asked[1] or default_output(captured.outputs, outputs, findings.outputs, steps)
-        names, batch = captured.outputs, findings.batch
-        resolved = resolve(outputs, findings.outputs, names, asked[0], wanted, batch, captured.rebuild)
+        resolved = resolve(outputs, findings.outputs, captured, asked[0], wanted, findings.batch)
         found = tuple(entries.found)
         if not resolved.scores.requires_grad:  # all ways to it are held
             return Slopes(resolved, found, tuple(torch.zeros_like(entry.tensor) for entry in found))

@@ -220,7 +220,7 @@ def _softmaxes(labelled: Labelled, site: Site) -> list[fx.Node]:
     """What is taken for the softmaxes that made a site's weights; kernels, whose outputs are none, aside."""
     if site.map.normaliser != "softmax":
         return []
-    known = labelled.findings.ledger.softmaxes
+    known = labelled.findings.ledger.remarks.softmaxes
     sites = [part for own in labelled.findings.ledger.sites for part in (own, *own.map.parts)]
     kernels = {own.node for own in sites if isinstance(own.map, Kernel)}
     found = (known[name][0] for name in sorted(site.softmaxes) if name in known)

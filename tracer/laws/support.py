@@ -112,7 +112,7 @@ class _Law:
     @cached_property
     def held(self) -> Slopes:
         """Slopes where nothing passes by weights between tokens, nor through what is not followed."""
-        nodes = {node for node, _ in carried(self.findings)} | set(self.findings.ledger.summaries)
+        nodes = {node for node, _ in carried(self.findings)} | set(self.findings.ledger.remarks.summaries)
         return self._run(only_scores(self.labelled) | nodes)
 
     def of(self, source: str) -> Iterator[Violation]:
@@ -247,7 +247,7 @@ def _tokens_of(labelled: Labelled, source: str) -> Tensor:
     """[token]: the living ones of one input; none after the last."""
     found = torch.zeros(len(labelled.classified.renumber) + 1, dtype=torch.bool)
     own = living(labelled)
-    for space in labelled.findings.ledger.spaces:
+    for space in labelled.findings.ledger.tokens.spaces:
         if space.source == source:
             inside = slice(space.start, space.start + space.size)
             found[inside] = own[inside]

@@ -58,12 +58,12 @@ class MapProducts:
         lines = vectors.reshape(scores, batch, count, -1).transpose(1, 2).reshape(scores, count, -1)
         # place -1 is the last: a zero, as is what lies in a row of no known sample and in no column
         taken = torch.where(taken < lines.shape[-1], taken, -1)
-        spread = torch.nn.functional.pad(lines, (0, 1))[..., taken]
-        live = {} if right else _live(spread.flatten(0, 1), self.plan)
+        on_map = torch.nn.functional.pad(lines, (0, 1))[..., taken]
+        live = {} if right else _live(on_map.flatten(0, 1), self.plan)
         total = vectors.new_zeros(scores, count, *given.shape)
         if live is not None:
             for where, every in self._weights(live):
-                for own, sums, weights in zip(spread, total, every, strict=True):
+                for own, sums, weights in zip(on_map, total, every, strict=True):
                     part = _contracted(_part(own, where), weights.to(vectors.dtype), given.shape, right)
                     _part(sums, where).add_(part)
         out = vectors.new_zeros(scores * count, batch * size + 1)
@@ -127,17 +127,17 @@ class MapProducts:
         return net(mean) if self.net else mean
 
 
-def _live(spread: Tensor, plan: Plan) -> dict[int, range] | None:
+def _live(on_map: Tensor, plan: Plan) -> dict[int, range] | None:
     """The only rows of the map that count, by axis; None if there is none."""
     found = {}
-    for axis in range(spread.ndim - 1):
+    for axis in range(on_map.ndim - 1):
         if plan.rows.shape[axis] > 1 and axis not in plan.site.axes.columns:
-            others = [other for other in range(spread.ndim) if other != axis + 1]
-            places = (spread != 0).any(others).nonzero().flatten() if others else spread.nonzero().flatten()
+            others = [other for other in range(on_map.ndim) if other != axis + 1]
+            places = (on_map != 0).any(others).nonzero().flatten() if others else on_map.nonzero().flatten()
             if not places.numel():
                 return None
             found[axis] = range(int(places[0]), int(places[-1]) + 1)
-    return found if found or bool(spread.any()) else None
+    return found if found or bool(on_map.any()) else None
 
 
 def _part(tensor: Tensor, where: Where) -> Tensor:

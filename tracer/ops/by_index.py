@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from fxplain.labels.call import Call, aten
-from fxplain.labels.labels import Slot, Value, codes_of, compact, encode, reads_of, samples_of
-from fxplain.labels.operand import Operand
+from fxplain.labels.labels import Slot, codes_of, compact, encode, reads_of, samples_of
+from fxplain.labels.value import Operand, Value
 from fxplain.ops.meeting.mixing import new_tokens, record
 from fxplain.ops.movement import on_cpu, rerun
 from fxplain.ops.table import transfer
@@ -117,8 +117,8 @@ def _taken_in(call: Call, read: Read, base: Operand, source: Operand, new: Slot)
 def _merged(call: Call, read: Read, source: Operand, new: Slot) -> Slot:
     """New tokens, made of the old ones."""
     rows = _places(call, source, new)
-    spread = replace(rows, labels=compact(read(rows.expanded(call.result.shape)).contiguous()))
-    made = record(call, source, spread, new)
+    at_source = replace(rows, labels=compact(read(rows.expanded(call.result.shape)).contiguous()))
+    made = record(call, source, at_source, new)
     return replace(rows, reads=made.reads)
 
 
@@ -196,7 +196,7 @@ def write(call: Call) -> Value:
         call.ledger.data_dependent |= source.value.labelled or base.value.labelled
     awake = source.value.labelled or base.value.labelled
     olds, news = (list(o.value.active if awake else o.value.slots) for o in (base, source))
-    if source.value.piled and not any(slot.token_axes for slot in news):
+    if source.value.gave_way.several_single and not any(slot.token_axes for slot in news):
         news = news[:1]  # a state that holds several tokens is written where the newest has its place
     slots = []
     alike = len(olds) == len(news)  # rows go into rows and columns into columns, in their order
@@ -205,15 +205,15 @@ def write(call: Call) -> Value:
         old = olds[0] if alike else _closest(Slot(compact(alone), new.strength), olds)
         olds = [slot for slot in olds if slot is not old]
         under = old.expanded(base.shape) if old else torch.zeros(base.shape, dtype=torch.int64)
-        labels = _spread(writer(call, under, new.expanded(source.shape)), new, _features(call, source))
+        labels = _over_features(writer(call, under, new.expanded(source.shape)), new, _features(call, source))
         both = [new, old] if old else [new]
         if old and old.reads and new.reads:
             _lay_beside(call, old, new, not bool(((alone > 0) & (under > 0)).any()))
         slots.append(Slot(compact(labels), max(slot.strength for slot in both), reads_of(both)))
-    blank = torch.zeros(source.shape, dtype=torch.int64)
+    unlabelled = torch.zeros(source.shape, dtype=torch.int64)
     for old in olds:
         # where the source has no such labels, none are written; a source without any leaves all as they are
-        labels = writer(call, old.expanded(base.shape), blank) if news else old.labels
+        labels = writer(call, old.expanded(base.shape), unlabelled) if news else old.labels
         slots.append(replace(old, labels=compact(labels)))
     return call.carry(source, base, slots=slots)
 
@@ -225,7 +225,7 @@ def _lay_beside(call: Call, old: Slot, new: Slot, apart: bool) -> None:
     """Heads that are written one after the other into one tensor: the same tokens, at other places."""
     tokens = [torch.unique(slot.labels[slot.labels > 0]) for slot in (old, new)]
     if apart and torch.equal(*tokens):
-        call.ledger.lay_beside([old, new])
+        call.ledger.note_heads([old, new])
 
 
 def _closest(new: Slot, olds: Sequence[Slot]) -> Slot | None:
@@ -255,7 +255,7 @@ def _indexed(call: Call, ndim: int) -> list[int]:
     return []
 
 
-def _spread(labels: Tensor, source: Slot, features: Sequence[int]) -> Tensor:
+def _over_features(labels: Tensor, source: Slot, features: Sequence[int]) -> Tensor:
     """Where a token's features are written to some places only, the places beside them are the token's
     too."""
     if labels.ndim == source.labels.ndim:

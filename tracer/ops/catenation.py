@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fxplain.labels.call import Call
-from fxplain.labels.labels import DORMANT, Slot, Value, codes_of, compact, fill_samples, reads_of
+from fxplain.labels.labels import DORMANT, Slot, codes_of, compact, fill_samples, reads_of
 from fxplain.labels.merge import merge
-from fxplain.labels.operand import Operand
-from fxplain.ops.elementwise import asked_among, beside_among, taken_in
+from fxplain.labels.value import Operand, Value
+from fxplain.ops.elementwise import coarser_among, single_among, taken_in
 from fxplain.ops.names import with_tokens
 from fxplain.ops.table import transfer
 from fxplain.ops.tokens import taken_place
@@ -53,15 +53,15 @@ def side_by_side(call: Call, parts: Sequence[Operand], axis: int) -> Value:
         )
         strength = max(piece.strength for piece in pieces)
         if not any(piece.varies(axis) for piece in pieces) and _all_alike(pieces):
-            call.ledger.lay_beside(pieces)
+            call.ledger.note_heads(pieces)
         slot = Slot(labels, strength, reads_of(pieces))
         slots.append(_having_taken_in(call, gave_way, pattern, slot, axis))
     value = call.carry(*operands, slots=slots)
     given = [part.value.active for part in parts]
     along = any(slot.varies(axis) for own in (*given, slots) for slot in own)
-    beside = None if along else beside_among(given, slots)
-    asked = (*value.asked, *asked_among(given, slots, features=axis))
-    return replace(value, asked=asked, beside=beside)
+    coarser = None if along else coarser_among(given, slots)
+    single = (*value.gave_way.single, *single_among(given, slots, features=axis))
+    return value.having(single=single, coarser=coarser)
 
 
 def _lead(parts: Sequence[Operand], axis: int) -> Operand | None:
@@ -109,7 +109,7 @@ def _of_one_place(pieces: list[Slot], call: Call, axis: int) -> list[Slot]:
     alike = all(len(own) == len(tokens[0]) > 1 for own in tokens)
     if not alike or len(torch.unique(torch.cat(tokens))) < sum(len(own) for own in tokens):
         return pieces
-    sources = {call.ledger.source_of(int(own[0])) for own in tokens}
+    sources = {call.ledger.tokens.source_of(int(own[0])) for own in tokens}
     return [pieces[0]] * len(pieces) if len(sources) == 1 else pieces
 
 
@@ -172,7 +172,7 @@ def _awake(call: Call, dormant: Slot, pattern: Slot, axis: int) -> Slot:
     for other in range(labels.ndim):
         if other != axis and not pattern.varies(other):
             labels = _first(labels, other)
-    return call.ledger.wake(replace(dormant, labels=labels), call.node)
+    return call.ledger.tokens.of_elements(replace(dormant, labels=labels), call.node)
 
 
 def _first(labels: Tensor, axis: int) -> Tensor:

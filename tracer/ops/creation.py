@@ -6,8 +6,8 @@ import torch
 
 from fxplain.labels.call import Call, aten
 from fxplain.labels.elements import Root
-from fxplain.labels.labels import DORMANT, NOTHING, WEAK, Slot, Value, encode
-from fxplain.labels.operand import Operand
+from fxplain.labels.labels import DORMANT, WEAK, Slot, encode
+from fxplain.labels.value import NOTHING, Operand, Value
 from fxplain.ops.table import transfer
 from fxplain.ops.tokens import fresh
 
@@ -47,7 +47,7 @@ def noise(call: Call) -> Value:
 @transfer(*aten(COUNTING))
 def counting(call: Call) -> Value:
     """Each place is an element of its own, as in a parameter."""
-    start = call.ledger.elements.reserve(
+    start = call.ledger.tokens.elements.reserve(
         Root(call.node.name, is_input=False, strength=WEAK, is_constant=True), call.result.shape
     )
     codes = torch.arange(call.result.numel()).view(call.result.shape) + start

@@ -11,27 +11,15 @@ import torch
 from torch import Tensor
 
 from fxplain.labels.call import Call, aten
-from fxplain.labels.labels import (
-    DORMANT,
-    STRONG,
-    Asked,
-    Beside,
-    Slot,
-    Value,
-    align,
-    broadcast,
-    codes_of,
-    compact,
-    samples_of,
-)
+from fxplain.labels.labels import DORMANT, STRONG, Slot, align, broadcast, codes_of, compact, samples_of
 from fxplain.labels.merge import merge
-from fxplain.labels.operand import Operand
+from fxplain.labels.value import Coarser, Operand, Single, Value
 from fxplain.ops.meeting.features import pair_among
 from fxplain.ops.meeting.mixing import join
-from fxplain.ops.names import ADDING, completing, placed, spread, under_condition, without_tables
+from fxplain.ops.names import ADDING, completing, placed, under_condition, with_rows, without_tables
 from fxplain.ops.sequences import taken_for_data
 from fxplain.recognise.around import first_in_its_module, is_score
-from fxplain.recognise.misplaced import relaid_on
+from fxplain.recognise.misplaced import misplaced_on
 
 QUERYING = frozenset(aten("add sub mul"))
 JOINING = frozenset(aten("add sub mul"))
@@ -44,44 +32,52 @@ STATE = "recurrence", "adds a token to a state that holds several before it: the
 
 def pointwise(call: Call, operands: Sequence[Operand] | None = None) -> Value:
     """Merge the labels of all operands, broadcast against each other."""
-    operands = spread(call, completing(call, call.operands() if operands is None else operands))
+    operands = with_rows(call, completing(call, call.operands() if operands is None else operands))
     ndim = call.result.ndim if isinstance(call.result, Tensor) else max(o.ndim for o in operands)
     raw = under_condition(call, operands)
     if raw is not None:
-        return replace(raw.value, slots=tuple(align(slot, ndim) for slot in raw.value.slots), origin=None)
+        return raw.value.having(
+            slots=tuple(align(s, ndim) for s in raw.value.slots), origin=None, product=None
+        )
     aligned = [[align(slot, ndim) for slot in operand.value.slots] for operand in operands]
     call.ledger.crossing |= _samples_meet(aligned)
     if not any(operand.value.labelled for operand in operands):
         aligned = without_tables(call, aligned)
     elif len(operands) == 2:
         aligned = placed(call, operands, aligned)
-    additive = call.op.removesuffix("_") in JOINING
-    ordered = _newest_first(call, operands, aligned) if additive else _older_first(call, aligned)
-    relaid = relaid_on(call, operands, aligned) if additive else None
-    one_place = additive and not _one_place(call, aligned)
-    pairs = _pair_tokens(call, operands, aligned)
-    slots = merge([pairs] if pairs else ordered, additive=one_place) if relaid is None else (relaid,)
-    if (
-        relaid is None
-        and isinstance(call.result, Tensor)
-        and call.result.is_floating_point()
-        and len(slots) == 1
-    ):
-        slots = (_joined(call, operands, aligned, slots[0]),)
+    slots = _merged(call, operands, aligned)
     value = call.carry(*operands, slots=slots, origin=_origin_of_ids(call, operands))
     if call.op == "aten::abs":
         value = taken_for_data(call, value)
-    single = not any(slot.token_axes for slot in slots)
-    if additive and single and len(slots) > max(len(operand.value.active) for operand in operands):
-        value = replace(value, piled=True)
-    if additive and len(slots) > 2 and single:
-        _told(call)
-        value = replace(value, slots=value.slots[:MOST_IN_A_STATE])
-    value = replace(value, beside=_beside(call, operands, slots))
+    if call.op.removesuffix("_") in JOINING and not any(slot.token_axes for slot in slots):
+        value = _of_single_tokens(call, operands, value)
+    value = value.having(coarser=_coarser(call, operands, slots))
     if call.op.removesuffix("_") not in QUERYING:
         return value
     products = 2 if "mul" in call.op else 0  # a product with keys only has its features to be summed up
-    return replace(value, asked=(*value.asked, *asked_among(aligned, slots, products)))
+    return value.having(single=(*value.gave_way.single, *single_among(aligned, slots, products)))
+
+
+def _merged(call: Call, operands: Sequence[Operand], aligned: Sequence[Sequence[Slot]]) -> tuple[Slot, ...]:
+    """The slots of the result, after those that stay have taken in the others."""
+    additive = call.op.removesuffix("_") in JOINING
+    misplaced = misplaced_on(call, operands, aligned) if additive else None
+    if misplaced is not None:
+        return (misplaced,)
+    pairs = _pair_tokens(call, operands, aligned)
+    ordered = _newest_first(call, operands, aligned) if additive else _older_first(call, aligned)
+    slots = merge([pairs] if pairs else ordered, additive=additive and not _one_place(call, aligned))
+    floating = isinstance(call.result, Tensor) and call.result.is_floating_point()
+    return (_joined(call, operands, aligned, slots[0]),) if floating and len(slots) == 1 else slots
+
+
+def _of_single_tokens(call: Call, operands: Sequence[Operand], value: Value) -> Value:
+    """What is known of a sum, or a product, of single tokens: a state holds the newest of them."""
+    if len(value.slots) > max(len(operand.value.active) for operand in operands):
+        value = value.having(several_single=True)
+    if len(value.slots) > 2:
+        _note_state(call)
+    return replace(value, slots=value.slots[:MOST_IN_A_STATE])
 
 
 def _pair_tokens(
@@ -112,7 +108,7 @@ def _one_place(call: Call, operands: Sequence[Sequence[Slot]]) -> bool:
     of one grid are different tokens all the same: a state that goes along them.
     """
     slots = [slot for own in operands for slot in own if slot.strength > DORMANT]
-    grids = [call.ledger.mixed_at(slot) for slot in slots]
+    grids = [call.ledger.tokens.mixed_at(slot) for slot in slots]
     if len(set(grids)) < len(grids):
         return False
     if all(slot.reads and not call.ledger.beyond_stem(slot.reads) for slot in slots):
@@ -139,28 +135,29 @@ def _samples_meet(operands: Sequence[Sequence[Slot]]) -> bool:
     return False
 
 
-def _told(call: Call) -> None:
+def _note_state(call: Call) -> None:
     """Note the recurrence, once in a module."""
-    known = [node for node, told in call.ledger.unfollowed.items() if told == STATE]
+    known = [node for node, remark in call.ledger.remarks.unfollowed.items() if remark == STATE]
     if first_in_its_module(call.node, known):
-        call.ledger.unfollowed[call.node] = STATE
+        call.ledger.remarks.unfollowed[call.node] = STATE
 
 
-def asked_among(
+def single_among(
     given: Sequence[Sequence[Slot]], kept: Sequence[Slot], products: int = 0, features: int | None = None
-) -> list[Asked]:
+) -> list[Single]:
     """Single tokens of a sample that gave way to the tokens of an axis: a query that was added to keys."""
     if not any(slot.token_axes - {features} for slot in kept):
         return []
     firm = [slot for slots in given for slot in slots if slot.strength > DORMANT and slot.labels.numel()]
     single = [slot for slot in firm if not slot.token_axes and not any(slot is k for k in kept)]
-    return [Asked(int(codes_of(slot.labels).amax()), slot.strength, slot.reads, products) for slot in single]
+    return [Single(int(codes_of(slot.labels).amax()), slot.strength, slot.reads, products) for slot in single]
 
 
-def _beside(call: Call, operands: Sequence[Operand], slots: Sequence[Slot]) -> Beside | None:
-    """Tokens that the operands had beside theirs, or that give way here."""
+def _coarser(call: Call, operands: Sequence[Operand], slots: Sequence[Slot]) -> Coarser | None:
+    """Tokens that gave way to finer ones in the operands, or do so here."""
     ndim = call.result.ndim if isinstance(call.result, Tensor) else 0
-    known = [operand.value.beside for operand in operands if operand.value.beside is not None]
+    gave_way = (operand.value.gave_way.coarser for operand in operands)
+    known = [coarser for coarser in gave_way if coarser is not None]
     if known:
         return known[0].moved(lambda slot: align(slot, ndim)) if ndim else None
     pairs = pair_among([operand.value.active for operand in operands], ndim)
@@ -169,13 +166,13 @@ def _beside(call: Call, operands: Sequence[Operand], slots: Sequence[Slot]) -> B
     several = [o.value.active for o in operands if len(o.value.active) == 2]
     crossed = [[align(s, ndim) for s in own] for own in several if all(s.token_axes for s in own)]
     if len(crossed) == len(slots) == 1 and slots[0].token_axes == _axes_of(crossed[0]):
-        return Beside(crossed[0][1], main=crossed[0][0])
+        return Coarser(crossed[0][1], main=crossed[0][0])
     if call.op.removesuffix("_") not in ADDING:
         return None
-    return beside_among([[align(s, ndim) for s in o.value.active] for o in operands], slots)
+    return coarser_among([[align(s, ndim) for s in o.value.active] for o in operands], slots)
 
 
-def beside_among(given: Sequence[Sequence[Slot]], kept: Sequence[Slot]) -> Beside | None:
+def coarser_among(given: Sequence[Sequence[Slot]], kept: Sequence[Slot]) -> Coarser | None:
     """Tokens of an input that lie along some axes of the one slot that is kept, and not along all."""
     if len(kept) != 1:
         return None
@@ -186,7 +183,7 @@ def beside_among(given: Sequence[Sequence[Slot]], kept: Sequence[Slot]) -> Besid
         for slot in slots
         if slot.strength == STRONG and slot.token_axes and slot.token_axes < axes
     ]
-    return Beside(coarser[0]) if coarser else None
+    return Coarser(coarser[0]) if coarser else None
 
 
 def _newest_first(
@@ -201,7 +198,7 @@ def _newest_first(
         return _older_first(call, slots)
     one, other = (
         (
-            max((call.ledger.mixed_at(slot) for slot in own), default=0),
+            max((call.ledger.tokens.mixed_at(slot) for slot in own), default=0),
             -operand.value.depth,
             max((int(codes_of(slot.labels).amax()) for slot in own if slot.labels.numel()), default=-1),
         )
@@ -265,18 +262,18 @@ def _others(call: Call, slots: Sequence[Slot], kept: Slot) -> list[Slot]:
         if not kept.token_axes or kept.strength == DORMANT or not (slot.strength == STRONG or asks):
             continue
         if kept.strength < STRONG:
-            told = not slot.token_axes  # learned tokens, and one of an input that is added to all of them
+            comes = not slot.token_axes  # learned tokens, and one of an input that is added to all of them
         elif slot.token_axes and slot.token_axes < kept.token_axes:
-            told = True  # a token for many, one of several: a node beside each of its edges
+            comes = True  # a token for many, one of several: a node beside each of its edges
         elif slot.token_axes == kept.token_axes and _neighbours(call, slot, kept):
-            told = True  # what was picked at several places of an input, and is added up
+            comes = True  # what was picked at several places of an input, and is added up
         elif not slot.reads:
             continue
         elif slot.token_axes == kept.token_axes:
-            told = call.ledger.beyond_stem(slot.reads | kept.reads)
+            comes = call.ledger.beyond_stem(slot.reads | kept.reads)
         else:
-            told = slot.token_axes < kept.token_axes and call.ledger.attended(slot.reads)
-        if told and bool(_differ(slot, kept).any()):
+            comes = slot.token_axes < kept.token_axes and call.ledger.attended(slot.reads)
+        if comes and bool(_differ(slot, kept).any()):
             found.append(slot)
     return found
 
@@ -286,7 +283,9 @@ def _neighbours(call: Call, one: Slot, other: Slot) -> bool:
     if call.op.removesuffix("_") not in SUMS:
         return False
     codes = [codes_of(slot.labels) for slot in (one, other)]
-    spaces = [{call.ledger.space_of(int(end)) for end in known[known >= 0].aminmax()} for known in codes]
+    spaces = [
+        {call.ledger.tokens.space_of(int(end)) for end in known[known >= 0].aminmax()} for known in codes
+    ]
     return len(spaces[0] | spaces[1]) == 1 and next(iter(spaces[0])).origin == "input"
 
 

@@ -7,15 +7,14 @@ labels are carried as a linear map carries them.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import Call
-from fxplain.labels.labels import Slot, Value
-from fxplain.labels.operand import Operand
+from fxplain.labels.value import Operand, Value
+from fxplain.ops.reading import reduced
 
 DRAWS = 2
 
@@ -33,14 +32,11 @@ def by_experiment(call: Call) -> Value | None:
     if operand.shape == tuple(result.shape) and _apart(call, operand, operand.ndim):
         return call.carry(*call.operands(), slots=slots)
     last = operand.ndim - 1
-    within_rows = operand.shape[:last] == tuple(result.shape[:-1]) and not any(s.varies(last) for s in slots)
+    kept = reduced(operand.ndim, [last], keep=True).survivors(slots)
+    within_rows = operand.shape[:last] == tuple(result.shape[:-1]) and len(kept) == len(slots)
     if operand.ndim > 1 and within_rows and _apart(call, operand, last):
-        return call.carry(*call.operands(), slots=[_narrow(slot) for slot in slots])
+        return call.carry(*call.operands(), slots=kept)
     return None
-
-
-def _narrow(slot: Slot) -> Slot:
-    return replace(slot, labels=slot.labels.narrow(-1, 0, 1))
 
 
 def _apart(call: Call, operand: Operand, axes: int) -> bool:
@@ -56,9 +52,9 @@ def _stays(call: Call, operand: Operand, axes: int, draw: int) -> bool:
         chosen = (torch.arange(chosen.numel()) % 2 == draw % 2).view(shape)
     chosen = chosen.to(operand.tensor.device)
     noise = torch.randn(operand.shape, generator=generator).to(operand.tensor)
-    spread = operand.tensor.detach().float().std().clamp_min(1e-3).to(operand.tensor)
+    scale = operand.tensor.detach().float().std().clamp_min(1e-3).to(operand.tensor)
     where = chosen.view(*shape, *[1] * (operand.ndim - axes))
-    again = _again(call, operand, operand.tensor + noise * spread * where)
+    again = _again(call, operand, operand.tensor + noise * scale * where)
     changed = (again != call.result).reshape(*shape, -1).any(-1)
     # a place that noise does not move (the flat part of a clamp) is no proof of anything: others must
     return bool((changed <= chosen).all()) and bool(changed.any())

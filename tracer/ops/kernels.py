@@ -14,14 +14,14 @@ from torch import Tensor, fx
 from fxplain.labels.axes import kernel_axes
 from fxplain.labels.call import Call, aten
 from fxplain.labels.flows import Kernel
-from fxplain.labels.labels import NOTHING, Slot, Value, align, compact, reads_of
+from fxplain.labels.labels import Slot, align, compact, reads_of
 from fxplain.labels.merge import merge
-from fxplain.labels.operand import Operand
+from fxplain.labels.value import NOTHING, Operand, Value
 from fxplain.ops.meeting.attending import Numbers, attend
 from fxplain.ops.meeting.features import one_token_a_place
-from fxplain.ops.meeting.reading import Side
+from fxplain.ops.meeting.sides import Side
 from fxplain.ops.table import transfer
-from fxplain.ops.tokens import woken
+from fxplain.ops.tokens import tokens_at
 
 KERNELS = """scaled_dot_product_attention _scaled_dot_product_flash_attention
 _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_efficient_attention
@@ -34,26 +34,25 @@ def fused_attention(call: Call) -> Value | tuple[Value, ...]:
     """Rows are the queries' labels, columns the keys'; the output carries the rows."""
     query, key, value = (one_token_a_place(call, _awake(call, operand)) for operand in call.operands()[:3])
     if not (query.value.active and key.value.active):
-        out = call.carry(query, key, value, sampled=frozenset())
-        call.ledger.losses.setdefault(call.node.name, call.node)
+        out = call.carry(query, key, value, samples=frozenset())
+        call.ledger.remarks.losses.setdefault(call.node.name, call.node)
         return _with_sums(call, replace(out, lost=out.lost | {call.node.name}))
     if all(_along_features(operand) for operand in (query, key, value)):
-        call.ledger.softmaxes[call.node.name] = (call.node, "channels")
+        call.ledger.remarks.softmaxes[call.node.name] = (call.node, "channels")
         slots = [
             replace(value.value.active[0], reads=reads_of([query.value.active[0], value.value.active[0]]))
         ]
-        return _with_sums(call, call.carry(query, key, value, slots=slots, sampled=frozenset()))
+        return _with_sums(call, call.carry(query, key, value, slots=slots, samples=frozenset()))
     if _of_versions(key) and _of_versions(value):
-        call.ledger.softmaxes[call.node.name] = (call.node, "versions")
+        call.ledger.remarks.softmaxes[call.node.name] = (call.node, "versions")
         return _with_sums(call, _mixed_versions(call, query, key, value))
-    call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
+    call.ledger.remarks.softmaxes[call.node.name] = (call.node, "tokens")
     weights, values = _sides(call, query, key, value)
     ndim = weights.operand.ndim
     kernel = Kernel(*[operand.node for operand in (query, key, value) if operand.node is not None])
     numbers = Numbers(lambda axes: kernel, torch.ones((1,) * ndim), True, partial(_by_group, call))
-    slots = attend(call, weights, values, kernel_axes(ndim).output, numbers)
-    out = call.carry(query, key, value, slots=slots, softmaxes=frozenset(), sampled=frozenset(), asked=())
-    return _with_sums(call, out)
+    met = attend(call, weights, values, numbers)
+    return _with_sums(call, call.made(query, key, value, slots=met.slots).having(partial=met.partial))
 
 
 def _sides(call: Call, query: Operand, key: Operand, value: Operand) -> tuple[Side, Side]:
@@ -70,7 +69,7 @@ def _sides(call: Call, query: Operand, key: Operand, value: Operand) -> tuple[Si
         softmaxes=frozenset({call.node.name}),
     )
     map = Operand(None, torch.empty((*result.shape[:-1], key.shape[-2]), device="meta"), held)
-    return Side(map, axes.map, axes.key), Side(value, axes.values[-value.ndim :], axes.key)
+    return Side(map, axes.map, axes.output), Side(value, axes.values[-value.ndim :], axes.output)
 
 
 def _of_places(slot: Slot) -> Slot:
@@ -136,7 +135,7 @@ def _mixed_versions(call: Call, query: Operand, key: Operand, value: Operand) ->
     """What comes of mixing versions of the same token is that token still, whoever asks for it."""
     asking = query.value.active if query.value.from_input else ()
     slots = merge([value.value.active, key.value.active, asking])
-    return call.carry(value, key, query, slots=slots, softmaxes=frozenset(), sampled=frozenset())
+    return call.carry(value, key, query, slots=slots, softmaxes=frozenset(), samples=frozenset())
 
 
 def _with_sums(call: Call, out: Value) -> Value | tuple[Value, ...]:
@@ -152,7 +151,7 @@ def _with_sums(call: Call, out: Value) -> Value | tuple[Value, ...]:
 def _awake(call: Call, operand: Operand) -> Operand:
     """Raw queries and keys: a token for each place of the second to last axis; heads share them."""
     heads = [1] if operand.ndim == 4 else []
-    return woken(call, operand, [operand.ndim - 1], heads)
+    return tokens_at(call, operand, [operand.ndim - 1], heads)
 
 
 NAME = "flex_attention"
@@ -176,7 +175,7 @@ def flex_scores(
     score_mod: Callable[..., Tensor],
     block_mask: tuple[Any, ...],
     scale: float,
-    kernel_options: Mapping[str, Any],
+    kernel_options: Mapping[str, Any] | None = None,
     score_mod_other_buffers: tuple[Any, ...] = (),
     mask_mod_other_buffers: tuple[Any, ...] = (),
     where: tuple[slice, ...] | None = None,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fxplain.labels.call import Call, aten
-from fxplain.labels.labels import NOTHING, Slot, Value, align, compact, reads_of
-from fxplain.labels.operand import Operand
+from fxplain.labels.labels import Slot, align, compact, reads_of
+from fxplain.labels.value import NOTHING, Operand, Value
 from fxplain.ops.catenation import side_by_side, unsqueezed
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.meeting.features import laid_apart
@@ -46,17 +46,8 @@ def identity(call: Call) -> Value | tuple[Value, ...]:
     operand = call.operands()[0]
     first = call.result[0] if isinstance(call.result, tuple) else call.result
     same = isinstance(first, Tensor) and first.shape == operand.shape
-    value = replace(operand.value, origin=_origin(operand) if same else None)
-    if operand.node is not None and operand.node.name in call.ledger.factors:
-        call.ledger.factors[call.node.name] = call.ledger.factors[operand.node.name]
-    _still_weighed(call, operand)
+    value = operand.value.having(origin=_origin(operand) if same else None, partial=None)
     return (value, NOTHING) if isinstance(call.result, tuple) else value
-
-
-def _still_weighed(call: Call, operand: Operand) -> None:
-    """Products of weights and values, features of heads side by side, are summed along edges later on."""
-    if operand.node is not None and operand.node.name in call.ledger.weighed:
-        call.ledger.weighed[call.node.name] = call.ledger.weighed[operand.node.name]
 
 
 def _origin(operand: Operand) -> str | None:
@@ -75,18 +66,18 @@ def unary(call: Call) -> Value | tuple[Value, ...]:
         slots = [[part[place] for part in moved] for place in range(len(call.result))]
         return tuple(call.carry(operand, slots=part) for part in slots)
     value = call.carry(operand, slots=[part[0] for part in moved])
-    beside = operand.value.beside
-    if beside is not None:
-        apart = laid_apart(beside)  # pairs that lay apart before have labels of their own
-        beside = beside.moved(lambda slot: _move(call, slot, operand.shape)[0])
-        sides = [] if apart else laid_apart(beside)
-        value = replace(value, beside=beside, slots=tuple(sides) or value.slots)
+    coarser = operand.value.gave_way.coarser
+    if coarser is not None:
+        apart = laid_apart(coarser)  # pairs that lay apart before have labels of their own
+        coarser = coarser.moved(lambda slot: _move(call, slot, operand.shape)[0])
+        sides = [] if apart else laid_apart(coarser)
+        value = value.having(coarser=coarser, slots=tuple(sides) or value.slots)
     same = isinstance(call.result, Tensor) and call.result.shape == operand.shape
     reshaping = call.op in WHOLE
     if call.op in GATHERING:
         note_taken(call, operand)
-    if call.op in FOLDING:
-        _still_weighed(call, operand)
+    if call.op in FOLDING:  # heads side by side, which are summed along edges later on
+        value = value.having(product=operand.value.unsummed.product)
     ids = call.op in FOLDING and not operand.tensor.is_floating_point()  # the same ids, laid out otherwise
     return replace(value, origin=_origin(operand)) if (same and reshaping) or ids else value
 
@@ -141,9 +132,9 @@ def _lookup(call: Call, table: Operand) -> Value | None:
             slot = align(index.value.dormant, index.ndim)
             missing = call.result.ndim - index.ndim
             place = 0 if call.op != "aten::index_select" else int(call.argument("dim", 0))
-            woken = call.ledger.wake(slot, call.node, tag=_origin(index) or call.node.name)
-            labels = woken.labels.reshape((1,) * place + woken.labels.shape + (1,) * (missing - place))
-            return call.carry(index, table, slots=[replace(woken, labels=labels)])
+            named = call.ledger.tokens.of_elements(slot, call.node, tag=_origin(index) or call.node.name)
+            labels = named.labels.reshape((1,) * place + named.labels.shape + (1,) * (missing - place))
+            return call.carry(index, table, slots=[replace(named, labels=labels)])
     if table.value.labelled:
         call.ledger.data_dependent = True
     return None

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fxplain.labels.call import Call, aten
 from fxplain.labels.labels import DORMANT, STRONG, WEAK, Slot, align, codes_of
-from fxplain.labels.operand import Operand
-from fxplain.ops.tokens import woken
+from fxplain.labels.value import Operand
+from fxplain.ops.tokens import tokens_at
 
 ADDING = frozenset(aten("add sub"))
 
@@ -17,7 +17,7 @@ ADDING = frozenset(aten("add sub"))
 def without_tables(call: Call, slots: Sequence[list[Slot]]) -> list[list[Slot]]:
     """The labels of raw operands; where numbers of an input meet a table of parameters that only adds
     features behind them (a number times a vector of its own), those of the input alone."""
-    raw = [slot for own in slots for slot in own if call.ledger.is_raw(slot) and slot.token_axes]
+    raw = [slot for own in slots for slot in own if call.ledger.tokens.is_raw(slot) and slot.token_axes]
     if not raw:
         return list(slots)
     places = raw[0].token_axes
@@ -25,7 +25,9 @@ def without_tables(call: Call, slots: Sequence[list[Slot]]) -> list[list[Slot]]:
     def adds_features(slot: Slot) -> bool:
         return min(slot.token_axes - places, default=max(places) + 1) > max(places)
 
-    return [[slot for slot in own if call.ledger.is_raw(slot) or not adds_features(slot)] for own in slots]
+    return [
+        [slot for slot in own if call.ledger.tokens.is_raw(slot) or not adds_features(slot)] for own in slots
+    ]
 
 
 def under_condition(call: Call, operands: Sequence[Operand]) -> Operand | None:
@@ -35,7 +37,7 @@ def under_condition(call: Call, operands: Sequence[Operand]) -> Operand | None:
         return None
     for raw, other in (operands, operands[::-1]):
         dormant = raw.value.dormant
-        if raw.value.labelled or not raw.tensor.is_floating_point() or not call.ledger.is_raw(dormant):
+        if raw.value.labelled or not raw.tensor.is_floating_point() or not call.ledger.tokens.is_raw(dormant):
             continue
         assert dormant is not None
         ndim = max(raw.ndim, other.ndim)
@@ -53,14 +55,14 @@ def placed(call: Call, operands: Sequence[Operand], slots: Sequence[list[Slot]])
     for place, (operand, other) in enumerate(zip(operands, operands[::-1], strict=True)):
         theirs = [slot for slot in slots[1 - place] if slot.strength > DORMANT]
         named = frozenset().union(*(slot.token_axes for slot in theirs))
-        raw = [slot for slot in slots[place] if call.ledger.is_raw(slot)]
+        raw = [slot for slot in slots[place] if call.ledger.tokens.is_raw(slot)]
         if operand.value.labelled or len(raw) != 1 or not named or other.value.from_input:
             continue
         if named <= raw[0].token_axes and operand.tensor.is_floating_point():
             missing = call.result.ndim - operand.ndim
             features = [axis - missing for axis in raw[0].token_axes - named if max(named) < axis]
             if len(features) == len(raw[0].token_axes - named):
-                born = woken(call, operand, features)
+                born = tokens_at(call, operand, features)
                 found[place] = [align(slot, call.result.ndim) for slot in born.value.slots]
     return found
 
@@ -81,10 +83,10 @@ def completing(call: Call, operands: Sequence[Operand]) -> Sequence[Operand]:
     )
     if not fitting or -1 in places:
         return operands
-    return [woken(call, o, [o.ndim - 1]) if any(o is t for t in tables) else o for o in operands]
+    return [tokens_at(call, o, [o.ndim - 1]) if any(o is t for t in tables) else o for o in operands]
 
 
-def spread(call: Call, operands: Sequence[Operand]) -> Sequence[Operand]:
+def with_rows(call: Call, operands: Sequence[Operand]) -> Sequence[Operand]:
     """The operands, where one token a sample is added to every row of a parameter (a task, or a pooled
     picture, to learned queries): the rows are tokens then, and not copies of the one."""
     if len(operands) != 2 or call.op.removesuffix("_") not in ADDING:
@@ -93,7 +95,7 @@ def spread(call: Call, operands: Sequence[Operand]) -> Sequence[Operand]:
         axes = _rows_beside(token, table)
         if axes:
             features = [axis for axis in range(table.ndim) if axis - table.ndim not in axes]
-            rows = woken(call, table, features)
+            rows = tokens_at(call, table, features)
             return [rows if operand is table else operand for operand in operands]
     return operands
 
@@ -130,7 +132,7 @@ def with_tokens(call: Call, parts: Sequence[Operand], axis: int) -> list[Operand
 
 
 def _own(call: Call, part: Operand, axis: int) -> Operand:
-    own = woken(call, part, [axis])
+    own = tokens_at(call, part, [axis])
     return part if any(slot.strength < STRONG for slot in own.value.slots) else own
 
 
@@ -141,10 +143,10 @@ def _is_new(call: Call, part: Operand) -> bool:
         return False
     if value.dormant is None:
         names = {value.root} if value.root else set()
-        roots = [root for root, *_ in ledger.elements.ranges if root.name in names][:1]
+        roots = [root for root, *_ in ledger.tokens.elements.ranges if root.name in names][:1]
     else:
-        roots = list(ledger.elements.by_root(codes_of(value.dormant.labels)))
-    known = {space.source for space in ledger.spaces}
+        roots = list(ledger.tokens.elements.by_root(codes_of(value.dormant.labels)))
+    known = {space.source for space in ledger.tokens.spaces}
     return bool(roots) and all(
         root.is_input and root.strength == STRONG and root.name not in known for root in roots
     )

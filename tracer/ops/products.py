@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from fxplain.labels.call import Call
-from fxplain.labels.labels import Value
-from fxplain.labels.operand import Operand
+from fxplain.labels.value import Operand, Value
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.meeting.contraction import contract
-from fxplain.ops.meeting.reading import Side, letters_for
+from fxplain.ops.reading import lettered, letters_for, reduced
 from fxplain.ops.table import transfer
-from fxplain.ops.tokens import woken
+from fxplain.ops.tokens import tokens_at
 
 
 @transfer("aten::linear")
@@ -32,11 +31,11 @@ def packed_linear(call: Call) -> Value:
     """A linear map whose weight is packed away: tokens are born, or stay."""
     operand = call.operands()[0]
     last = operand.ndim - 1
-    awake = woken(call, operand, [last])
-    slots = [slot for slot in awake.value.active if not slot.varies(last)]
+    awake = tokens_at(call, operand, [last])
+    slots = reduced(operand.ndim, [last], keep=True).survivors(awake.value.active)
     if len(slots) < len(awake.value.active):
         raise ValueError("a packed linear map sums over tokens")
-    call.ledger.without_gradient.append(call.node)
+    call.ledger.remarks.without_gradient.append(call.node)
     return call.carry(awake, slots=slots)
 
 
@@ -89,10 +88,10 @@ def einsum(call: Call) -> Value:
     operands = call.operands()
     inputs, output = einsum_letters(str(call.args[0]), [o.ndim for o in operands])
     if len(operands) == 1:
-        side = Side(operands[0], inputs[0], "".join(c for c in inputs[0] if c not in output))
-        return call.carry(operands[0], slots=[side.moved(s, output) for s in side.alive])
+        kept = lettered(inputs[0], output).survivors(operands[0].value.active)
+        return call.carry(operands[0], slots=kept)
     if len(operands) > 2 or any(len(set(letters)) < len(letters) for letters in inputs):
-        call.ledger.losses[call.node.name] = call.node
+        call.ledger.remarks.losses[call.node.name] = call.node
         return call.carry(*operands, lost=frozenset({call.node.name}))
     return contract(call, operands[0], operands[1], f"{inputs[0]},{inputs[1]}->{output}")
 

@@ -15,12 +15,13 @@ from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten
 from fxplain.labels.flows import Gathered
-from fxplain.labels.labels import NOTHING, Slot, Value, codes_of, compact, encode, samples_of
+from fxplain.labels.labels import Slot, codes_of, compact, encode, samples_of
 from fxplain.labels.merge import merge
-from fxplain.labels.operand import Operand
+from fxplain.labels.value import NOTHING, Operand, Value
 from fxplain.ops.meeting.features import features_pooled
+from fxplain.ops.reading import reduced
 from fxplain.ops.table import transfer
-from fxplain.ops.tokens import woken
+from fxplain.ops.tokens import tokens_at
 from fxplain.recognise.around import calls_alike, used_parts
 
 CELLS = "gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell"
@@ -35,17 +36,17 @@ def cell(call: Call) -> Value | tuple[Value, ...]:
     data = [_awake(call, operand) for operand in call.operands()[:count]]
     known = [operand for operand in data if operand.value.labelled]
     if not _updates_each(known):
-        call.ledger.unfollowed[call.node] = RECURRENCE
+        call.ledger.remarks.unfollowed[call.node] = RECURRENCE
     if not known:
         value = call.carry(*data)
     elif several := [o for o in reversed(known) if 0 in o.value.active[0].token_axes and o.ndim > 1]:
         slots = merge([o.value.active for o in several])
-        value = call.carry(*data, slots=slots, softmaxes=frozenset(), sampled=frozenset(), asked=())
+        value = call.made(*data, slots=slots)
     else:
         last = data[0].ndim - 1
         samples = torch.stack([_samples(o, [last]) for o in known]).amax(0)
         slot = _state(call, call.node, known, samples, (call.node,))
-        value = call.carry(*data, slots=[slot], softmaxes=frozenset(), sampled=frozenset(), asked=())
+        value = call.made(*data, slots=[slot])
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
 
 
@@ -58,7 +59,9 @@ def _updates_each(known: Sequence[Operand]) -> bool:
 
 def _awake(call: Call, operand: Operand) -> Operand:
     raw = operand.value.from_input and not operand.value.labelled
-    return woken(call, operand, [operand.ndim - 1]) if raw and operand.value.dormant is not None else operand
+    return (
+        tokens_at(call, operand, [operand.ndim - 1]) if raw and operand.value.dormant is not None else operand
+    )
 
 
 def _samples(operand: Operand, gone: Sequence[int]) -> Tensor:
@@ -77,7 +80,9 @@ def _state(
     source = next((o.value.root for o in operands if o.value.root is not None), call.node.name)
     alike = calls_alike(call.node)
     line = Slot(encode(0, torch.arange(len(alike))), strength)
-    line = ledger.rebirth(line, call.node, source, "mixing", ("states", alike[0].name, node is call.node))
+    line = ledger.tokens.at_places(
+        line, call.node, source, "mixing", ("states", alike[0].name, node is call.node)
+    )
     code = int(codes_of(line.labels).reshape(-1)[alike.index(call.node)])
     born = Slot(encode(samples, torch.full_like(samples, code)), strength)
     owners = samples_of(cols)
@@ -96,17 +101,17 @@ def _state(
 @transfer(*aten(LAYERS))
 def layer(call: Call) -> tuple[Value, ...]:
     """Places of the output are the tokens at their time; the last states are one token of all of them."""
-    call.ledger.unfollowed[call.node] = RECURRENCE
+    call.ledger.remarks.unfollowed[call.node] = RECURRENCE
     operand = call.operands()[0]
-    operand = features_pooled(call, woken(call, operand, [operand.ndim - 1]), operand.ndim - 1)
+    operand = features_pooled(call, tokens_at(call, operand, [operand.ndim - 1]), operand.ndim - 1)
     step = _step(call, operand)
     if step is not None:
         return step
-    slots = [slot for slot in operand.value.active if not slot.varies(operand.ndim - 1)]
+    slots = reduced(operand.ndim, [operand.ndim - 1], keep=True).survivors(operand.value.active)
     if operand.value.labelled and not slots:
         raise ValueError("a recurrence over places whose features belong to several tokens")
     # features of several directions lie side by side; all are of the place's token
-    value = call.carry(operand, slots=slots[:1], softmaxes=frozenset(), sampled=frozenset(), asked=())
+    value = call.made(operand, slots=slots[:1])
     states = [_last(call, operand.with_slots(slots), place) for place in range(1, len(call.result))]
     return (value, *states)
 
@@ -123,7 +128,7 @@ def _step(call: Call, operand: Operand) -> tuple[Value, ...] | None:
     samples = _samples(operand, [time, operand.ndim - 1])
     born = _state(call, call.node, known, samples, (call.node,))
     final = born.labels.reshape((1, -1, 1)[: operand.ndim])  # of the states: [layer, batch, feature]
-    value = call.carry(operand, *given, slots=[born], softmaxes=frozenset(), sampled=frozenset(), asked=())
+    value = call.made(operand, *given, slots=[born])
     return (value, *[replace(value, slots=(replace(born, labels=final),))] * (len(call.result) - 1))
 
 
@@ -141,7 +146,7 @@ def _last(call: Call, operand: Operand, place: int) -> Value:
         samples = _samples(operand, [time, operand.ndim - 1])
         samples = samples.reshape((1, batch, 1) if operand.ndim == 3 else (1, 1))
     slot = _state(call, taken[0], [operand], samples, (call.node, taken[0]))
-    return call.carry(operand, slots=[slot], softmaxes=frozenset(), sampled=frozenset(), asked=())
+    return call.made(operand, slots=[slot])
 
 
 @transfer("aten::_pack_padded_sequence")

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
 from fxplain.labels.call import Call, aten
-from fxplain.labels.labels import DORMANT, NOTHING, Beside, Slot, Value
-from fxplain.labels.operand import Operand, Weighed
+from fxplain.labels.labels import DORMANT, Slot
+from fxplain.labels.value import NOTHING, Multiplied, Operand, Value
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.meeting.contraction import summed_product
-from fxplain.ops.meeting.mixing import pooled
+from fxplain.ops.meeting.mixing import pooled_along
+from fxplain.ops.meeting.sides import Met
+from fxplain.ops.reading import reduced
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.sequences import follow_operator
 from fxplain.ops.table import transfer
 from fxplain.recognise.key_by_key import weighed_key
 from fxplain.recognise.late_interaction import features_of_rows, normalises
 from fxplain.recognise.normaliser import is_positive
-from fxplain.recognise.shared_map import tied_sum
+from fxplain.recognise.shared_map import shared_sum
 
 NORMALISATIONS = """layer_norm native_layer_norm group_norm native_group_norm batch_norm native_batch_norm
 _native_batch_norm_legit _native_batch_norm_legit_no_training _native_batch_norm_legit_functional
@@ -50,8 +50,8 @@ def normalise(call: Call) -> Value | tuple[Value, ...]:
     operand = call.operands()[0]
     along = _statistics_along(call, operand.ndim)
     if operand.tensor.is_floating_point() and any(slot.token_axes & along for slot in operand.value.active):
-        call.ledger.statistics.append(call.node)
-    value = call.carry(operand, slots=operand.value.slots, beside=operand.value.beside)
+        call.ledger.remarks.statistics.append(call.node)
+    value = call.carry(operand, slots=operand.value.slots, coarser=operand.value.gave_way.coarser)
     if isinstance(call.result, tuple | list):
         return (value, *([NOTHING] * (len(call.result) - 1)))
     return value
@@ -80,7 +80,7 @@ def scan(call: Call) -> Value | tuple[Value, ...]:
         # sums along the rows of a map are of that row, as its maximum is
         slots = tuple(slot for slot in operand.value.active if not slot.varies(axis)) or slots
         if any(slot.varies(axis) for slot in slots):
-            call.ledger.unfollowed[call.node] = "running sum", "sums up tokens one after the other"
+            call.ledger.remarks.unfollowed[call.node] = "running sum", "sums up tokens one after the other"
             assert operand.node is not None
             slots = tuple(follow_operator(call, operand.node, slot, slot) or slot for slot in slots)
     value = call.carry(operand, slots=slots)
@@ -95,9 +95,9 @@ def softmax(call: Call) -> Value:
     over_tokens = any(slot.varies(axis) for slot in operand.value.active)
     single = operand.shape[axis] == 1 if operand.ndim else True
     what = "tokens" if over_tokens or (single and len(operand.value.active) > 1) else "features"
-    call.ledger.softmaxes[call.node.name] = (call.node, what)
-    value = call.carry(operand, slots=operand.value.slots, beside=operand.value.beside)
-    return replace(value, softmaxes=value.softmaxes | {call.node.name}, summed=frozenset())
+    call.ledger.remarks.softmaxes[call.node.name] = (call.node, what)
+    value = call.carry(operand, slots=operand.value.slots, coarser=operand.value.gave_way.coarser)
+    return value.having(softmaxes=value.softmaxes | {call.node.name}, summaries=frozenset())
 
 
 @transfer(*aten(OTHER_NORMALISERS))
@@ -118,12 +118,11 @@ def multiply(call: Call) -> Value:
     if len(operands) != 2:
         return value
     labelled = [operand for operand in operands if operand.value.labelled]
-    raw = [operand for operand in operands if call.ledger.is_raw(operand.value.dormant)]
+    raw = [operand for operand in operands if call.ledger.tokens.is_raw(operand.value.dormant)]
     if len(labelled) == 2 or (labelled and raw and labelled[0].value.softmaxes):
-        call.ledger.factors[call.node.name] = (operands[0], operands[1])
+        value = value.having(product=Multiplied(call.node, (operands[0], operands[1])))
     if len(labelled) < 2:
         return value
-    call.ledger.weighed[call.node.name] = Weighed(call.node, (operands[0], operands[1]))
     weights = [o for o in operands if o.value.softmaxes]
     if len(weights) == 1 and len(weights[0].value.active) < 2:
         return replace(value, softmaxes=frozenset())  # one weight a token: data, and no weight any more
@@ -138,23 +137,39 @@ def reduce(call: Call) -> Value | tuple[Value, ...]:
         return pointwise(call)
     operand = operands[0]
     axes = _axes(call, operand)
-    keep = bool(call.argument("keepdim", False))
-    slots = sum_up(call, operand, axes)
-    if slots is None and call.op == "aten::sum":
-        slots = summed_product(call, operand, axes)
-    summing = call.op.removeprefix("aten::") in SUMS
-    tied = tied_sum(operand.value.active, axes) if slots is None and summing else None
-    slots = tied if tied is not None else slots
-    if slots is None and _is_statistic(call, operand, axes):
+    found = _summed(call, operand, axes)
+    if found is None and _is_statistic(call, operand, axes):
         return _statistic(call, operand)
-    slots = slots if slots is not None else _survivors(call, operand, axes)
-    if not keep:
-        slots = [replace(slot, labels=_squeezed(slot.labels, axes)) for slot in slots]
-    whole = len(slots) == len(operand.value.active)
-    value = call.carry(operand, slots=slots, sampled=operand.value.sampled if whole else frozenset())
-    value = replace(value, tied=value.tied or tied is not None)
-    value = replace(value, beside=_beside_after(operand, axes, keep) if whole else None)
+    found = found or Met(_survivors(call, operand, axes))
+    reading = reduced(operand.ndim, axes, bool(call.argument("keepdim", False)))
+    whole = len(found.slots) == len(operand.value.active)
+    coarser = operand.value.gave_way.coarser
+    if coarser is not None:  # tokens that lie along the features that are reduced are gone
+        there = whole and not reading.over(coarser.slot)
+        coarser = coarser.moved(reading.first) if there else None
+    value = call.carry(operand, slots=[reading.first(slot) for slot in found.slots], partial=found.partial)
+    value = value.having(
+        samples=operand.value.hidden.samples if whole else frozenset(),
+        shared_map=value.gave_way.shared_map or found.shared_map,
+        coarser=coarser,
+    )
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
+
+
+def _summed(call: Call, operand: Operand, axes: Sequence[int]) -> Met | None:
+    """What a sum closes: samples at points, a product of two operands, or scores of the rows of a grid.
+
+    The slots are laid out as the operand. None where it is no such sum.
+    """
+    asking = sum_up(call, operand, axes)
+    if asking is not None:
+        return Met(asking)
+    product = summed_product(call, operand, axes) if call.op == "aten::sum" else None
+    if product is not None:
+        return product
+    summing = call.op.removeprefix("aten::") in SUMS
+    scores = shared_sum(operand.value.active, axes) if summing else None
+    return None if scores is None else Met(scores, shared_map=True)
 
 
 def _is_statistic(call: Call, operand: Operand, axes: Sequence[int]) -> bool:
@@ -167,22 +182,12 @@ def _is_statistic(call: Call, operand: Operand, axes: Sequence[int]) -> bool:
 def _statistic(call: Call, operand: Operand) -> Value | tuple[Value, ...]:
     """It names no token. What a sum of positive numbers divides is a softmax from there on, and what a
     log-sum-exp is taken from is the logarithm of one."""
-    value = call.carry(operand, asked=())
+    value = call.carry(operand, single=())
     if call.op == "aten::logsumexp" or (call.op == "aten::sum" and is_positive(operand)):
-        call.ledger.softmaxes[call.node.name] = (call.node, "tokens")
+        call.ledger.remarks.softmaxes[call.node.name] = (call.node, "tokens")
         call.ledger.data_dependent = True  # that it is positive was seen for these inputs
         value = replace(value, softmaxes=value.softmaxes | {call.node.name})
     return (value,) * len(call.result) if isinstance(call.result, tuple) else value
-
-
-def _beside_after(operand: Operand, axes: Sequence[int], keep: bool) -> Beside | None:
-    """The tokens beside those of the operand, if they do not lie along the features that are reduced."""
-    beside = operand.value.beside
-    if beside is None or any(beside.slot.varies(axis) for axis in axes):
-        return None
-    if keep:
-        return beside
-    return beside.moved(lambda slot: replace(slot, labels=_squeezed(slot.labels, axes)))
 
 
 def _axes(call: Call, operand: Operand) -> list[int]:
@@ -195,28 +200,14 @@ def _axes(call: Call, operand: Operand) -> list[int]:
 
 def _survivors(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot]:
     if not operand.value.labelled:
-        return [
-            replace(s, labels=_narrowed(s.labels, axes)) for s in operand.value.slots if s.strength == DORMANT
-        ]
+        return [slot for slot in operand.value.slots if slot.strength == DORMANT]
     slots = operand.value.active
-    alive = [slot for slot in slots if not any(slot.varies(axis) for axis in axes)]
-    if alive:
-        return features_of_rows(call, operand, axes, alive)
+    kept = reduced(operand.ndim, axes, keep=True).survivors(slots)
+    if kept:
+        return features_of_rows(call, operand, axes, kept)
     if call.op.removeprefix("aten::") not in SUMS and len(axes) == operand.ndim and call.ledger.batch > 1:
         return []  # one extreme or spread of all samples is a number to scale by, and nobody's token
-    new = pooled(call, operand, slots[0], axes) if operand.tensor.is_floating_point() else None
-    return [new] if new is not None else []
-
-
-def _narrowed(labels: Tensor, axes: Sequence[int]) -> Tensor:
-    for axis in axes:
-        labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
-    return labels
-
-
-def _squeezed(labels: Tensor, axes: Sequence[int]) -> Tensor:
-    shape = [size for axis, size in enumerate(labels.shape) if axis not in axes]
-    return labels.reshape(shape)
+    return pooled_along(call, operand, axes) if operand.tensor.is_floating_point() else []
 
 
 @transfer(*aten(UNTAGGED))
@@ -235,12 +226,10 @@ def compared(call: Call) -> Value:
     ndim = max(operand.ndim for operand in call.operands()[:2])
     axis = int(call.argument("dim", 1 if call.op == "aten::cosine_similarity" else -1)) % ndim
     keep = bool(call.argument("keepdim", False))
-    slots = [slot for slot in merged.slots if not slot.varies(axis)]
+    slots = reduced(ndim, [axis], keep).survivors(merged.slots)
     if len(slots) < len(merged.slots):
         raise ValueError("a comparison that sums over tokens has no transfer function")
-    return replace(
-        merged, slots=tuple(s if keep else replace(s, labels=_squeezed(s.labels, [axis])) for s in slots)
-    )
+    return replace(merged, slots=tuple(slots))
 
 
 @transfer("aten::glu")
@@ -268,6 +257,6 @@ def loss_of_classes(call: Call) -> Value | tuple[Value, ...]:
     several = isinstance(call.result, tuple | list)
     result = call.result[0] if several else call.result
     axis = min(1, operand.ndim - 1)
-    slots = [slot for slot in operand.value.active if result.ndim and not slot.varies(axis)]
-    value = call.carry(operand, slots=[replace(s, labels=_squeezed(s.labels, [axis])) for s in slots])
+    kept = reduced(operand.ndim, [axis]).survivors(operand.value.active) if result.ndim else []
+    value = call.carry(operand, slots=kept)
     return (value, *[NOTHING] * (len(call.result) - 1)) if several else value

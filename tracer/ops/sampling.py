@@ -14,9 +14,10 @@ from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten, literal, op_name
 from fxplain.labels.flows import Sampled
-from fxplain.labels.labels import NOTHING, Slot, Value, compact, encode, reads_of, samples_of
-from fxplain.labels.operand import Operand
+from fxplain.labels.labels import Slot, compact, encode, reads_of, samples_of
+from fxplain.labels.value import NOTHING, Operand, Value
 from fxplain.ops.meeting.mixing import check_samples
+from fxplain.ops.reading import Reading
 from fxplain.ops.table import transfer
 from fxplain.ops.windows import note_blending
 from fxplain.recognise.around import between, named
@@ -38,14 +39,12 @@ def sampling(call: Call) -> Value:
     held = frozenset({call.node.name}) if nearest and asking else frozenset()
     if nearest and not asking and int(call.argument("interpolation_mode")) != NEAREST:
         note_blending(call, operand, range(2, operand.ndim))
-    return call.carry(operand, grid, slots=[*nearest, *asking], sampled=held)
+    return call.carry(operand, grid, slots=[*nearest, *asking], samples=held)
 
 
 def asking_slots(grid: Operand) -> list[Slot]:
     """Of the tokens that made the points, laid out as the samples: [batch, 1, *points]."""
-    last = grid.ndim - 1
-    slots = [slot for slot in grid.value.active if not slot.varies(last)]
-    return [replace(slot, labels=slot.labels.select(last, 0).unsqueeze(1)) for slot in slots]
+    return Reading((0, None, *range(1, grid.ndim - 1))).survivors(grid.value.active)
 
 
 def _nearest(call: Call, operand: Operand, grid: Operand, slot: Slot) -> Slot:
@@ -71,12 +70,12 @@ def sum_up(call: Call, operand: Operand, summed: Sequence[int]) -> list[Slot] | 
     what was sampled: a step that adds to rows which exist already.
     """
     slots = operand.value.active
-    alive = [slot for slot in slots if not any(slot.varies(axis) for axis in summed)]
-    if not operand.value.sampled or not alive or len(alive) == len(slots):
+    kept = [slot for slot in slots if not any(slot.varies(axis) for axis in summed)]
+    if not operand.value.hidden.samples or not kept or len(kept) == len(slots):
         return None
-    held = named(call.node, operand.value.sampled)
+    held = named(call.node, operand.value.hidden.samples)
     index = frozenset(_record(call, group) for group in _alike([_source(call, n) for n in held]))
-    return [replace(slot, reads=slot.reads | index) for slot in alive]
+    return [replace(slot, reads=slot.reads | index) for slot in kept]
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,9 @@ def regions(call: Call) -> Value | tuple[Value, Value]:
     places = torch.arange(torch.Size(size).numel()).view(1, 1, *size)
     codes = _ranks(images).view(count, 1, 1, 1) * places.numel() + places
     slot = Slot(encode(owners.view(count, 1, 1, 1), codes), old.strength)
-    new = call.ledger.rebirth(slot, call.node, grid.value.root or call.node.name, "mixing", (call.node.name,))
+    new = call.ledger.tokens.at_places(
+        slot, call.node, grid.value.root or call.node.name, "mixing", (call.node.name,)
+    )
     value = call.carry(grid, boxes, slots=[new])
     return (value, NOTHING) if several else value
 

@@ -15,8 +15,8 @@ from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten
 from fxplain.labels.flows import Operator
-from fxplain.labels.labels import STRONG, Slot, Spectrum, Value, codes_of, compact, samples_of
-from fxplain.labels.operand import Operand
+from fxplain.labels.labels import STRONG, Slot, codes_of, compact, samples_of
+from fxplain.labels.value import Operand, Spectrum, Value
 from fxplain.ops.table import transfer
 from fxplain.recognise.around import between
 
@@ -102,7 +102,7 @@ def _taken_in(call: Call, system: Operand, given: Operand) -> list[Slot]:
     found = []
     for slot in given.value.active:
         if slot.varies(axis) and given.node is not None:
-            call.ledger.unfollowed[call.node] = SOLVING
+            call.ledger.remarks.unfollowed[call.node] = SOLVING
             slot = follow_operator(call, given.node, slot, slot) or slot
         found.append(slot)
     return found
@@ -121,7 +121,7 @@ def forward(call: Call) -> Value:
     axes = _axes(call, operand)
     if not any(slot.varies(axis) for slot in operand.value.active for axis in axes):
         return call.carry(operand, slots=operand.value.active)
-    call.ledger.unfollowed[call.node] = MIXING
+    call.ledger.remarks.unfollowed[call.node] = MIXING
     return call.carry(operand, spectrum=Spectrum(operand.value.active, operand.shape, operand.node))
 
 
@@ -129,13 +129,13 @@ def forward(call: Call) -> Value:
 def backward(call: Call) -> Value:
     """The tokens whose spectrum it was come back to their places."""
     operand = call.operands()[0]
-    known = operand.value.spectrum
+    known = operand.value.hidden.spectrum
     if known is not None:
         if call.result.ndim != len(known.shape):
             raise ValueError("a spectrum of tokens is transformed back to other axes")
         return call.carry(operand, slots=_mixed(call, known), spectrum=None)
     if any(slot.varies(axis) for slot in operand.value.active for axis in _axes(call, operand)):
-        call.ledger.unfollowed[call.node] = MIXING
+        call.ledger.remarks.unfollowed[call.node] = MIXING
     return call.carry(operand, slots=operand.value.active)
 
 
@@ -149,10 +149,10 @@ def shifted(call: Call) -> Value:
 
 def taken_for_data(call: Call, value: Value) -> Value:
     """The value of a spectrum's real part or size: tokens are back where the shape is theirs."""
-    known = value.spectrum
+    known = value.hidden.spectrum
     if known is None or value.slots or tuple(call.result.shape) != known.shape:
         return value
-    return replace(value, slots=tuple(_mixed(call, known)), spectrum=None)
+    return value.having(slots=tuple(_mixed(call, known)), spectrum=None)
 
 
 def _mixed(call: Call, known: Spectrum) -> list[Slot]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from fxplain.labels.call import Call
-from fxplain.labels.labels import Value
+from fxplain.labels.value import Value
 
 if TYPE_CHECKING:
     pass

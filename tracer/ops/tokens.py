@@ -10,24 +10,13 @@ from torch import Tensor, fx
 
 from fxplain.labels.call import Call, literal, op_name
 from fxplain.labels.elements import Root
-from fxplain.labels.labels import (
-    DORMANT,
-    FAINT,
-    STRONG,
-    WEAK,
-    Slot,
-    Value,
-    align,
-    codes_of,
-    encode,
-    samples_of,
-)
-from fxplain.labels.operand import Operand
+from fxplain.labels.labels import DORMANT, FAINT, STRONG, WEAK, Slot, align, codes_of, encode, samples_of
+from fxplain.labels.value import Operand, Value
 from fxplain.ops.table import transfer
 from fxplain.recognise.around import made_by
 
 
-def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable[int] = ()) -> Operand:
+def tokens_at(call: Call, operand: Operand, features: Iterable[int], heads: Iterable[int] = ()) -> Operand:
     """The operand with token labels: its own, or one token for each place but along features and heads."""
     if operand.value.labelled or operand.value.is_summary or not operand.tensor.is_floating_point():
         return operand
@@ -37,7 +26,7 @@ def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable
     labels = _all_numbered(call, operand, dormant.labels)
     labels = encode(_filled(samples_of(labels), features), codes_of(labels))
     leading = {axis: _leading(call, codes_of(labels), axis) for axis in features}
-    codes = call.ledger.elements.without_features(codes_of(labels), features)
+    codes = call.ledger.tokens.elements.without_features(codes_of(labels), features)
     labels = encode(samples_of(labels), codes)
     for axis in [*features, *(axis for axis in heads if not _samples_vary(labels, axis))]:
         # features of one token are of one sample; if they seem not to be, the batch lies on another axis
@@ -46,23 +35,25 @@ def woken(call: Call, operand: Operand, features: Iterable[int], heads: Iterable
     assert operand.node is not None
     whole = _pieces(call, _all_numbered(call, operand, dormant.labels), labels)
     if whole is not None:
-        call.ledger.wake(replace(dormant, labels=whole), operand.node)
+        call.ledger.tokens.of_elements(replace(dormant, labels=whole), operand.node)
     cut = _cut(call, _all_numbered(call, operand, dormant.labels), labels, operand.shape)
-    slot = call.ledger.wake(replace(dormant, labels=labels), call.node if cut else operand.node, tag=cut)
+    slot = call.ledger.tokens.of_elements(
+        replace(dormant, labels=labels), call.node if cut else operand.node, tag=cut
+    )
     return operand.with_slots([slot])
 
 
 def _cut(call: Call, elements: Tensor, labels: Tensor, shape: tuple[int, ...]) -> str:
     """A tag for tokens of an input that was cut into others before (patches of a series, and the whole)."""
     codes, names = codes_of(elements), codes_of(labels)
-    roots = call.ledger.elements.by_root(torch.unique(names))
+    roots = call.ledger.tokens.elements.by_root(torch.unique(names))
     gone = [axis for axis, size in enumerate(shape) if labels.shape[axis] == 1 and size > 1]
     if len(roots) != 1 or not all(r.is_input and r.strength == STRONG and not r.is_constant for r in roots):
         return ""
     whole = codes.expand([codes.shape[a] if a in gone else n for a, n in enumerate(names.shape)])
     rest = [axis for axis in range(len(shape)) if axis not in gone]
     rows = whole.permute([*rest, *gone]).reshape(names.numel(), -1)
-    number = call.ledger.elements.cut(rows, names.permute([*rest, *gone]).reshape(-1))
+    number = call.ledger.tokens.elements.cut(rows, names.permute([*rest, *gone]).reshape(-1))
     return f"cut {number}" if number else ""
 
 
@@ -99,7 +90,7 @@ def _leading(call: Call, codes: Tensor, axis: int) -> int:
     """The first place along the features at which most of an input stands: it names the token, no position
     does, nor the neighbour that comes before the first with padding."""
     others = [other for other in range(codes.ndim) if other != axis]
-    roots = call.ledger.elements.by_root(codes)
+    roots = call.ledger.tokens.elements.by_root(codes)
     of_input = [inside for root, inside in roots.items() if root.is_input and not root.is_constant]
     if not of_input or len(roots) == 1:
         return 0
@@ -111,10 +102,10 @@ def _pieces(call: Call, elements: Tensor, labels: Tensor) -> Tensor | None:
     """Where one place of an input is taken, as a loop over time or over columns does: all the places that are
     laid out like it, for they are tokens of one set. ``elements`` number the piece with its features."""
     codes = torch.unique(codes_of(labels))
-    roots = call.ledger.elements.by_root(codes)
+    roots = call.ledger.tokens.elements.by_root(codes)
     if len(codes) != 1 or not all(root.is_input for root in roots) or not roots:
         return None
-    start, shape = call.ledger.elements.around(int(codes))
+    start, shape = call.ledger.tokens.elements.around(int(codes))
     lines = [
         torch.unique(line) for line in torch.unravel_index(codes_of(elements).reshape(-1) - start, shape)
     ]
@@ -131,7 +122,7 @@ def _pieces(call: Call, elements: Tensor, labels: Tensor) -> Tensor | None:
 def taken_place(call: Call, operand: Operand, feature: int) -> Slot | None:
     """The token of raw data that is one place of several of an input, as a loop over time takes them."""
     dormant = operand.value.dormant
-    raw = call.ledger.is_raw(dormant) and operand.tensor.is_floating_point()
+    raw = call.ledger.tokens.is_raw(dormant) and operand.tensor.is_floating_point()
     if dormant is None or operand.value.labelled or not raw:
         return None
     if (
@@ -139,7 +130,7 @@ def taken_place(call: Call, operand: Operand, feature: int) -> Slot | None:
         is None
     ):
         return None
-    return woken(call, operand, [feature]).value.slots[0]
+    return tokens_at(call, operand, [feature]).value.slots[0]
 
 
 def _samples_vary(labels: Tensor, axis: int) -> bool:
@@ -173,7 +164,7 @@ def _numbers(call: Call, operand: Operand, shape: list[int], filled: bool = Fals
     # what is filled in one tensor is the same tokens for whatever makes tokens of it
     tensor = value.origin or (operand.node.name if operand.node else None)
     memo = (tensor, tuple(shape)) if filled and tensor else None
-    start = call.ledger.elements.reserve(root, shape, memo)
+    start = call.ledger.tokens.elements.reserve(root, shape, memo)
     return torch.arange(torch.Size(shape).numel()).view(shape) + start
 
 
@@ -212,8 +203,8 @@ def embedding(call: Call) -> Value:
     whole = _taken_from(call, index.node)
     if whole is not None and whole.dormant is not None and whole.origin is not None:
         tag = whole.origin
-        call.ledger.wake(whole.dormant, call.node, tag=tag, table=table.value.root)
-    slot = call.ledger.wake(dormant, call.node, tag=tag, table=table.value.root)
+        call.ledger.tokens.of_elements(whole.dormant, call.node, tag=tag, table=table.value.root)
+    slot = call.ledger.tokens.of_elements(dormant, call.node, tag=tag, table=table.value.root)
     return call.carry(index, table, slots=[replace(slot, labels=slot.labels.unsqueeze(-1))])
 
 
@@ -229,12 +220,12 @@ def embedding_bag(call: Call) -> Value | tuple[Value, ...]:
     if weights is not None and weights.value.labelled and weights.ndim == 2:
         kept = [slot for slot in weights.value.active if not slot.varies(1)]
         value = call.carry(*operands, slots=kept)
-    elif index.value.labelled or not call.ledger.is_raw(index.value.dormant):
+    elif index.value.labelled or not call.ledger.tokens.is_raw(index.value.dormant):
         value = call.carry(*operands)
     else:
         bags = _bags(call, index)
         tag = index.value.origin or call.node.name
-        value = call.carry(*operands, slots=[call.ledger.wake(bags, call.node, tag=tag)])
+        value = call.carry(*operands, slots=[call.ledger.tokens.of_elements(bags, call.node, tag=tag)])
     return (value,) * len(call.result) if isinstance(call.result, tuple | list) else value
 
 
@@ -243,7 +234,7 @@ def _bags(call: Call, index: Operand) -> Slot:
     dormant = index.value.dormant
     assert dormant is not None
     if index.ndim == 2:
-        codes = call.ledger.elements.without_features(codes_of(dormant.labels), [1])
+        codes = call.ledger.tokens.elements.without_features(codes_of(dormant.labels), [1])
         return replace(dormant, labels=encode(samples_of(dormant.labels), codes).narrow(1, 0, 1))
     starts = call.argument("offsets").cpu()
     offsets = call.operand("offsets")
@@ -315,5 +306,5 @@ def grid_birth(call: Call, operand: Operand, channel: int) -> Value:
     slot = replace(places(source, axes, shape), strength=STRONG if operand.value.from_input else WEAK)
     root = operand.value.root or call.node.name
     origin = operand.value.origin or (operand.node.name if operand.node else call.node.name)
-    born = call.ledger.rebirth(slot, call.node, root, "input", origin)
+    born = call.ledger.tokens.at_places(slot, call.node, root, "input", origin)
     return call.carry(operand, slots=[born])

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fxplain.labels.call import Call, aten
 from fxplain.labels.flows import Window
-from fxplain.labels.labels import Slot, Value, compact
-from fxplain.labels.operand import Operand
-from fxplain.ops.meeting.mixing import new_tokens, pooled, record, record_map
+from fxplain.labels.labels import Slot, compact
+from fxplain.labels.value import Operand, Value
+from fxplain.ops.meeting.mixing import new_tokens, pooled, pooled_along, record, record_map
+from fxplain.ops.reading import reduced
 from fxplain.ops.table import transfer
 from fxplain.ops.taps import ADAPTIVE, CONVOLUTIONS, POOLINGS, adaptive_windows, per_axis
 from fxplain.ops.tokens import grid_birth
@@ -35,7 +36,7 @@ def convolution(call: Call) -> Value:
         sizes = zip(kernel, dilations, strides, strict=True)
         overlap = [channel + 1 + axis for axis, (k, d, s) in enumerate(sizes) if (k - 1) * d >= s]
         note_blending(call, operand, overlap)
-        return _spread(call, operand, channel)
+        return _at_nearest(call, operand, channel)
     slots = operand.value.active
     if not slots:
         return grid_birth(call, operand, channel)
@@ -45,7 +46,8 @@ def convolution(call: Call) -> Value:
     if _over_features(slots, operand, call.result, kernel, summed=[channel]):
         return call.carry(operand, slots=slots)
     if all(size == 1 for size in kernel) and operand.shape[channel + 1 :] == call.result.shape[channel + 1 :]:
-        return _per_place(call, operand, channel)
+        kept = reduced(operand.ndim, [channel], keep=True).survivors(slots)
+        return call.carry(operand, slots=kept or pooled_along(call, operand, [channel]))
     return call.carry(operand, slots=[taps(call, operand, slots[0], kernel)])
 
 
@@ -89,14 +91,6 @@ def _narrowed(slot: Slot, axis: int, places: Tensor) -> Slot:
     if not slot.varies(axis):
         return slot
     return replace(slot, labels=slot.labels.index_select(axis, places))
-
-
-def _per_place(call: Call, operand: Operand, channel: int) -> Value:
-    slots = [slot for slot in operand.value.active if not slot.varies(channel)]
-    if slots:
-        return call.carry(operand, slots=slots)
-    new = pooled(call, operand, operand.value.active[0], [channel])
-    return call.carry(operand, slots=[new] if new is not None else [])
 
 
 def taps(call: Call, operand: Operand, old: Slot, kernel: Sequence[int]) -> Slot:
@@ -153,8 +147,7 @@ def adaptive_pooling(call: Call) -> Value | tuple[Value, ...]:
     elif not slots:
         value = _resized(call, operand, channel + 1)
     elif all(first.shape[axis] == 1 for axis in space):
-        new = pooled(call, operand, slots[0], space)
-        value = call.carry(operand, slots=[new] if new is not None else [])
+        value = call.carry(operand, slots=pooled_along(call, operand, space))
     elif all(operand.shape[axis] % first.shape[axis] == 0 for axis in space):
         value = call.carry(operand, slots=[_regrid(call, operand, slots[0], channel, tuple(first.shape))])
     else:
@@ -169,11 +162,11 @@ def _regrid(call: Call, operand: Operand, old: Slot, channel: int, shape: tuple[
         a for a in range(channel + 1, len(shape)) if shape[a] > 1
     ]
     rows = new_tokens(call, old, kept, [1 if a == channel else s for a, s in enumerate(shape)])
-    spread = rows.labels
+    on_old = rows.labels
     for axis in range(channel + 1, operand.ndim):
-        index = torch.arange(operand.shape[axis]) * spread.shape[axis] // operand.shape[axis]
-        spread = spread.index_select(axis, index)
-    new = record(call, operand, replace(rows, labels=spread), old)
+        index = torch.arange(operand.shape[axis]) * on_old.shape[axis] // operand.shape[axis]
+        on_old = on_old.index_select(axis, index)
+    new = record(call, operand, replace(rows, labels=on_old), old)
     return replace(rows, reads=new.reads)
 
 
@@ -184,7 +177,7 @@ def upsampling(call: Call) -> Value:
     channel = operand.ndim - (1 if "1d" in call.op else 3 if "3d" in call.op else 2) - 1
     grid = range(channel + 1, operand.ndim)
     note_blending(call, operand, [axis for axis in grid if operand.shape[axis] != call.result.shape[axis]])
-    return _spread(call, operand, channel)
+    return _at_nearest(call, operand, channel)
 
 
 BLENDING = "resampling", "blends neighbouring tokens; each place counts as the nearest"
@@ -193,7 +186,7 @@ BLENDING = "resampling", "blends neighbouring tokens; each place counts as the n
 def note_blending(call: Call, operand: Operand, axes: Sequence[int]) -> None:
     """Note that places along these axes are made of several tokens, and count as the one of their labels."""
     if any(slot.varies(axis) for slot in operand.value.active for axis in axes):
-        call.ledger.unfollowed[call.node] = BLENDING
+        call.ledger.remarks.unfollowed[call.node] = BLENDING
 
 
 def _resized(call: Call, operand: Operand, first: int) -> Value:
@@ -214,7 +207,7 @@ def _nearest(labels: Tensor, axis: int, size: int) -> Tensor:
     return labels.index_select(axis, torch.arange(size) * labels.shape[axis] // size)
 
 
-def _spread(call: Call, operand: Operand, channel: int) -> Value:
+def _at_nearest(call: Call, operand: Operand, channel: int) -> Value:
     slots = []
     for slot in operand.value.active:
         labels = slot.expanded(operand.shape)
@@ -260,6 +253,6 @@ def _summed(call: Call, operand: Operand, old: Slot) -> Slot:
     geometry = [call.argument(name) for name in names]
     grid = rows.labels.expand(-1, 1, height, width).double()
     windows = torch.ops.aten.im2col(grid, *geometry).round().long()
-    spread = replace(rows, labels=compact(windows.repeat(1, channels, 1)))
-    new = record(call, operand, spread, old)
+    on_windows = replace(rows, labels=compact(windows.repeat(1, channels, 1)))
+    new = record(call, operand, on_windows, old)
     return replace(rows, reads=new.reads)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import getitem
+from typing import Any
 
 from torch import fx
 
 from fxplain.labels.call import Call, aten, op_name
-from fxplain.labels.labels import Value
-from fxplain.labels.operand import Operand
+from fxplain.labels.value import Operand, Value
 from fxplain.where import module_path
 
 LAYING = aten(
@@ -36,6 +36,12 @@ def before(node: fx.Node, operations: Sequence[str]) -> list[fx.Node]:
         node = node.all_input_nodes[0]
         found.append(node)
     return found
+
+
+def run_on(node: fx.Node, operand: Any) -> Any:
+    """What an operation with one operand gives on another one."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: operand)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def made_by(call: Call, node: fx.Node) -> fx.Node:

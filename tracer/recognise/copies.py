@@ -19,8 +19,9 @@ from torch import Tensor, fx
 
 from fxplain.labels.call import aten, op_name
 from fxplain.labels.flows import Copied, Site
-from fxplain.labels.labels import DORMANT, Slot, Value, codes_of, compact, completed, encode, samples_of
+from fxplain.labels.labels import DORMANT, Slot, codes_of, compact, completed, encode, samples_of
 from fxplain.labels.notebook import Ledger
+from fxplain.labels.value import Value
 
 if TYPE_CHECKING:
     from fxplain.labels.findings import Findings
@@ -118,15 +119,15 @@ def renamed(
     new = torch.where(copies, _numbered(node, codes_of(slot.labels), ranks, copies, ledger), -1)
     renewed = encode(samples_of(slot.labels), new)
     whole = replace(slot, labels=compact(torch.where(copies, renewed, slot.labels)))
-    lived = copies & torch.isin(codes_of(slot.labels), _with_a_past(slot, ledger))
-    if not bool(lived.any()):
+    has_past = copies & torch.isin(codes_of(slot.labels), _with_a_past(slot, ledger))
+    if not bool(has_past.any()):
         return whole
     site = ledger.add_site(
         node=node,
         map=Copied(),
         shape=shape,
-        rows=replace(slot, labels=torch.where(lived, renewed, 0)),
-        cols=replace(slot, labels=torch.where(lived, slot.labels, 0)),
+        rows=replace(slot, labels=torch.where(has_past, renewed, 0)),
+        cols=replace(slot, labels=torch.where(has_past, slot.labels, 0)),
         new_rows=True,
     )
     return replace(whole, reads=whole.reads | {site.index})
@@ -136,7 +137,7 @@ def _with_a_past(slot: Slot, ledger: Ledger) -> Tensor:
     """Tokens of the slot that are an input's, or that took in others."""
     codes = torch.unique(codes_of(slot.labels))
     past = torch.zeros(len(codes), dtype=torch.bool)
-    for space in ledger.spaces:
+    for space in ledger.tokens.spaces:
         if space.origin != "parameter":
             past |= (codes >= space.start) & (codes < space.start + space.size)
     for read in slot.reads:
@@ -150,14 +151,14 @@ def _numbered(node: fx.Node, codes: Tensor, ranks: Tensor, copies: Tensor, ledge
     pairs = torch.stack([codes[copies], ranks[copies]], -1)
     distinct, place = torch.unique(pairs, dim=0, return_inverse=True)
     keys = [(int(code), int(rank)) for code, rank in distinct]
-    for source in dict.fromkeys(ledger.space_of(code) for code, _ in keys):
-        fresh = [k for k in keys if k not in ledger.copies and ledger.space_of(k[0]) is source]
+    for source in dict.fromkeys(ledger.tokens.space_of(code) for code, _ in keys):
+        fresh = [k for k in keys if k not in ledger.tokens.copies and ledger.tokens.space_of(k[0]) is source]
         if fresh:
             origin = "parameter" if source.origin == "parameter" else "mixing"
-            start = ledger.new_tokens(
+            start = ledger.tokens.new_tokens(
                 len(fresh), grid=(len(fresh),), origin=origin, source=source.source, node=node
             )
-            ledger.copies.update({key: start + number for number, key in enumerate(fresh)})
+            ledger.tokens.copies.update({key: start + number for number, key in enumerate(fresh)})
     result = codes.clone()
-    result[copies] = torch.tensor([ledger.copies[key] for key in keys])[place]
+    result[copies] = torch.tensor([ledger.tokens.copies[key] for key in keys])[place]
     return result

@@ -17,11 +17,12 @@ from torch import Tensor, fx
 
 from fxplain.labels.axes import Axes
 from fxplain.labels.call import Call, aten
-from fxplain.labels.flows import Kernel, Map, Partial, Site, Stack, Sum, WrittenOut
+from fxplain.labels.flows import Kernel, Map, Site, Sum, WrittenOut
 from fxplain.labels.labels import Slot, broadcast, compact, reads_of
 from fxplain.labels.notebook import Ledger
-from fxplain.ops.meeting.reading import moved
+from fxplain.labels.value import PartialSum, PartialSums, Value
 from fxplain.ops.movement import IDENTITY, UNARY
+from fxplain.ops.reading import moved
 from fxplain.recognise.normaliser import all_ones
 
 MOVES = frozenset(aten(f"{UNARY} {IDENTITY}"))
@@ -31,55 +32,66 @@ SUMS = frozenset(aten("add sub"))
 DIVIDED, TOGETHER = "a softmax divided late", "parts of one attention"
 
 
-def begin(call: Call, site: Site, sums: Tensor, positive: bool) -> None:
-    """Follow the output of an attention from here; ``sums`` of its rows, laid out as the output."""
-    if isinstance(call.result, Tensor):
-        sums = sums.expand(call.result.shape)
-        factors = {site.index: torch.ones((), dtype=sums.dtype).expand(sums.shape)}
-        call.ledger.partial[call.node.name] = Partial(factors, sums, positive)
+def begun(call: Call, site: Site, sums: Tensor, positive: bool) -> PartialSum:
+    """The output of an attention, to be followed from here; ``sums`` of its rows, laid out as the output."""
+    sums = sums.expand(call.result.shape)
+    factors = {site.index: torch.ones((), dtype=sums.dtype).expand(sums.shape)}
+    return PartialSum(factors, sums, positive)
 
 
-def follow(call: Call) -> None:
-    """Carry what is known of outputs along, and mark the attentions that are put together here."""
-    ledger = call.ledger
-    if isinstance(call.result, Tensor) and _stacked(call):
-        return
-    known = [ledger.partial.get(n.name) if isinstance(n, fx.Node) else None for n in call.node.args[:2]]
-    if not any(known) or not isinstance(call.result, Tensor):
-        return
+def follow(call: Call, begun: PartialSum | PartialSums | None) -> PartialSum | PartialSums | None:
+    """How far attentions are put together in the result; those that are whole there are marked.
+
+    ``begun``: what the operation itself has begun. None where nothing is to be followed any further.
+    """
+    if not isinstance(call.result, Tensor):
+        return begun
     op = call.op.removesuffix("_")
-    if op in MOVES and known[0] is not None and _unnormalised(ledger, known[0]):
+    if op == "aten::stack":
+        return _stacked(call)
+    given = [_partial(call, node) for node in call.node.args[:2]]
+    place = next((place for place, each in enumerate(given) if isinstance(each, PartialSums)), None)
+    if place is not None:
+        return _of_several(call, given, place)
+    known = [each if isinstance(each, PartialSum) else None for each in given]
+    if not any(known):
+        return begun
+    if op in MOVES and known[0] is not None and _unnormalised(call.ledger, known[0]):
         sums = call.node.target(known[0].sums, *call.args[1:], **call.kwargs)  # type: ignore[operator]
-        ledger.partial[call.node.name] = replace(known[0], sums=sums, moved=True)
-    elif op in DIVISIONS | PRODUCTS:
-        _scaled(call, known, op in DIVISIONS)
-    elif op in SUMS:
-        _added(call, known, -1 if op.endswith("sub") else 1)
+        return replace(known[0], sums=sums, moved=True)
+    if op in DIVISIONS | PRODUCTS:
+        return _scaled(call, known, op in DIVISIONS) or begun
+    return (_added(call, known, -1 if op.endswith("sub") else 1) if op in SUMS else None) or begun
 
 
-def _unnormalised(ledger: Ledger, known: Partial) -> bool:
+def _partial(call: Call, node: object) -> PartialSum | PartialSums | None:
+    value = call.values.get(node) if isinstance(node, fx.Node) else None
+    return value.unsummed.partial if isinstance(value, Value) else None
+
+
+def _unnormalised(ledger: Ledger, known: PartialSum) -> bool:
     return len(known.factors) == 1 and ledger.sites[next(iter(known.factors))].map.normaliser != "softmax"
 
 
-def _scaled(call: Call, known: list[Partial | None], divides: bool) -> None:
+def _scaled(call: Call, known: list[PartialSum | None], divides: bool) -> PartialSum | None:
     place = 0 if known[0] is not None else 1
     old, other = known[place], call.args[1 - place] if len(call.args) > 1 else None
     twice = known[0] is not None and known[-1] is not None
     if old is None or not isinstance(other, Tensor | float | int) or (divides and place) or call.kwargs:
-        return
+        return None
     if old.sums.shape != call.result.shape or (twice and not divides):
-        return
+        return None
     factor = torch.as_tensor(other, device=old.sums.device).to(old.sums.dtype)
     factor = factor.reciprocal() if divides else factor
     factors = {} if old.moved else {i: f * factor for i, f in old.factors.items()}
-    new = Partial(factors or old.factors, old.sums * factor, old.positive, old.moved)
-    call.ledger.partial[call.node.name] = new
+    new = PartialSum(factors or old.factors, old.sums * factor, old.positive, old.moved)
     if len(new.factors) > 1:
         _join_if_whole(call, new)
     elif all_ones(new.sums, call.result.dtype):
         _mark_divided(call, next(iter(new.factors)), old.positive, twice)
     elif _unnormalised(call.ledger, new):
         call.unmatched(DIVIDED, "what the weights of a row sum up to is not 1 after it either")
+    return new
 
 
 def _mark_divided(call: Call, index: int, positive: bool, ones: bool) -> None:
@@ -93,59 +105,45 @@ def _mark_divided(call: Call, index: int, positive: bool, ones: bool) -> None:
     call.ledger.data_dependent = True  # that the divisor is the sum was seen for these inputs
 
 
-def _added(call: Call, known: list[Partial | None], sign: int) -> None:
+def _added(call: Call, known: list[PartialSum | None], sign: int) -> PartialSum | None:
     one, other = known[0], known[-1] if len(known) > 1 else None
     alpha = call.argument("alpha", 1)
     if one is None or other is None:
         old, place = (one, 1) if one is not None else (other, 0)
         beside = call.args[place] if len(call.args) > place else None
-        blank = not bool(beside.any()) if isinstance(beside, Tensor) else beside == 0
-        if (
-            old is not None
-            and blank
-            and old.sums.shape == call.result.shape
-            and (place or sign == alpha == 1)
-        ):
-            call.ledger.partial[call.node.name] = old
-        return
+        nothing = not bool(beside.any()) if isinstance(beside, Tensor) else beside == 0
+        same = old is not None and nothing and old.sums.shape == call.result.shape
+        return old if same and (place or sign == alpha == 1) else None
     if one.moved or other.moved or not one.sums.shape == other.sums.shape == call.result.shape:
-        return
-    new = _sum(one, other, sign * alpha)
-    call.ledger.partial[call.node.name] = new
-    _join_if_whole(call, new)
+        return None
+    return _join_if_whole(call, _sum(one, other, sign * alpha))
 
 
-def _sum(one: Partial, other: Partial, times: float = 1) -> Partial:
+def _sum(one: PartialSum, other: PartialSum, times: float = 1) -> PartialSum:
     factors = dict(one.factors)
     for index, factor in other.factors.items():
         factors[index] = factors[index] + times * factor if index in factors else times * factor
-    return Partial(factors, one.sums + times * other.sums, one.positive and other.positive)
+    return PartialSum(factors, one.sums + times * other.sums, one.positive and other.positive)
 
 
-def _stacked(call: Call) -> bool:
-    """Parts that are stacked, scaled together and summed up, as where blocks of keys are gone through first;
-    False where it is none of these."""
-    ledger, op = call.ledger, call.op.removesuffix("_")
-    if op == "aten::stack":
-        parts = [ledger.partial.get(n.name) for n in call.node.all_input_nodes]
-        whole = tuple(part for part in parts if part is not None and not part.moved)
-        if len(whole) == len(parts):
-            axis = int(call.argument("dim", 0)) % call.result.ndim
-            ledger.stacks[call.node.name] = Stack(whole, axis)
-        return bool(whole)
-    places = [n.name if isinstance(n, fx.Node) else "" for n in call.node.args[:2]]
-    place = next((place for place, name in enumerate(places) if name in ledger.stacks), None)
-    if place is None:
-        return False
-    stack = ledger.stacks[places[place]]
+def _stacked(call: Call) -> PartialSums | None:
+    """Parts that are laid side by side, as where blocks of keys are gone through first."""
+    parts = [_partial(call, node) for node in call.node.all_input_nodes]
+    whole = tuple(part for part in parts if isinstance(part, PartialSum) and not part.moved)
+    axis = int(call.argument("dim", 0)) % call.result.ndim
+    return PartialSums(whole, axis) if whole and len(whole) == len(parts) else None
+
+
+def _of_several(
+    call: Call, given: list[PartialSum | PartialSums | None], place: int
+) -> PartialSum | PartialSums | None:
+    """What comes of parts that lie side by side: they are scaled together, and summed up."""
+    several, op = given[place], call.op.removesuffix("_")
+    assert isinstance(several, PartialSums)
     if op in DIVISIONS | PRODUCTS and not (place and op in DIVISIONS):
-        _scale_stack(call, stack, call.args[1 - place], op in DIVISIONS)
-    elif op == "aten::sum" and _axes(call) == [stack.axis]:
-        new = reduce(_sum, stack.parts)
-        if new.sums.shape == call.result.shape:
-            ledger.partial[call.node.name] = new
-            _join_if_whole(call, new)
-    return True
+        return _scaled_together(call, several, call.args[1 - place], op in DIVISIONS)
+    new = reduce(_sum, several.parts) if op == "aten::sum" and _axes(call) == [several.axis] else None
+    return _join_if_whole(call, new) if new is not None and new.sums.shape == call.result.shape else None
 
 
 def _axes(call: Call) -> list[int]:
@@ -154,36 +152,39 @@ def _axes(call: Call) -> list[int]:
     return [] if call.argument("keepdim", False) else [dim % call.args[0].ndim for dim in dims]
 
 
-def _scale_stack(call: Call, stack: Stack, other: object, divides: bool) -> None:
+def _scaled_together(call: Call, several: PartialSums, other: object, divides: bool) -> PartialSums | None:
     if not isinstance(other, Tensor | float | int):
-        return
-    factor = torch.as_tensor(other).to(stack.parts[0].sums.dtype)
-    factors = (factor.reciprocal() if divides else factor).expand(call.result.shape).unbind(stack.axis)
-    if factors[0].shape == stack.parts[0].sums.shape:
-        parts = [
-            Partial({i: f * own for i, f in part.factors.items()}, part.sums * own, part.positive)
-            for part, own in zip(stack.parts, factors, strict=True)
-        ]
-        call.ledger.stacks[call.node.name] = Stack(tuple(parts), stack.axis)
+        return None
+    factor = torch.as_tensor(other).to(several.parts[0].sums.dtype)
+    factors = (factor.reciprocal() if divides else factor).expand(call.result.shape).unbind(several.axis)
+    if factors[0].shape != several.parts[0].sums.shape:
+        return None
+    parts = [
+        PartialSum({i: f * own for i, f in part.factors.items()}, part.sums * own, part.positive)
+        for part, own in zip(several.parts, factors, strict=True)
+    ]
+    return PartialSums(tuple(parts), several.axis)
 
 
-def _join_if_whole(call: Call, new: Partial) -> None:
+def _join_if_whole(call: Call, new: PartialSum) -> PartialSum:
+    """Write the parts of a sum down as one attention, if they are."""
     sites = [_alone(call.ledger, index) for index in sorted(new.factors)]
     added = all(bool((factor >= 0).all()) for factor in new.factors.values())
     whole = new.positive and added and all_ones(new.sums, call.result.dtype)
     over = _same_map(sites)
+    laid: list[tuple[Slot, Slot, Tensor] | None] = []
     if not (whole or over):
-        call.unmatched(TOGETHER, "rows do not sum up to 1 yet, and the parts are no maps of the same values")
-        return
-    if not _can_join(call, sites):
-        call.unmatched(TOGETHER, "a part was divided before, or something has read one by now")
-        return
-    laid = [_on_map(call, site, new.factors[site.index]) for site in sites]
-    if any(part is None for part in laid):
-        call.unmatched(TOGETHER, "a part's rows do not lie as those of the sum, or are scaled by feature")
-        return
-    call.matched(TOGETHER)
-    _join(call, sites, [part for part in laid if part is not None], whole, over)
+        reason = "rows do not sum up to 1 yet, and the parts are no maps of the same values"
+    elif not _can_join(call, sites):
+        reason = "a part was divided before, or something has read one by now"
+    elif None in (laid := [_on_map(call, site, new.factors[site.index]) for site in sites]):
+        reason = "a part's rows do not lie as those of the sum, or are scaled by feature"
+    else:
+        call.matched(TOGETHER)
+        _join(call, sites, [part for part in laid if part is not None], whole, over)
+        return new
+    call.unmatched(TOGETHER, reason)
+    return new
 
 
 def _alone(ledger: Ledger, index: int) -> Site:

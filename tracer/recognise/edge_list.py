@@ -1,7 +1,7 @@
 """Attention along the edges of a graph: weighed values that are summed at the places an index tells.
 
 The weights of all edges that end in one place sum up to 1, so it is a softmax however it is spelled. Who
-asked is told by the same index: what was gathered by it, for the scores, comes back to where it was taken.
+asked is sent by the same index: what was gathered by it, for the scores, comes back to where it was taken.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten, op_name
 from fxplain.labels.flows import EdgeList
-from fxplain.labels.labels import NOTHING, Slot, Value, broadcast, compact, samples_of
-from fxplain.labels.operand import Operand, Taken
+from fxplain.labels.labels import Slot, broadcast, compact, samples_of
+from fxplain.labels.notebook import Taken
+from fxplain.labels.value import NOTHING, Operand, Value
 from fxplain.ops.meeting.mixing import check_samples
 from fxplain.recognise.normaliser import all_ones, is_positive
 
@@ -57,9 +58,9 @@ def note_taken(call: Call, operand: Operand) -> None:
     # an input that tells of one sample what to take takes nothing of another; else they are no samples
     teller = call.operands()[1].value.dormant
     if teller is not None and teller.labels.ndim == 1:
-        told = samples_of(teller.labels).view([-1 if a == axis else 1 for a in range(operand.ndim)])
+        sent = samples_of(teller.labels).view([-1 if a == axis else 1 for a in range(operand.ndim)])
         given = samples_of(slot.labels.index_select(axis, index))
-        call.ledger.crossing |= bool(((told != given) & (told >= 0) & (given >= 0)).any())
+        call.ledger.crossing |= bool(((sent != given) & (sent >= 0) & (given >= 0)).any())
 
 
 def _is_statistic(call: Call, node: fx.Node | None) -> bool:
@@ -81,9 +82,8 @@ def along_edges(call: Call, source: Operand, pooled: Callable[[Slot], Slot]) -> 
 
     ``pooled`` makes the rows where nobody asked: new tokens, one for each place, of those of the keys.
     """
-    product = call.ledger.weighed.get(source.node.name) if source.node is not None else None
-    line = line_of(call)
-    if product is None:
+    product, line = source.value.unsummed.product, line_of(call)
+    if product is None or not all(factor.value.labelled for factor in product.factors):
         return None
     if line is None:
         call.unmatched(RULE, "the index is not along one axis")

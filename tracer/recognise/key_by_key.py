@@ -6,13 +6,12 @@ them up (:mod:`fxplain.recognise.divided_late`) finds that they are one.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fxplain.labels.call import Call
-from fxplain.labels.labels import Slot, Value, same_tokens
-from fxplain.labels.operand import Operand
+from fxplain.labels.labels import Slot, same_tokens
+from fxplain.labels.value import Operand, PartialSum, Value
 from fxplain.ops.meeting.attending import attend
-from fxplain.ops.meeting.reading import Side, letters_for
+from fxplain.ops.meeting.sides import Side
+from fxplain.ops.reading import letters_for
 
 RULE = "one key at a time"
 
@@ -38,7 +37,7 @@ def _row(call: Call, weights: Operand, value: Operand) -> list[Slot] | None:
     slots, given = weights.value.active, value.value.active
     if len(slots) != 2 or len(given) != 1 or given[0].token_axes or value.node is None:
         return None
-    if value.node.name in call.ledger.partial:
+    if isinstance(value.value.unsummed.partial, PartialSum):
         call.unmatched(RULE, "what is weighed is what an attention gave, and no value of one key")
         return None
     if not _features(call, weights, value):
@@ -68,5 +67,6 @@ def _attention(call: Call, weights: Operand, value: Operand) -> Value:
     ours = ours.replace(column, key) if column in ours else ours
     if key not in ours:
         raise ValueError("weights of one key without an axis for it")
-    lived = attend(call, Side(weights, ours, key), Side(value, theirs, key), output)[0]
-    return replace(call.carry(weights, value, slots=[lived]), softmaxes=frozenset(), asked=())
+    met = attend(call, Side(weights, ours, output), Side(value, theirs, output))
+    made = call.carry(weights, value, slots=met.slots[:1], partial=met.partial)
+    return made.having(softmaxes=frozenset(), single=())

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten, op_name
-from fxplain.labels.labels import STRONG, Slot, Value, broadcast, codes_of, samples_of
-from fxplain.labels.operand import Operand
+from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, samples_of
+from fxplain.labels.value import Operand, Value
 from fxplain.ops.meeting.mixing import record
 
 MOVING = frozenset(
@@ -24,24 +24,24 @@ RULE = "late interaction"
 BLOCKWISE = frozenset(aten("sum amax"))
 
 
-def features_of_rows(call: Call, operand: Operand, axes: Sequence[int], alive: Sequence[Slot]) -> list[Slot]:
+def features_of_rows(call: Call, operand: Operand, axes: Sequence[int], rows: Sequence[Slot]) -> list[Slot]:
     """The slots of a map's rows, which take in the columns that were summed up, or picked from."""
     columns = [slot for slot in operand.value.active if any(slot.varies(axis) for axis in axes)]
-    firm = all(slot.strength == STRONG for slot in (*alive, *columns))
-    if len(alive) != 1 or len(columns) != 1 or not firm or not alive[0].token_axes:
+    firm = all(slot.strength == STRONG for slot in (*rows, *columns))
+    if len(rows) != 1 or len(columns) != 1 or not firm or not rows[0].token_axes:
         call.unmatched(RULE, "it is not over the columns of one map of inputs' tokens by inputs' tokens")
-        return list(alive)
+        return list(rows)
     result = call.result[0] if isinstance(call.result, tuple) else call.result
     if not isinstance(result, Tensor) or not result.is_floating_point() or operand.node is None:
-        return list(alive)
-    if _samples_apart(alive[0], columns[0]):
+        return list(rows)
+    if _samples_apart(rows[0], columns[0]):
         call.unmatched(RULE, "its rows and columns are of different samples")
-        return list(alive)
-    if _scales(call, alive[0], columns[0]):
+        return list(rows)
+    if _scales(call, rows[0], columns[0]):
         call.unmatched(RULE, "it only scales something else that is made of the columns, as a softmax does")
-        return list(alive)
+        return list(rows)
     call.matched(RULE)
-    return [record(call, operand, alive[0], columns[0], adds=True)]
+    return [record(call, operand, rows[0], columns[0], adds=True)]
 
 
 EXTREMES, TOTALS = aten("amax max logsumexp"), aten("sum")
@@ -120,13 +120,13 @@ def _made_of(call: Call, nodes: Sequence[fx.Node], rows: Slot, columns: Slot, ch
     """Whether the columns are behind some nodes, otherwise than through the chain: told by labels where there
     are any already, else by inputs."""
     codes = torch.unique(codes_of(columns.labels))
-    sources = {call.ledger.source_of(code) for code in codes.tolist() if code >= 0}
+    sources = {call.ledger.tokens.source_of(code) for code in codes.tolist() if code >= 0}
     stack, seen = list(nodes), set(nodes) | chain
     while stack:
         node = stack.pop()
         value = call.values.get(node)
         if isinstance(value, Value) and value.labelled:
-            if value.summed or any(_holds(call, slot, rows, columns) for slot in value.active):
+            if value.hidden.summaries or any(_holds(call, slot, rows, columns) for slot in value.active):
                 return True
             continue
         if node.op == "placeholder" and isinstance(value, Value) and value.root in sources:

@@ -11,8 +11,9 @@ import torch
 from torch import fx
 
 from fxplain.labels.call import Call
-from fxplain.labels.labels import Slot, Value, codes_of
-from fxplain.ops.meeting.reading import Side
+from fxplain.labels.labels import Slot, codes_of
+from fxplain.labels.value import Value
+from fxplain.ops.meeting.sides import Side
 from fxplain.ops.sequences import follow_operator
 
 RULE = "linear attention"
@@ -28,8 +29,8 @@ def read_summaries(call: Call, left: Side, right: Side, slots: Sequence[Slot]) -
         finest = max((len(slot.token_axes) for slot in summary.slots), default=-1)
         if len(found[rows[0]].token_axes) <= finest or not reader.slots:
             continue
-        for node in sorted(summary.operand.value.summed, key=lambda node: node.name):
-            source, tokens = call.ledger.summaries[node]
+        for node in sorted(summary.operand.value.hidden.summaries, key=lambda node: node.name):
+            source, tokens = call.ledger.remarks.summaries[node]
             if _only_scales(found[rows[0]], tokens):
                 call.unmatched(RULE, "some of the keys only scale what all were summed to")
                 continue
@@ -52,4 +53,4 @@ def _only_scales(reader: Slot, tokens: Slot) -> bool:
 def still_summed(call: Call, value: Value) -> frozenset[fx.Node]:
     """The summaries that a product holds and that no query has read in it."""
     read = {node for site in call.ledger.sites if site.node is call.node for node in site.map.path}
-    return value.summed - read
+    return value.hidden.summaries - read

@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from fxplain.labels.call import Call
 from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, same_tokens
-from fxplain.labels.operand import Operand
+from fxplain.labels.value import Operand
 from fxplain.ops.meeting.mixing import join
 
 RULE = "tokens laid out otherwise than they were"
 
 
-def relaid_on(call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[Slot]]) -> Slot | None:
+def misplaced_on(call: Call, operands: Sequence[Operand], slots: Sequence[Sequence[Slot]]) -> Slot | None:
     """The tokens of the one operand, with the other's behind them; None where neither is laid out wrongly."""
     if len(operands) != 2 or any(len(own) != 1 or own[0].strength < STRONG for own in slots):
         return None

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import Call, op_name
-from fxplain.labels.labels import NOTHING, Value
-from fxplain.labels.operand import Operand
+from fxplain.labels.value import NOTHING, Operand, Value
 
 TOLERANCES = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far from 1 a row may sum up; 1e-4 in other types."""

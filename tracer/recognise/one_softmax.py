@@ -18,9 +18,10 @@ from torch import Tensor, fx
 from fxplain.labels.axes import Axes
 from fxplain.labels.call import Call, aten, op_name
 from fxplain.labels.flows import Site, WrittenOut
-from fxplain.labels.labels import Slot, Value, reads_of, same_tokens
-from fxplain.ops.meeting.reading import letters_for, run_on
-from fxplain.recognise.around import LAYING, before
+from fxplain.labels.labels import Slot, reads_of, same_tokens
+from fxplain.labels.value import Value
+from fxplain.ops.reading import letters_for
+from fxplain.recognise.around import LAYING, before, run_on
 
 CUTTING = (*LAYING, *aten("slice narrow split split_with_sizes chunk"), str(getitem))
 AGAIN, WHOLE = "one map for several values", "one softmax over several sets of keys"

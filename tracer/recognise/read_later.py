@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import Call, aten, op_name
-from fxplain.labels.labels import Value
-from fxplain.ops.meeting.reading import run_on
-from fxplain.recognise.around import LAYING, behind
+from fxplain.labels.value import Value
+from fxplain.recognise.around import LAYING, behind, run_on
 
 PRODUCTS = aten("matmul mm bmm einsum baddbmm mv dot tensordot")
 LINEARS = aten("linear addmm conv1d conv2d conv3d convolution")

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from fxplain.labels.call import Call
 from fxplain.labels.labels import Slot, codes_of
-from fxplain.labels.operand import Operand
+from fxplain.labels.value import Operand
 
 CLOSE = 1e-5
 """Copies differ by no more than this part of the largest value."""
 
 
-def note_twins(call: Call, values: Operand, slot: Slot, axis: int) -> None:
+def note_repeated(call: Call, values: Operand, slot: Slot, axis: int) -> None:
     """Write down tokens that stand at several places along an axis with another content at each.
 
     A key that a query has twice (a neighbour in two blocks) holds the same both times; queries of a parameter
@@ -31,24 +31,24 @@ def note_twins(call: Call, values: Operand, slot: Slot, axis: int) -> None:
     numbers = numbers.gather(-1, order)
     gap = (numbers[:, 1:] - numbers[:, :-1]).abs()
     apart = _alike(labels) & (gap > CLOSE * numbers.abs().max())
-    call.ledger.twins |= set(codes_of(labels[:, 1:][apart]).tolist())
+    call.ledger.tokens.repeated |= set(codes_of(labels[:, 1:][apart]).tolist())
 
 
-def note_rows(call: Call, rows: Slot, shape: Sequence[int], axes: Iterable[int]) -> None:
+def note_shared_rows(call: Call, rows: Slot, shape: Sequence[int], axes: Iterable[int]) -> None:
     """Write down tokens that all rows of a map along an axis are of; the rows lie on the map."""
     if any(shape[axis] > 1 and not rows.varies(axis) for axis in axes):
         codes = codes_of(rows.labels)
-        call.ledger.rows_alike |= set(codes[codes >= 0].tolist())
+        call.ledger.tokens.shared_rows |= set(codes[codes >= 0].tolist())
 
 
-def note_blanks(call: Call, rows: Slot, cols: Slot, weights: Callable[[], Tensor]) -> None:
+def note_padding(call: Call, rows: Slot, cols: Slot, weights: Callable[[], Tensor]) -> None:
     """Write down that places that are no tokens, such as padding with zeros, have weight for some query."""
-    blank = codes_of(cols.labels) < 0
-    if bool(blank.any()) and not bool(blank.all()):
+    padding = codes_of(cols.labels) < 0
+    if bool(padding.any()) and not bool(padding.all()):
         map = weights()
-        weigh = map.is_meta or bool(((map.cpu() != 0) & blank & (codes_of(rows.labels) >= 0)).any())
+        weigh = map.is_meta or bool(((map.cpu() != 0) & padding & (codes_of(rows.labels) >= 0)).any())
         if weigh:
-            call.ledger.blank[call.node] = None
+            call.ledger.remarks.padding_weighed[call.node] = None
 
 
 def _repeated(labels: Tensor, axis: int) -> bool:

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from fxplain.labels.labels import Slot, codes_of, compact, encode, samples_of
-from fxplain.ops.meeting.reading import Side, moved
+from fxplain.ops.meeting.sides import Side
+from fxplain.ops.reading import moved
 
-TIED = "one map for all rows of a grid"
+SHARED = "one map for all rows of a grid"
 
 
 @dataclass(frozen=True)
-class Tied:
-    """A map spread over the rows that it is for: its letters, and labels on them."""
+class SharedMap:
+    """A map for the rows that it is for: its letters, and labels on them."""
 
     letters: str
     shape: tuple[int, ...]
@@ -29,24 +30,24 @@ class Tied:
     cols: Slot
 
 
-def tied_scores(left: Side, right: Side, output: str) -> list[Slot] | None:
+def shared_scores(left: Side, right: Side) -> list[Slot] | None:
     """The slots of a product that sums over rows of a grid what tokens of all columns are to those of all
     others; None where it is no such product."""
-    one, other = left.killed[0], right.killed[0]
-    apart = _own_columns(one, left, right, output) and _own_columns(other, right, left, output)
+    one, other = left.summed_out[0], right.summed_out[0]
+    apart = _own_columns(one, left, right) and _own_columns(other, right, left)
     same = set(left.over(one)) & set(right.over(other))
-    return [left.moved(one, output), right.moved(other, output)] if apart and same else None
+    return [left.laid(one), right.laid(other)] if apart and same else None
 
 
-def _own_columns(slot: Slot, side: Side, other: Side, output: str) -> bool:
+def _own_columns(slot: Slot, side: Side, other: Side) -> bool:
     """Whether tokens lie along an axis that the other operand lacks."""
     return any(
-        letter in output and letter not in other.letters and axis in slot.token_axes
+        letter in side.output and letter not in other.letters and axis in slot.token_axes
         for axis, letter in enumerate(side.letters)
     )
 
 
-def tied_sum(slots: Sequence[Slot], axes: Sequence[int]) -> list[Slot] | None:
+def shared_sum(slots: Sequence[Slot], axes: Sequence[int]) -> list[Slot] | None:
     """The slots of scores that are summed over rows of a grid; None where it is no such sum."""
     if len(slots) != 2 or any(not (slot.token_axes & set(axes)) for slot in slots):
         return None
@@ -62,12 +63,12 @@ def _first(labels: Tensor, axes: Sequence[int]) -> Tensor:
     return compact(labels)
 
 
-def spread_over_rows(weights: Side, values: Side, rows: Slot, output: str) -> Tied | None:
-    """The map of tied scores over the rows of the values; None where the values are of no such grid."""
-    if not (weights.operand.value.tied and values.killed):
+def over_rows(weights: Side, values: Side, rows: Slot) -> SharedMap | None:
+    """The map of such scores over the rows of the values; None where the values are of no such grid."""
+    if not (weights.operand.value.gave_way.shared_map and values.summed_out):
         return None
-    ours, column = values.killed[0], values.over(values.killed[0])
-    free = [c for c, size in zip(values.letters, ours.labels.shape, strict=True) if size > 1 and c in output]
+    ours, column = values.summed_out[0], values.over(values.summed_out[0])
+    free = [c for axis, c in enumerate(values.letters) if ours.varies(axis) and c in values.output]
     lines = [c for c in free if c not in weights.letters or not rows.varies(weights.letters.index(c))]
     lines = [c for c in lines if values.letters.index(c) in ours.token_axes]
     if len(lines) != 1 or len(column) != 1:
@@ -78,7 +79,7 @@ def spread_over_rows(weights: Side, values: Side, rows: Slot, output: str) -> Ti
     size = values.operand.shape[values.letters.index(row)]
     shape = tuple(weights.operand.shape) if row in weights.letters else (size, *weights.operand.shape)
     cols = replace(ours, labels=moved(ours.labels, values.letters, letters))
-    return None if found is None else Tied(letters, shape, replace(rows, labels=found), cols)
+    return None if found is None else SharedMap(letters, shape, replace(rows, labels=found), cols)
 
 
 def _rows_of(rows: Slot, grid: Tensor, letters: str, row: str) -> Tensor | None:

@@ -101,5 +101,5 @@ def where_missing(labelled: Labelled, bound: Mapping[str, Tensor]) -> Entries | 
     """The entries that tell how much of the score no relevance does: where an input has no tokens of its own,
     or something is not followed; else None, for gradients before the first attention are not free."""
     missing = unnamed(labelled)
-    silent = missing or labelled.findings.ledger.summaries or any(carried(labelled.findings))
+    silent = missing or labelled.findings.ledger.remarks.summaries or any(carried(labelled.findings))
     return Entries(labelled, born(labelled, bound, living(labelled)), missing) if silent else None

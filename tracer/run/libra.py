@@ -58,7 +58,7 @@ class Balance:
         entries = census(self.findings, labelled.classified.sites)
         returned = {entry.node for entry in entries if entry.role == "output distribution"}
         self.weights = {
-            node for node, _ in self.findings.ledger.softmaxes.values() if node.name not in returned
+            node for node, _ in self.findings.ledger.remarks.softmaxes.values() if node.name not in returned
         } - self.fused
         self._sources: dict[fx.Node, frozenset[fx.Node]] = {}
         nodes = list(labelled.captured.graph.graph.nodes)

@@ -12,7 +12,8 @@ from torch import Tensor
 from fxplain.capture.captured import Captured
 from fxplain.errors import NonFiniteError, TargetError
 from fxplain.labels.findings import Findings
-from fxplain.labels.labels import Slot, Value, codes_of, reads_of, samples_of
+from fxplain.labels.labels import Slot, codes_of, reads_of, samples_of
+from fxplain.labels.value import Value
 from fxplain.questions import Question, name_of_function
 from fxplain.run.asked import Frame
 from fxplain.run.combined import Asked, Combined, asked, each_target, parts_of, score_at
@@ -80,27 +81,27 @@ def default_output(
 def resolve(
     tensors: Sequence[Tensor],
     values: Sequence[Value],
-    names: Sequence[str],
+    captured: Captured,
     target: Any,
     output: str | None,
     batch: int,
-    rebuild: Callable[[Sequence[Tensor]], Any],
     frame: Frame | None = None,
 ) -> Resolved:
     """Turn a target into scores and the rows to read.
 
     Args:
-        tensors, values, names: the outputs, their labels and names.
+        tensors, values: the outputs and their labels.
+        captured: has their names, and makes the model's own output structure of them for callables.
         target: None (arg max per sample), an int, one int (or row of ints) per sample, a tuple that indexes
             the output without its batch axis, a sum of such targets, or a callable from the model's output to
             one score per sample.
         output: name of the output to explain.
         batch: number of samples.
-        rebuild: makes the model's own output structure from the tensors, for callables.
         frame: what else is known of the output.
     """
+    names = captured.outputs
     if callable(target):
-        return _resolve_callable(tensors, values, names, target, batch, rebuild)
+        return _resolve_callable(tensors, values, captured, target, batch)
     place = choose_output(names, tensors, output)
     tensor, value = tensors[place], values[place]
     axis = batch_axis(tensor, value, batch)
@@ -155,11 +156,10 @@ def rescored(resolved: Resolved, tensors: Sequence[Tensor], findings: Findings, 
     again = resolve(
         tensors,
         findings.outputs,
-        captured.outputs,
+        captured,
         list(resolved.target),
         resolved.output,
         findings.batch,
-        captured.rebuild,
     )
     return again.scores
 
@@ -226,18 +226,18 @@ def _rows_at(slots: Sequence[Slot], spot: Sequence[int], sample: int) -> Readout
 def _resolve_callable(
     tensors: Sequence[Tensor],
     values: Sequence[Value],
-    names: Sequence[str],
+    captured: Captured,
     target: Callable[[Any], Any],
     batch: int,
-    rebuild: Callable[[Sequence[Tensor]], Any],
 ) -> Resolved:
     """Scores from the user's own function; the rows are those of the output elements it depends on.
 
     An output may be made from another one (logits from hidden states or maps that are returned, too). The
     function sees a view of each, so that it depends on those alone that it looks at itself.
     """
+    names = captured.outputs
     tensors = [t.view_as(t) if t.requires_grad else t for t in tensors]
-    scores = _called(target, rebuild(tensors), names, batch)
+    scores = _called(target, captured.rebuild(tensors), names, batch)
     used = [(t, v, n) for t, v, n in zip(tensors, values, names, strict=True) if t.requires_grad]
     rows: list[Readout] = []
     slots: dict[int, Slot] = {}

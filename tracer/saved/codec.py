@@ -16,7 +16,8 @@ from torch import Tensor, fx
 
 from fxplain import tasks
 from fxplain.capture import inputs, tree
-from fxplain.labels import axes, batch_axis, elements, findings, flows, labels, notebook
+from fxplain.labels import axes, batch_axis, elements, findings, flows, labels, notebook, tokens
+from fxplain.labels import value as values
 from fxplain.saved.older import OLDER
 from fxplain.saved.record import Record, as_record
 
@@ -25,13 +26,15 @@ CLASSES: Mapping[str, type] = {
     for home, module, names in (
         ("find", findings, ("Findings",)),
         ("batch", batch_axis, ("Guess",)),
-        ("ledger", notebook, ("Ledger",)),
+        ("ledger", notebook, ("Ledger", "Remarks")),
+        ("ledger", tokens, ("Tokens",)),
         ("sites", flows, ("Born",)),
         ("axes", axes, ("Axes",)),
         ("flows", flows, ("Site", "Copied", "EdgeList", "Elementwise", "Gathered", "Kernel", "Matrix")),
         ("flows", flows, ("Operator", "Sampled", "Sum", "Window", "WrittenOut")),
         ("elements", elements, ("Elements", "Root")),
-        ("labels", labels, ("Asked", "Slot", "Spectrum", "Value")),
+        ("labels", labels, ("Slot",)),
+        ("labels", values, ("Coarser", "GaveWay", "Hidden", "Single", "Spectrum", "Value")),
         ("inputs", inputs, ("InputTensor", "Layout")),
         ("tree", tree, ("Slot",)),
         ("tasks", tasks, ("Task",)),
@@ -41,7 +44,12 @@ CLASSES: Mapping[str, type] = {
 """All that a file may hold, by names that stay when the project's files move; two are called Slot."""
 _NAMES = {kind: name for name, kind in CLASSES.items()}
 
-WHILE_LABELLING = {"ledger.Ledger": {"factors", "partial", "stacks", "looked", "_tokens", "_mixed"}}
+WHILE_LABELLING = {
+    "ledger.Ledger": {"taken"},
+    "ledger.Remarks": {"looked"},
+    "ledger.Tokens": {"_of_elements", "_at_places"},
+    "labels.Value": {"unsummed"},
+}
 """Fields that nobody reads once a graph is labelled: they are left out."""
 
 _DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}

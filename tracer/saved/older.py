@@ -6,6 +6,7 @@ A class whose fields change gets a function here; ``tests/saved/test_saved_older
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from fxplain.labels.axes import Axes
@@ -26,7 +27,9 @@ from fxplain.labels.flows import (
     Window,
     WrittenOut,
 )
-from fxplain.labels.notebook import Ledger
+from fxplain.labels.notebook import Ledger, Remarks
+from fxplain.labels.tokens import Tokens
+from fxplain.labels.value import GaveWay, Hidden, Single, Value
 from fxplain.tasks import Task
 
 Fields = Mapping[str, Any]
@@ -86,11 +89,42 @@ def findings_of(old: Fields) -> Findings:
     return Findings(old["ledger"], old["outputs"], old["values"], guess, old["joined"])
 
 
+def ledger_of(old: Fields) -> Ledger:
+    """Notes of 0.1, which were one flat record."""
+    return Ledger(
+        tokens=Tokens(**_renamed(old, {**_same(Tokens), "twins": "repeated", "rows_alike": "shared_rows"})),
+        remarks=Remarks(**_renamed(old, {**_same(Remarks), "blank": "padding_weighed"})),
+        **_renamed(old, {**_same(Ledger), "beside": "heads"}),
+    )
+
+
+def value_of(old: Fields) -> Value:
+    """What 0.1 knew of a tensor, with all that gave way and is hidden beside the rest."""
+    gave_way = {"asked": "single", "piled": "several_single", "tied": "shared_map"}
+    hidden = {"spectrum": "spectrum", "summed": "summaries", "sampled": "samples"}
+    return Value(
+        gave_way=GaveWay(**_renamed(old, gave_way)),
+        hidden=Hidden(**_renamed(old, hidden)),
+        **_renamed(old, _same(Value)),
+    )
+
+
+def _same(kind: Any) -> dict[str, str]:
+    """The fields of a record of today, which had these names before too."""
+    return {field.name: field.name for field in fields(kind)}
+
+
+def _renamed(old: Fields, names: Mapping[str, str]) -> dict[str, Any]:
+    return {new: old[name] for name, new in names.items() if name in old}
+
+
 OLDER: Mapping[str, Callable[[Fields], Any]] = {
     "sites.Site": site_of,
     "sites.Window": dict,
     "find.Findings": findings_of,
-    "ledger.Ledger": lambda old: Ledger(**old),
+    "ledger.Ledger": ledger_of,
+    "labels.Asked": lambda old: Single(**old),
+    "labels.Value": value_of,
     "tasks.Task": lambda old: Task(**old),  # what it did not know of then has the usual value
 }
 """Name of a record -> what it is today, from its fields."""

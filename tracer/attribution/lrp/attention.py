@@ -26,9 +26,8 @@ def fused_attention(call: Call) -> Shares:
     scores, allowed, bias = _scores(call, query, key)
     maps = masked_softmax(scores)
     looks = call.carries("query") or call.carries("key") or call.carries("attn_mask")
-    to_maps, to_value = _product(
-        call, torch.matmul, maps, value, call.relevance, (looks, call.carries("value")), "attention"
-    )
+    weighing = looks, call.carries("value")
+    to_maps, to_value = _product(call, torch.matmul, (maps, value), call.relevance, weighing, "attention")
     call.maps[call.node.name] = torch.zeros_like(maps) if to_maps is None else to_maps
     shares: list[Part] = [] if to_value is None else [_ungrouped(call, "value", to_value)]
     if to_maps is None or (call.rules.attention == "values" and to_value is not None):
@@ -38,7 +37,7 @@ def fused_attention(call: Call) -> Shares:
     if bias is not None:
         to_scores = _past_bias(call, scored(query, key) * _scale(call, query), bias, to_scores, shares)
     carrying = call.carries("query"), call.carries("key")
-    to_query, to_key = _product(call, scored, query, key, to_scores, carrying, "scores")
+    to_query, to_key = _product(call, scored, (query, key), to_scores, carrying, "scores")
     if to_query is not None:
         shares.append(_ungrouped(call, "query", to_query))
     if to_key is not None:
@@ -49,13 +48,13 @@ def fused_attention(call: Call) -> Shares:
 def _product(
     call: Call,
     product: Product,
-    left: Tensor,
-    right: Tensor,
+    sides: tuple[Tensor, Tensor],
     relevance: Tensor,
     carrying: tuple[bool, bool],
     role: str,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The relevance of both sides of a product; None for one that carries none."""
+    left, right = sides
     swapped: Product = lambda one, other: product(other, one)  # noqa: E731
     values_only = role == "attention" and call.rules.attention == "values"
     if all(carrying) and not values_only:

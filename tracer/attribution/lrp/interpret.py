@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def propagate(
             source, place = node.args
             _add(pending, source, place, relevances[0], values)  # type: ignore[arg-type]
         elif node.op == "call_function":
-            call = _call(node, values, relevances, sides, rules, maps, samples)
+            call = Call(node, *_wide_call(node, values), tuple(relevances), sides, rules, maps, samples)
             if not call.carriers:
                 continue  # tokens made of ids or parameters: the reader has them
             for operand, share in _apply(call):
@@ -117,19 +117,11 @@ def _add(
     known[place] = share if old is None or share is None else old + share
 
 
-def _call(
-    node: fx.Node,
-    values: Mapping[fx.Node, Any],
-    relevances: Sequence[Tensor | None],
-    sides: Sides,
-    rules: RuleSet,
-    maps: dict[str, Tensor],
-    samples: Samples,
-) -> Call:
+def _wide_call(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[Any, Any, tuple[Any, ...]]:
+    """The arguments of a node's call and its results, in float32 or better."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda used: wide(values[used]))
     results = wide(values[node])
-    results = tuple(results) if isinstance(results, (list, tuple)) else (results,)
-    return Call(node, args, kwargs, results, tuple(relevances), sides, rules, maps, samples)
+    return args, kwargs, tuple(results) if isinstance(results, (list, tuple)) else (results,)
 
 
 def wide(value: Any) -> Any:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.findings import Findings
-from fxplain.labels.labels import Value, compact, completed, samples_of
+from fxplain.labels.labels import compact, completed, samples_of
+from fxplain.labels.value import Value
 
 SPREAD = 48
 """How many powers of two the tags of samples take: so few that no relevance becomes 0 by them."""

@@ -16,7 +16,8 @@ from torch import Tensor, fx
 
 from fxplain.attention.labelled import Labelled
 from fxplain.labels.call import op_name
-from fxplain.labels.labels import DORMANT, Value
+from fxplain.labels.labels import DORMANT
+from fxplain.labels.value import Value
 from fxplain.ops.creation import CONSTANT, DERIVED
 
 
@@ -167,7 +168,7 @@ def _valued(node: fx.Node) -> list[fx.Node]:
 def _placeholders(labelled: Labelled) -> tuple[set[str], set[str]]:
     """Names of the inputs that tokens are made of, and of the parameters."""
     made_of = {space.source for space in labelled.classified.spaces} | {
-        space.source for space in labelled.findings.ledger.spaces
+        space.source for space in labelled.findings.ledger.tokens.spaces
     }
     placeholders = labelled.captured.placeholders
     sources = {p.node for p in placeholders if p.kind == "input" and p.path in made_of}

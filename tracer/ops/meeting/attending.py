@@ -12,16 +12,17 @@ from torch import Tensor
 from fxplain.labels.axes import Axes
 from fxplain.labels.call import Call
 from fxplain.labels.flows import Map, WrittenOut
-from fxplain.labels.labels import Asked, Slot, codes_of, encode, fill_samples, same_tokens, samples_of
-from fxplain.labels.operand import Operand
+from fxplain.labels.labels import Slot, codes_of, encode, fill_samples, same_tokens, samples_of
+from fxplain.labels.value import Operand, Single
 from fxplain.ops.meeting.features import values_of_others
 from fxplain.ops.meeting.mixing import check_lines, check_samples, new_tokens
-from fxplain.ops.meeting.reading import Side, moved, sizes_of
-from fxplain.recognise.divided_late import begin
+from fxplain.ops.meeting.sides import Met, Side, free
+from fxplain.ops.reading import moved
+from fxplain.recognise.divided_late import begun
 from fxplain.recognise.normaliser import is_positive, normaliser_of, row_sums
 from fxplain.recognise.one_softmax import weighing_once
-from fxplain.recognise.repeated import note_blanks, note_rows, note_twins
-from fxplain.recognise.shared_map import spread_over_rows
+from fxplain.recognise.repeated import note_padding, note_repeated, note_shared_rows
+from fxplain.recognise.shared_map import over_rows
 
 
 @dataclass(frozen=True)
@@ -48,29 +49,28 @@ def held(call: Call, weights: Side, values: Operand) -> Numbers:
     return Numbers(how, sums, is_positive(map), lambda groups: map.tensor)
 
 
-def attend(
-    call: Call, weights: Side, values: Side, output: str, numbers: Numbers | None = None
-) -> list[Slot]:
-    """Write an attention down: its rows are the weights' living slot, its columns the summed one.
+def attend(call: Call, weights: Side, values: Side, numbers: Numbers | None = None) -> Met:
+    """Write an attention down: its rows are the weights' labelling that survives, its columns the other.
 
     ``numbers``: those of a map that no tensor holds.
     """
     numbers = numbers or held(call, weights, values.operand)
     cols = _weighed(weights, values)
-    query = None if weights.alive else _query_told(call, weights, cols) or _query_beside(weights)
+    query = None if weights.kept else _single_query(call, weights, cols) or _coarser_queries(weights)
     cols = replace(cols, reads=_read_before(call, cols, weights, values, query))
-    rows = weights.alive[0] if weights.alive else query or _pooled_rows(call, weights, values, cols)
-    shape, axes = weights.operand.shape, Axes(weights.letters, values.letters, output, weights.letters)
-    tied = spread_over_rows(weights, values, rows, output)
-    if tied is not None:
-        shape, rows, cols = tied.shape, tied.rows, replace(tied.cols, reads=cols.reads)
-        axes = replace(axes, map=tied.letters)
+    rows = weights.kept[0] if weights.kept else query or _pooled_rows(call, weights, values, cols)
+    output, shape = weights.output, weights.operand.shape
+    axes = Axes(weights.letters, values.letters, output, weights.letters)
+    shared = over_rows(weights, values, rows)
+    if shared is not None:
+        shape, rows, cols = shared.shape, shared.rows, replace(shared.cols, reads=cols.reads)
+        axes = replace(axes, map=shared.letters)
     labels = cols.labels
     check_samples(call, rows, cols, lambda: numbers.weights(samples_of(labels) + 1))
     note_content(call, values)
-    note_rows(call, rows, shape, free(weights, values))
-    if tied is None:
-        note_blanks(call, rows, cols, lambda: numbers.weights((codes_of(labels) < 0).long()))
+    note_shared_rows(call, rows, shape, free(weights, values))
+    if shared is None:
+        note_padding(call, rows, cols, lambda: numbers.weights((codes_of(labels) < 0).long()))
         check_lines(call, rows, cols, axes.columns, lambda: numbers.weights(samples_of(labels) + 1))
     site = call.ledger.add_site(
         node=call.node,
@@ -79,32 +79,35 @@ def attend(
         rows=rows,
         cols=cols,
         softmaxes=weights.operand.value.softmaxes,
-        new_rows=not weights.alive and query is None,
+        new_rows=not weights.kept and query is None,
     )
     site, alone = weighing_once(call, site)
-    if alone and isinstance(call.result, Tensor) and call.result.ndim == len(output):
-        begin(call, site, moved(numbers.sums, weights.letters, output), numbers.positive)
-    lived = _lived(rows, cols, axes, site.index)
-    others = values.alive if values.killed else values.slots[1:]
-    return [lived, *[values.moved(slot, output) for slot in others]]
+    followed = alone and isinstance(call.result, Tensor) and call.result.ndim == len(output)
+    sums = moved(numbers.sums, weights.letters, output)
+    others = values.kept if values.summed_out else values.slots[1:]
+    return Met(
+        [_rows_after(rows, cols, axes, site.index), *map(values.laid, others)],
+        partial=begun(call, site, sums, numbers.positive) if followed else None,
+    )
 
 
 def _weighed(weights: Side, values: Side) -> Slot:
     """The tokens that are weighed, on the map: the firmer of the weights' own and the values'."""
     cols, ours = _keys(weights), _contents(values)
-    told = bool(values.killed) and not weights.killed  # a query weighs places: the values tell whose they are
-    if (told or cols.strength < ours.strength) and set(values.letters) & set(weights.letters):
+    # a query weighs places: the values tell whose they are
+    places = bool(values.summed_out) and not weights.summed_out
+    if (places or cols.strength < ours.strength) and set(values.letters) & set(weights.letters):
         labels = moved(ours.labels, values.letters, weights.letters)
         return Slot(labels, ours.strength, ours.reads | cols.reads)
     return cols
 
 
 def _keys(weights: Side) -> Slot:
-    return weights.killed[0] if weights.killed else weights.slots[-1]
+    return weights.summed_out[0] if weights.summed_out else weights.slots[-1]
 
 
 def _contents(values: Side) -> Slot:
-    return values.killed[0] if values.killed else values.slots[0]
+    return values.summed_out[0] if values.summed_out else values.slots[0]
 
 
 def _read_before(call: Call, cols: Slot, weights: Side, values: Side, query: Slot | None) -> frozenset[int]:
@@ -114,7 +117,7 @@ def _read_before(call: Call, cols: Slot, weights: Side, values: Side, query: Slo
         ours.reads | _reads_of_keys(call, cols, ours, query),
         {*weights.letters} - {*values.letters},
     )
-    if same_tokens(cols, ours) or (values.killed and not weights.killed):
+    if same_tokens(cols, ours) or (values.summed_out and not weights.summed_out):
         return reads
     if not any(cols.varies(weights.letters.index(letter)) for letter in apart):
         keys = replace(cols, labels=moved(cols.labels, weights.letters, values.letters))
@@ -136,7 +139,7 @@ def _reads_of_keys(call: Call, cols: Slot, ours: Slot, query: Slot | None) -> fr
     return frozenset(site.index for site in reading if site not in asked)
 
 
-def _lived(rows: Slot, cols: Slot, axes: Axes, site: int) -> Slot:
+def _rows_after(rows: Slot, cols: Slot, axes: Axes, site: int) -> Slot:
     """The rows on the output, with what they have read here."""
     known = cols.labels.amax(axes.columns, keepdim=True)  # keys that have met no sample yet know of none
     labels = moved(fill_samples(rows.labels, [known]), axes.map, axes.output)
@@ -144,26 +147,27 @@ def _lived(rows: Slot, cols: Slot, axes: Axes, site: int) -> Slot:
     return Slot(labels, strength, rows.reads | {site})
 
 
-def _query_told(call: Call, weights: Side, cols: Slot) -> Slot | None:
+def _single_query(call: Call, weights: Side, cols: Slot) -> Slot | None:
     """The row of a map whose own labels are of columns alone: the query that was added to the keys."""
     summed = weights.axes_of(weights.summed)
-    if not weights.operand.value.asked or cols.token_axes - set(summed):
+    single = weights.operand.value.gave_way.single
+    if not single or cols.token_axes - set(summed):
         return None
 
-    def nearness(query: Asked) -> tuple[int, int]:
+    def nearness(query: Single) -> tuple[int, int]:
         # weights that were scaled by those of the step before have its query too: the newer state asks
-        made = call.ledger.space_of(query.code).origin == "mixing"
+        made = call.ledger.tokens.space_of(query.code).origin == "mixing"
         return query.products, -query.code if made else 1
 
-    query = min(weights.operand.value.asked, key=nearness)
+    query = min(single, key=nearness)
     samples = samples_of(cols.labels).amax(summed, keepdim=True)
     return Slot(encode(samples, torch.full_like(samples, query.code)), query.strength, query.reads)
 
 
-def _query_beside(weights: Side) -> Slot | None:
+def _coarser_queries(weights: Side) -> Slot | None:
     """The rows of a map whose own labels are of columns alone: the queries that were added to their keys."""
-    beside = weights.operand.value.beside
-    return None if beside is None or beside.main or weights.over(beside.slot) else beside.slot
+    coarser = weights.operand.value.gave_way.coarser
+    return None if coarser is None or coarser.main or weights.over(coarser.slot) else coarser.slot
 
 
 def _pooled_rows(call: Call, weights: Side, values: Side, cols: Slot) -> Slot:
@@ -178,14 +182,4 @@ def note_content(call: Call, values: Side) -> None:
     """Look whether places of the values that have one label hold one thing."""
     for axis in values.axes_of(values.summed):
         for slot in values.slots[:1]:
-            note_twins(call, values.operand, slot, axis)
-
-
-def free(weights: Side, values: Side) -> list[int]:
-    """Axes of the weights that hold several maps over the same values: learned scores, no heads."""
-    sizes = sizes_of(values)
-    return [
-        axis
-        for axis, letter in enumerate(weights.letters)
-        if letter not in weights.summed and weights.operand.shape[axis] > 1 and sizes.get(letter, 1) == 1
-    ]
+            note_repeated(call, values.operand, slot, axis)

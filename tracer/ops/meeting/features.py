@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from fxplain.labels.call import Call
-from fxplain.labels.labels import STRONG, Beside, Slot, align, codes_of, compact
-from fxplain.labels.operand import Operand
-from fxplain.ops.meeting.mixing import new_tokens, pooled, record
-from fxplain.ops.meeting.reading import Side
+from fxplain.labels.labels import STRONG, Slot, align, codes_of, compact
+from fxplain.labels.value import Coarser, Operand
+from fxplain.ops.meeting.mixing import new_tokens, pooled_along, record
+from fxplain.ops.meeting.sides import Side
 
 MOST_PIECES = 8
 """Of more runs along an axis than these, no features are told apart."""
@@ -68,28 +68,28 @@ def pair(one: Slot, other: Slot) -> bool:
     return len(torch.unique(torch.stack(lines, -1), dim=0)) == size
 
 
-def pair_of_features(data: Side) -> Beside | None:
+def pair_of_features(data: Side) -> Coarser | None:
     """The two tokens of each pair, whose features a linear map sums up, if all pairs lie along one axis."""
-    if data.alive or len(data.killed) != 1:
+    if data.kept or len(data.summed_out) != 1:
         return None
-    axes = [data.letters.index(letter) for letter in data.over(data.killed[0])]
-    found = _distinct(pieces(data.killed[0], axes[0])) if len(axes) == 1 else []
-    return Beside(found[1], main=found[0]) if len(found) == 2 and pair(*found) else None
+    axes = [data.letters.index(letter) for letter in data.over(data.summed_out[0])]
+    found = _distinct(pieces(data.summed_out[0], axes[0])) if len(axes) == 1 else []
+    return Coarser(found[1], main=found[0]) if len(found) == 2 and pair(*found) else None
 
 
-def pair_among(given: Sequence[Sequence[Slot]], ndim: int) -> Beside | None:
+def pair_among(given: Sequence[Sequence[Slot]], ndim: int) -> Coarser | None:
     """The two tokens of each pair that meet in a pointwise operation, if all pairs lie along one axis."""
     firm = [[align(slot, ndim) for slot in slots if slot.strength == STRONG] for slots in given]
     if len(firm) != 2 or len(firm[0]) != 1 or len(firm[1]) != 1 or not pair(firm[0][0], firm[1][0]):
         return None
-    return Beside(firm[1][0], main=firm[0][0])
+    return Coarser(firm[1][0], main=firm[0][0])
 
 
-def laid_apart(beside: Beside | None) -> list[Slot]:
+def laid_apart(coarser: Coarser | None) -> list[Slot]:
     """Rows and columns, once the pairs that lay along one axis lie along two."""
-    if beside is None or beside.main is None:
+    if coarser is None or coarser.main is None:
         return []
-    sides = [beside.main, beside.slot]
+    sides = [coarser.main, coarser.slot]
     return sides if not (_covers(*sides) or _covers(*sides[::-1])) else []
 
 
@@ -116,7 +116,7 @@ def _of_several(call: Call, found: Sequence[Slot], size: int) -> bool:
     tokens = [own[own >= 0] for own in tokens]
     if any(len(own) < 2 for own in tokens):
         return False
-    several = len({call.ledger.source_of(int(own[0])) for own in tokens}) > 1
+    several = len({call.ledger.tokens.source_of(int(own[0])) for own in tokens}) > 1
     return several or len(torch.unique(torch.cat(tokens))) < sum(map(len, tokens))
 
 
@@ -136,8 +136,7 @@ def features_pooled(call: Call, operand: Operand, axis: int) -> Operand:
     slots = operand.value.active
     if not slots or any(not slot.varies(axis) for slot in slots):
         return operand
-    made = pooled(call, operand, slots[0], [axis])
-    return operand.with_slots([made] if made is not None else [])
+    return operand.with_slots(pooled_along(call, operand, [axis]))
 
 
 def values_of_others(call: Call, values: Operand, keys: Slot, theirs: Slot) -> frozenset[int]:
@@ -148,7 +147,7 @@ def values_of_others(call: Call, values: Operand, keys: Slot, theirs: Slot) -> f
     if not firm or keys.token_axes != theirs.token_axes or any(int(own.min()) < 0 for own in tokens):
         return frozenset()
     ends = [(int(own.min()), int(own.max())) for own in tokens]
-    sources = [{call.ledger.source_of(token) for token in both} for both in ends]
+    sources = [{call.ledger.tokens.source_of(token) for token in both} for both in ends]
     if sources[0] & sources[1]:
         return frozenset()
     made = record(call, values, replace(keys, reads=frozenset()), theirs, adds=True)

@@ -13,37 +13,37 @@ from fxplain.labels.flows import Matrix
 from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, compact, same_tokens
 from fxplain.ops.meeting.features import crossed
 from fxplain.ops.meeting.mixing import check_samples, new_tokens, pooled, record, record_map
-from fxplain.ops.meeting.reading import Side, moved, sizes_of
+from fxplain.ops.meeting.sides import Side, sizes_of
+from fxplain.ops.reading import moved
 from fxplain.recognise.around import weighs_data
 
 
-def mixed_by_parameter(call: Call, data: Side, weight: Side, output: str) -> list[Slot]:
+def mixed_by_parameter(call: Call, data: Side, weight: Side) -> list[Slot]:
     """Data times a parameter: labels that vary along the contracted features only are mixed."""
-    alive = [data.moved(slot, output) for slot in data.alive]
-    if alive or not data.killed:
-        return _with_columns(call, data, output) or alive
-    slot = data.killed[0]
+    if data.kept or not data.summed_out:
+        return _with_columns(call, data) or data.survivors
+    slot = data.summed_out[0]
     whole = _of_one_token(slot, data.axes_of(data.summed))
     if whole is not None:
-        return [data.moved(whole, output)]
+        return [data.laid(whole)]
     summed = data.over(slot)
     sides = crossed(slot, data.letters.index(summed)) if len(summed) == 1 else []
     if sides:
-        return [data.moved(side, output) for side in sides]
-    free = [letter for letter in weight.letters if letter not in data.letters and letter in output]
+        return [data.laid(side) for side in sides]
+    free = [letter for letter in weight.letters if letter not in data.letters and letter in data.output]
     if (
         len(summed) == 1
         and len(free) == 1
         and _is_token_axis(data, slot, summed)
         and data.operand.value.from_input
     ):
-        return [_token_mixing(call, data, weight, slot, free[0], output)]
+        return [_token_mixing(call, data, weight, slot, free[0])]
     new = pooled(call, data.operand, slot, data.axes_of(summed))
     if new is None:
         return []
-    for other in data.killed[1:]:
+    for other in data.summed_out[1:]:
         new = _taken_in(call, data, new, slot, other)
-    return [data.moved(new, output)]
+    return [data.laid(new)]
 
 
 def _taken_in(call: Call, data: Side, new: Slot, first: Slot, other: Slot) -> Slot:
@@ -57,15 +57,15 @@ def _taken_in(call: Call, data: Side, new: Slot, first: Slot, other: Slot) -> Sl
     return replace(grown, reads=grown.reads | new.reads)
 
 
-def _with_columns(call: Call, data: Side, output: str) -> list[Slot]:
+def _with_columns(call: Call, data: Side) -> list[Slot]:
     """The rows of softmaxed weights, which take in the columns that a table of numbers was weighed by: the
     place that a query finds. None where the map weighs data as well: its gradient tells of both then."""
-    rows, columns = data.alive, data.killed
+    rows, columns = data.kept, data.summed_out
     alone = len(rows) == len(columns) == 1 and bool(rows[0].token_axes) and data.operand.value.softmaxes
     if not alone or columns[0].strength < STRONG or weighs_data(call, data.operand.node):
         return []
     found = record(call, data.operand, rows[0], columns[0], adds=True)
-    return [data.moved(found, output)]
+    return [data.laid(found)]
 
 
 def _of_one_token(slot: Slot, features: list[int]) -> Slot | None:
@@ -88,8 +88,9 @@ def _is_token_axis(data: Side, slot: Slot, summed: str) -> bool:
     return distinct and bool(features)
 
 
-def _token_mixing(call: Call, data: Side, weight: Side, old: Slot, row: str, output: str) -> Slot:
+def _token_mixing(call: Call, data: Side, weight: Side, old: Slot, row: str) -> Slot:
     """A parameter's matrix over the token axis: its entries are the map, as if it were an attention's."""
+    output = data.output
     kept = "".join(
         letter for axis, letter in enumerate(data.letters) if old.varies(axis) and letter not in data.summed
     )
@@ -118,35 +119,34 @@ def _largest(weight: Side, letters: str) -> Tensor:
     return moved(sizes.amax(others, keepdim=True) if others else sizes, weight.letters, letters)
 
 
-def mixed_by_data(call: Call, weights: Side, values: Side, output: str) -> list[Slot]:
+def mixed_by_data(call: Call, weights: Side, values: Side) -> list[Slot]:
     """Weights without token labels (masks, sampled positions) sum over labelled values: pooling by
     weights."""
-    old = values.killed[0]
+    if weights.kept:
+        return weights.survivors
+    old = values.summed_out[0]
     summed = values.over(old)
-    alive = [weights.moved(slot, output) for slot in weights.alive]
-    if alive:
-        return alive
     free = [
         c
         for c, s in zip(weights.letters, weights.operand.shape, strict=True)
         if c not in values.letters and s > 1
     ]
     if len(free) == 1 and len(summed) == 1:
-        return [_token_mixing(call, values, weights, old, free[0], output)]
+        return [_token_mixing(call, values, weights, old, free[0])]
     new = pooled(call, values.operand, old, values.axes_of(summed))
-    return [values.moved(new, output)] if new is not None else []
+    return [values.laid(new)] if new is not None else []
 
 
-def summed_place_by_place(call: Call, left: Side, right: Side, output: str) -> list[Slot] | None:
+def summed_place_by_place(call: Call, left: Side, right: Side) -> list[Slot] | None:
     """Two tensors of the same tokens, multiplied feature by feature and summed up: what the tokens pool is
     their product. None where each feature of the one meets every feature of the other, or other tokens."""
     sides = left, right
-    if any(len(side.killed) != 1 or side.alive or side.operand.value.softmaxes for side in sides):
+    if any(len(side.summed_out) != 1 or side.kept or side.operand.value.softmaxes for side in sides):
         return None
     wide = [{c for c, size in sizes_of(side).items() if size > 1} for side in sides]
-    tokens = {c for side in sides for axis, c in enumerate(side.letters) if side.killed[0].varies(axis)}
-    if wide[0] != wide[1] or wide[0] <= tokens or not same_tokens(left.killed[0], right.killed[0]):
+    tokens = {c for side in sides for axis, c in enumerate(side.letters) if side.summed_out[0].varies(axis)}
+    if wide[0] != wide[1] or wide[0] <= tokens or not same_tokens(left.summed_out[0], right.summed_out[0]):
         return None
-    old = replace(right.killed[0], reads=right.killed[0].reads | left.killed[0].reads)
+    old = replace(right.summed_out[0], reads=right.summed_out[0].reads | left.summed_out[0].reads)
     new = pooled(call, right.operand, old, right.axes_of(right.summed))
-    return [right.moved(new, output)] if new is not None else []
+    return [right.laid(new)] if new is not None else []

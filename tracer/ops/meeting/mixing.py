@@ -11,7 +11,7 @@ from torch import Tensor
 from fxplain.labels.call import Call
 from fxplain.labels.flows import Elementwise, Map
 from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, compact, samples_of
-from fxplain.labels.operand import Operand
+from fxplain.labels.value import Operand
 from fxplain.ops.tokens import places
 
 
@@ -26,7 +26,7 @@ def new_tokens(
     codes = torch.unique(codes_of(old.labels))
     memo = (int(codes[0]), int(codes[-1]), len(codes), "mixing", *by)
     source = next((o.value.root for o in call.operands() if o.value.root is not None), call.node.name)
-    return call.ledger.rebirth(numbered, call.node, source, "mixing", memo, _one_each(old, numbered))
+    return call.ledger.tokens.at_places(numbered, call.node, source, "mixing", memo, _one_each(old, numbered))
 
 
 def _one_each(old: Slot, new: Slot) -> Slot | None:
@@ -44,19 +44,25 @@ def _one_each(old: Slot, new: Slot) -> Slot | None:
     return replace(old, labels=labels) if alike and fits else None
 
 
-def pooled(call: Call, operand: Operand, old: Slot, killed: Iterable[int]) -> Slot | None:
-    """Pool one slot along the killed axes: every element of the operand goes into exactly one new token.
+def pooled(call: Call, operand: Operand, old: Slot, summed: Iterable[int]) -> Slot | None:
+    """Pool one slot along the summed axes: every element of the operand goes into exactly one new token.
 
-    Returns the new slot, with the operand's axes (size 1 along the killed ones); None where the tokens come
+    Returns the new slot, with the operand's axes (size 1 along the summed ones); None where the tokens come
     of parameters alone, which nobody asks about.
     """
     if old.strength < STRONG and not operand.value.from_input:
         return None
-    gone = set(killed)
+    gone = set(summed)
     kept = [axis for axis in sorted(old.axes) if axis not in gone]
     shape = [1 if axis in gone else size for axis, size in enumerate(operand.shape)]
     rows = new_tokens(call, old, kept, shape)
     return record(call, operand, rows, old)
+
+
+def pooled_along(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot]:
+    """The one slot that is left where the first one of an operand is pooled; none as for :func:`pooled`."""
+    made = pooled(call, operand, operand.value.active[0], axes)
+    return [] if made is None else [made]
 
 
 def join(call: Call, operand: Operand, kept: Slot, other: Slot, where: Tensor, shape: tuple[int, ...]) -> int:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import aten, op_name
-from fxplain.labels.labels import DORMANT, Slot, Value, codes_of, compact, completed, encode, samples_of
+from fxplain.labels.labels import DORMANT, Slot, codes_of, compact, completed, encode, samples_of
 from fxplain.labels.notebook import Ledger
+from fxplain.labels.value import Value
 from fxplain.recognise.around import behind
 from fxplain.recognise.copies import renamed
 
@@ -29,7 +30,7 @@ LAYING = frozenset(aten("expand expand_as broadcast_to repeat tile repeat_interl
 
 
 @dataclass(frozen=True)
-class Spread:
+class LaidOut:
     """How copies are laid out on a tensor: of which sample each is, and which copy of it; size 1 along axes
     where that does not vary."""
 
@@ -37,12 +38,12 @@ class Spread:
     ranks: Tensor
 
 
-def where_spread(findings: Findings) -> dict[str, Spread]:
+def where_laid_out(findings: Findings) -> dict[str, LaidOut]:
     """The nodes at which copies are laid out that stand side by side later on, and are not alike."""
-    ledger, found = findings.ledger, dict[str, Spread]()
-    several = ledger.twins | ledger.rows_alike
+    ledger, found = findings.ledger, dict[str, LaidOut]()
+    several = ledger.tokens.repeated | ledger.tokens.shared_rows
     tokens = torch.tensor(sorted(several), dtype=torch.int64)
-    elements = torch.tensor(ledger.elements_of(several), dtype=torch.int64)
+    elements = torch.tensor(ledger.tokens.elements_of(several), dtype=torch.int64)
     for node, value in findings.values.items() if len(tokens) else ():
         if op_name(node) not in LAYING or not isinstance(value, Value):
             continue
@@ -52,9 +53,9 @@ def where_spread(findings: Findings) -> dict[str, Spread]:
             if slot.strength > DORMANT and slot.token_axes:
                 continue  # tokens laid along another axis: a bias of pairs, say
             if axes and bool(torch.isin(codes_of(slot.labels), wanted).any()):
-                spread = _spread(node, axes, tokens, findings)
-                if spread is not None and int(spread.ranks.max()) > 0:
-                    found[node.name] = spread
+                laid_out = _counted(node, axes, tokens, findings)
+                if laid_out is not None and int(laid_out.ranks.max()) > 0:
+                    found[node.name] = laid_out
     return found
 
 
@@ -67,7 +68,7 @@ def _laid_along(node: fx.Node, slot: Slot, ledger: Ledger) -> list[int]:
     return [axis for axis in axes if len(before) == len(after) and before[axis] == 1]
 
 
-def _spread(node: fx.Node, axes: list[int], tokens: Tensor, findings: Findings) -> Spread | None:
+def _counted(node: fx.Node, axes: list[int], tokens: Tensor, findings: Findings) -> LaidOut | None:
     """Which copy each place is: they are counted within a sample, which is known only after they have read
     something."""
     shape = findings.ledger.shapes[node.name]
@@ -76,7 +77,7 @@ def _spread(node: fx.Node, axes: list[int], tokens: Tensor, findings: Findings) 
         samples = samples.expand(laid)
         flat = samples.reshape(-1)
         earlier = torch.ones(len(flat), len(flat)).tril(-1) * (flat[:, None] == flat[None])
-        return Spread(samples, earlier.sum(-1).long().view(laid))
+        return LaidOut(samples, earlier.sum(-1).long().view(laid))
     return None
 
 
@@ -99,20 +100,22 @@ def _samples_later(
                 yield line
 
 
-def laid_apart(node: fx.Node, value: Value, spread: Spread, shape: tuple[int, ...], ledger: Ledger) -> Value:
+def laid_apart(
+    node: fx.Node, value: Value, laid_out: LaidOut, shape: tuple[int, ...], ledger: Ledger
+) -> Value:
     """The value with a token for each copy."""
-    return replace(value, slots=tuple(_apart(node, slot, spread, shape, ledger) for slot in value.slots))
+    return replace(value, slots=tuple(_apart(node, slot, laid_out, shape, ledger) for slot in value.slots))
 
 
-def _apart(node: fx.Node, slot: Slot, spread: Spread, shape: tuple[int, ...], ledger: Ledger) -> Slot:
-    labels, ranks = torch.broadcast_tensors(slot.labels, spread.ranks)  # type: ignore[no-untyped-call]
+def _apart(node: fx.Node, slot: Slot, laid_out: LaidOut, shape: tuple[int, ...], ledger: Ledger) -> Slot:
+    labels, ranks = torch.broadcast_tensors(slot.labels, laid_out.ranks)  # type: ignore[no-untyped-call]
     if slot.strength > DORMANT:
         own = replace(slot, labels=labels.contiguous())
         return renamed(node, own, ranks, codes_of(own.labels) >= 0, shape, ledger)
     codes = codes_of(labels)
-    (root,) = ledger.elements.by_root(codes)
-    start, sizes = ledger.elements.around(int(codes.max()))
+    (root,) = ledger.tokens.elements.by_root(codes)
+    start, sizes = ledger.tokens.elements.around(int(codes.max()))
     count = torch.Size(sizes).numel()
-    first = ledger.elements.reserve(root, (int(ranks.max()) + 1, *sizes))
+    first = ledger.tokens.elements.reserve(root, (int(ranks.max()) + 1, *sizes))
     copies = torch.where(codes >= 0, first + ranks * count + codes - start, -1)
-    return replace(slot, labels=compact(encode(spread.samples, copies)))
+    return replace(slot, labels=compact(encode(laid_out.samples, copies)))

@@ -1,55 +1,77 @@
-"""The operands of a sum of products, with a letter for each axis."""
+"""The two operands of a sum of products, and what can be told of them before it is known what they are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from string import ascii_letters
-from typing import Any
 
 import torch
-from torch import Tensor, fx
 
 from fxplain.labels.labels import STRONG, Slot, broadcast, codes_of, same_tokens
-from fxplain.labels.operand import Operand
-
-
-def letters_for(count: int, skip: str = "") -> str:
-    return "".join([letter for letter in ascii_letters if letter not in skip][:count])
+from fxplain.labels.value import Operand, PartialSum
+from fxplain.ops.reading import Reading, lettered, moved
 
 
 @dataclass(frozen=True)
 class Side:
-    """One operand of a contraction with the letters of its axes, and its slots sorted by what the sum
-    does."""
+    """One operand, with a letter for each of its axes and of the product's."""
 
     operand: Operand
     letters: str
-    summed: str
+    output: str
+
+    @property
+    def summed(self) -> str:
+        """The letters that the product sums over."""
+        return "".join(letter for letter in self.letters if letter not in self.output)
+
+    @property
+    def reading(self) -> Reading:
+        return lettered(self.letters, self.output)
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return self.operand.value.active
 
+    @property
+    def summed_out(self) -> list[Slot]:
+        """The labellings that vary along what is summed."""
+        return [slot for slot in self.slots if self.reading.over(slot)]
+
+    @property
+    def kept(self) -> list[Slot]:
+        """The labellings that survive, laid out as the operand."""
+        return [slot for slot in self.slots if not self.reading.over(slot)]
+
+    @property
+    def survivors(self) -> list[Slot]:
+        """The labellings that survive, laid out as the product."""
+        return self.reading.survivors(self.slots)
+
     def over(self, slot: Slot) -> str:
-        """The summed letters along which a slot varies."""
-        return "".join(
-            letter for axis, letter in enumerate(self.letters) if letter in self.summed and slot.varies(axis)
-        )
-
-    @property
-    def killed(self) -> list[Slot]:
-        return [slot for slot in self.slots if self.over(slot)]
-
-    @property
-    def alive(self) -> list[Slot]:
-        return [slot for slot in self.slots if not self.over(slot)]
+        """The summed letters along which a labelling varies."""
+        return "".join(self.letters[axis] for axis in self.reading.over(slot))
 
     def axes_of(self, letters: str) -> list[int]:
         return [axis for axis, letter in enumerate(self.letters) if letter in letters]
 
-    def moved(self, slot: Slot, target: str) -> Slot:
-        """The slot with its axes in the order of ``target``; letters it lacks get size 1."""
-        return replace(slot, labels=moved(slot.labels, self.letters, target))
+    def laid(self, slot: Slot) -> Slot:
+        """A labelling of the operand, or its first place along what is summed, laid out as the product."""
+        return self.reading.first(slot)
+
+    def with_slots(self, slots: Sequence[Slot]) -> Side:
+        return replace(self, operand=self.operand.with_slots(slots))
+
+
+@dataclass(frozen=True)
+class Met:
+    """What comes of two operands that meet."""
+
+    slots: Sequence[Slot]
+    partial: PartialSum | None = None
+    """How far an attention is put together, where its output may be divided or added to others later."""
+    shared_map: bool = False
+    """Whether scores were summed over the rows of a grid."""
 
 
 def sizes_of(*sides: Side) -> dict[str, int]:
@@ -61,28 +83,19 @@ def sizes_of(*sides: Side) -> dict[str, int]:
     return sizes
 
 
-def moved(labels: Tensor, letters: str, target: str) -> Tensor:
-    drop = [axis for axis, letter in enumerate(letters) if letter not in target]
-    for axis in drop:
-        labels = labels.narrow(axis, 0, min(1, labels.shape[axis]))
-    present = [letter for letter in letters if letter in target]
-    labels = labels.reshape([size for axis, size in enumerate(labels.shape) if axis not in drop])
-    order = [present.index(letter) for letter in target if letter in present]
-    labels = labels.permute(order)
-    return labels.reshape(
-        [labels.shape[[t for t in target if t in present].index(c)] if c in present else 1 for c in target]
-    )
+def free(weights: Side, values: Side) -> list[int]:
+    """Axes of the weights that hold several maps over the same values: learned scores, no heads."""
+    sizes = sizes_of(values)
+    return [
+        axis
+        for axis, letter in enumerate(weights.letters)
+        if letter not in weights.summed and weights.operand.shape[axis] > 1 and sizes.get(letter, 1) == 1
+    ]
 
 
-def run_on(node: fx.Node, operand: Any) -> Any:
-    """What an operation with one operand gives on another one."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda _: operand)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def told_by_rows(weights: Side) -> bool:
+def rows_tell_weights(weights: Side) -> bool:
     """Whether each of several rows tells weights for places by itself, without having met a key."""
-    strong = [slot for slot in weights.alive if slot.strength == STRONG and slot.token_axes]
+    strong = [slot for slot in weights.kept if slot.strength == STRONG and slot.token_axes]
     return bool(strong) and weights.operand.value.from_input
 
 
@@ -91,16 +104,16 @@ def leaves_features(left: Side, right: Side, output: str) -> bool:
     for letter in output:
         sides = [side for side in (left, right) if letter in side.letters]
         wide = [side for side in sides if sizes_of(side)[letter] > 1]
-        alone = len(wide) == 1 and (len(sides) == 1 or letter == output[-1])
+        alone = len(wide) == 1 and (len(sides) == 1 or letter == left.output[-1])
         if alone and not any(slot.varies(wide[0].letters.index(letter)) for slot in wide[0].slots):
             return True
     return False
 
 
-def reads_state(left: Side, right: Side, output: str) -> bool:
+def reads_state(left: Side, right: Side) -> bool:
     """Whether what leaves features are a state's, and not several heads of a query with keys of its own."""
-    summed = left.operand.value.summed | right.operand.value.summed
-    return bool(summed) or leaves_features(left, right, output[-1])
+    summaries = left.operand.value.hidden.summaries | right.operand.value.hidden.summaries
+    return bool(summaries) or leaves_features(left, right, left.output[-1])
 
 
 def nested(one: Slot, other: Slot) -> bool:
@@ -115,15 +128,15 @@ def same_single(one: Slot, other: Slot) -> bool:
 
 def has_both_sides(left: Side, right: Side) -> bool:
     """True for queries times keys: an axis for the rows and one for the columns, be they of size 1."""
-    ours, theirs = set(left.letters) - set(left.summed), set(right.letters) - set(right.summed)
+    ours, theirs = (set(side.letters) & set(side.output) for side in (left, right))
     return bool(ours - theirs) and bool(theirs - ours)
 
 
 def is_map(side: Side, other: Side) -> bool:
     """True for softmaxed weights with rows or columns of their own beside the summed ones."""
-    free = [axis for axis, letter in enumerate(side.letters) if letter not in other.letters]
-    own = bool(free) and all(any(slot.varies(axis) for slot in side.alive) for axis in free)
-    return own and bool(side.operand.value.softmaxes)
+    own = [axis for axis, letter in enumerate(side.letters) if letter not in other.letters]
+    tokens = bool(own) and all(any(slot.varies(axis) for slot in side.kept) for axis in own)
+    return tokens and bool(side.operand.value.softmaxes)
 
 
 def has_columns(values: Side, weights: Side) -> bool:
@@ -131,7 +144,7 @@ def has_columns(values: Side, weights: Side) -> bool:
     lack."""
     sizes = sizes_of(weights)
     own = {axis for axis, letter in enumerate(values.letters) if sizes.get(letter, 1) == 1}
-    return any(slot.token_axes & own for slot in values.alive)
+    return any(slot.token_axes & own for slot in values.kept)
 
 
 def weighs_one(weights: Side, values: Side) -> Side | None:
@@ -144,7 +157,7 @@ def weighs_one(weights: Side, values: Side) -> Side | None:
     alone = [slot for slot in weights.slots if _lies_on(slot, weights, values)]
     if len(weights.slots) == 2 and alone:
         rows = [slot for slot in weights.slots if slot is not alone[-1]]
-        return replace(weights, operand=weights.operand.with_slots([*rows, alone[-1]]))
+        return weights.with_slots([*rows, alone[-1]])
     return weights if weights.operand.value.softmaxes else None
 
 
