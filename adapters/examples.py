@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.adapters.images import encode_images, sample_image, spec_of
+from fxplain.adapters.media.images import encode_images, sample_image, spec_of
 from fxplain.adapters.processors import Processors, cast, decoder_start
 from fxplain.adapters.tensors import accepted
 

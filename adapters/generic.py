@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxplain.adapters.images import ImageSpec, encode_images, picture_of, spec_of
 from fxplain.adapters.loaded import Encode, Loaded, Request
+from fxplain.adapters.media.images import ImageSpec, encode_images, picture_of, spec_of
 from fxplain.adapters.names import target_names
 from fxplain.adapters.processors import Processors, encoder
 from fxplain.adapters.show import Show, Spell, is_picture

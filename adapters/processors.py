@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fxplain.adapters.audio import sound_of
-from fxplain.adapters.images import encode_images, picture_of, spec_of
 from fxplain.adapters.loaded import Encode, Request
+from fxplain.adapters.media.audio import sound_of, under
+from fxplain.adapters.media.images import encode_images, picture_of, spec_of
+from fxplain.adapters.media.video import count_of, frames_of
 from fxplain.adapters.show import Show
 from fxplain.adapters.tensors import MAIN_INPUTS, accepted, argument, mapped_tensors, takes_no
 from fxplain.adapters.text import Speller
@@ -28,6 +29,7 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
     "source.spm",
 )
+_VIDEO_FILES = ("video_preprocessor_config.json",)
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -40,6 +42,7 @@ class Processors:
         image: turns pictures into pixels.
         tokenizer: turns texts into ids.
         audio: turns sounds into what the model takes.
+        video: turns videos into pixels, where ``image`` does not.
         notes: what could not be loaded, and why.
     """
 
@@ -48,6 +51,7 @@ class Processors:
     tokenizer: Any = None
     audio: Any = None
     notes: tuple[str, ...] = ()
+    video: Any = None
 
     @staticmethod
     def of(one: Any) -> Processors | None:
@@ -58,27 +62,30 @@ class Processors:
         parts = [getattr(one, name, None) for name in ("image_processor", "tokenizer", "feature_extractor")]
         image, tokenizer, audio = parts
         audio = audio if hasattr(audio, "sampling_rate") else None
-        if image is not None or tokenizer is not None or audio is not None:
-            return Processors(
-                one if image is not None and tokenizer is not None else None, image, tokenizer, audio
-            )
+        video = getattr(one, "video_processor", None)
+        if any(part is not None for part in (image, tokenizer, audio, video)):
+            both = one if image is not None and tokenizer is not None else None
+            return Processors(both, image, tokenizer, audio, video=video)
         if hasattr(one, "convert_ids_to_tokens") and hasattr(one, "decode"):
             return Processors(tokenizer=one)
         if hasattr(one, "sampling_rate") and callable(one):
             return Processors(audio=one)
-        return Processors(image=one) if hasattr(one, "image_mean") and callable(one) else None
+        if not (hasattr(one, "image_mean") and callable(one)):
+            return None
+        return Processors(video=one) if hasattr(one, "do_sample_frames") else Processors(image=one)
 
     def show(self, model: Any = None) -> Show:
         """How to undo the normalisation and spell the tokens."""
         spell = Speller(self.tokenizer) if self.tokenizer is not None else None
         ids = "input_ids" if model is None else argument(model, "input_ids")
-        if self.image is None:
+        seen = self.image if self.image is not None else self.video
+        if seen is None:
             return Show(spell=spell, ids=ids)
-        mean, std = getattr(self.image, "image_mean", None), getattr(self.image, "image_std", None)
-        if not getattr(self.image, "do_normalize", True) or mean is None or std is None:
+        mean, std = getattr(seen, "image_mean", None), getattr(seen, "image_std", None)
+        if not getattr(seen, "do_normalize", True) or mean is None or std is None:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        rescale = float(getattr(self.image, "rescale_factor", None) or 1 / 255)
-        scale = 255 * rescale if getattr(self.image, "do_rescale", True) else 255.0
+        rescale = float(getattr(seen, "rescale_factor", None) or 1 / 255)
+        scale = 255 * rescale if getattr(seen, "do_rescale", True) else 255.0
         return Show(_floats(mean), _floats(std), scale, spell, ids)
 
 
@@ -105,8 +112,11 @@ def load_processors(where: str, model: Any, common: Mapping[str, Any]) -> Proces
     if has_image and image is None and audio is None:
         audio = _attempt(transformers.AutoFeatureExtractor, where, common, None)
     audio = audio if hasattr(audio, "sampling_rate") else None
+    video = getattr(joint, "video_processor", None)
+    if video is None and any(_has(where, name, local) for name in _VIDEO_FILES):
+        video = _attempt(getattr(transformers, "AutoVideoProcessor", None), where, common, None)
     both = joint if hasattr(joint, "image_processor") and hasattr(joint, "tokenizer") else None
-    return Processors(both, image, tokenizer, audio, tuple(notes))
+    return Processors(both, image, tokenizer, audio, tuple(notes), video)
 
 
 def _attempt(auto: Any, where: str, common: Mapping[str, Any], notes: list[str] | None) -> Any:
@@ -139,13 +149,14 @@ def encoder(model: Any, processors: Processors) -> Encode:
     def encode(request: Request) -> dict[str, Any]:
         if request.chat:
             request = as_one_text(processors, request)
-        if request.images and request.texts and processors.joint is not None:
+        if (request.images or request.videos) and request.texts and processors.joint is not None:
             found = _joint(model, processors, request)
         else:
             found = {
                 **_images(model, processors, request),
                 **encode_texts(model, processors, request),
                 **_sounds(model, processors, request),
+                **_videos(model, processors, request),
             }
         learn_turns(processors, request, found)
         found |= _decoder(model, processors, request.decoder_text, found)
@@ -171,18 +182,65 @@ def cast(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 def _joint(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
     images = [picture_of(one, request.notes) for one in request.images]
-    marker = getattr(processors.joint, "image_token", None)
-    texts = [marker + text if marker and marker not in text else text for text in request.texts]
+    given: dict[str, Any] = {"images": images} if images else {}
+    texts = list(request.texts)
+    if images:
+        texts = _marked(texts, getattr(processors.joint, "image_token", None))
+    if request.videos:
+        frames, times = _frames(model, request)
+        given |= {"videos": frames, "do_sample_frames": False}
+        request.learned.times["pixel_values_videos"] = times
+        texts = _marked(texts, getattr(processors.joint, "video_token", None))
     try:
         length = length_of(model, processors, texts)
         length |= {} if request.special else {"add_special_tokens": False}
-        found = dict(processors.joint(images=images, text=texts, return_tensors="pt", **length))
-        note_cut(found, length, request, lambda whole: processors.joint(images=images, text=texts, **whole))
+        found = dict(processors.joint(**given, text=texts, return_tensors="pt", **length))
+        note_cut(found, length, request, lambda whole: processors.joint(**given, text=texts, **whole))
         return found
     except Exception as error:  # processors check little, and raise whatever comes
         raise InputError(
             "the model's processor cannot turn the picture and the text into inputs", found=first_line(error)
         ) from error
+
+
+def _marked(texts: Sequence[str], marker: str | None) -> list[str]:
+    """Texts with the mark that keeps the place of a picture or a video, where they have none."""
+    return [marker + text if marker and marker not in text else text for text in texts]
+
+
+def _frames(model: Any, request: Request) -> tuple[list[Any], tuple[float, ...]]:
+    """The frames of every video, and the seconds at which those of the first stand."""
+    read = [frames_of(one, count_of(model), request.notes) for one in request.videos]
+    return [frames for frames, _ in read], read[0][1]
+
+
+def _videos(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
+    if not request.videos:
+        return {}
+    names = [argument(model, name) for name in ("pixel_values_videos", "pixel_values")]
+    if not accepted(model) & {*names}:
+        raise takes_no("video", model, "--video")
+    processor = processors.video if processors.video is not None else processors.image
+    if processor is None:
+        raise InputError(
+            "no processor of videos lies beside the model, so videos cannot become its inputs",
+            expected="preprocessor_config.json or video_preprocessor_config.json in the folder",
+            hint="save the processor there with save_pretrained, or give tensors (--input)",
+        )
+    frames, times = _frames(model, request)
+    try:
+        if processors.video is not None:
+            found = dict(processor(videos=frames, return_tensors="pt", do_sample_frames=False))
+        else:
+            found = dict(processor([list(one) for one in frames], return_tensors="pt"))
+    except Exception as error:  # as above
+        raise InputError(
+            "the model's processor cannot turn the video into inputs", found=first_line(error)
+        ) from error
+    if "pixel_values_videos" in found and "pixel_values_videos" not in accepted(model):
+        found["pixel_values"] = found.pop("pixel_values_videos")
+    request.learned.times.update({argument(model, name): times for name in found})
+    return found
 
 
 def _images(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
@@ -212,10 +270,17 @@ def _sounds(model: Any, processors: Processors, request: Request) -> dict[str, A
             hint="save the feature extractor there with save_pretrained, or give tensors (--input)",
         )
     rate = int(processors.audio.sampling_rate)
-    sounds = [sound_of(one, rate) for one in request.sounds]
-    several: dict[str, Any] = {"padding": True} if len({len(sound) for sound in sounds}) > 1 else {}
+    sounds = [sound_of(one, rate, request.notes) for one in request.sounds]
+
+    def extract(some: Sequence[Any]) -> dict[str, Any]:
+        several: dict[str, Any] = {"padding": True} if len({len(sound) for sound in some}) > 1 else {}
+        return dict(processors.audio(some, sampling_rate=rate, return_tensors="pt", **several))
+
     try:
-        return dict(processors.audio(sounds, sampling_rate=rate, return_tensors="pt", **several))
+        found = extract(sounds)
+        lies = under(extract, sounds, rate)
+        request.learned.series.update({argument(model, name): own for name, own in lies.items()})
+        return found
     except Exception as error:  # as above
         raise InputError(
             "the model's feature extractor cannot turn the sound into inputs", found=first_line(error)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from fxplain.attention.records import Attention, CensusEntry, Mixing, Stream, TokenSpace
     from fxplain.attribution.table import methods
     from fxplain.comparison import Comparison
-    from fxplain.display import Display, Look
+    from fxplain.display import Display, Look, Series
     from fxplain.errors import (
         CaptureError,
         DeviceError,
@@ -77,6 +77,7 @@ _HOMES = {
     "Relevance": "result",
     "Result": "result",
     "Sample": "many.records",
+    "Series": "display",
     "Stream": "attention.records",
     "TargetError": "errors",
     "TokenSpace": "attention.records",
@@ -134,6 +135,7 @@ __all__ = [
     "Relevance",
     "Result",
     "Sample",
+    "Series",
     "Stream",
     "TargetError",
     "TokenSpace",
