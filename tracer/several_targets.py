@@ -56,8 +56,7 @@ def explain_each(
     check_mode(mode, method)
     if method.attentions:
         check_understood(labelled)
-    given = targets if isinstance(targets, Iterable) else ()
-    own = not callable(targets) and any(callable(target) for target in given)
+    own = not callable(targets) and isinstance(targets, Iterable) and any(map(callable, targets))
     ran = run_graph(labelled, bound, method.gradients, method.libra, method.attentions, verify, own, mode)
     note = ""
     if isinstance(targets, Likeliest):

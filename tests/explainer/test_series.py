@@ -209,7 +209,7 @@ def test_a_video_is_frames_with_their_times(tmp_path: Path) -> None:
     explanation = explainer(video=tmp_path / "c.gif", target=0)
     assert explanation.display.times["pixel_values"] == (0.0, 0.5, 1.25, 1.75)
     assert "of the 8 frames of the video 4 are explained" in explanation.notes
-    assert [space.grid for space in explanation.result.spaces] == [(2, 2, 2)]
+    assert explanation.result.spaces[0].grid == (2, 2, 2)
     page = explanation._repr_html_()
     explanation.save(tmp_path / "out.html")
     text = (tmp_path / "out.html").read_text()

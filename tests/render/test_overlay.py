@@ -205,7 +205,7 @@ def test_nearly_even_relevance_is_pale() -> None:
 
 def test_how_sharp_an_explanation_is() -> None:
     even, sharp = (
-        make_result((space("ids", 0, 10),), torch.tensor([values]), ())
+        make_result((space("ids", 0, 10),), torch.tensor([values]), (), readout=((),))
         for values in ([1.0] * 10, [9.0] + [1 / 9] * 9)
     )
     assert (
