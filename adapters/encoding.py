@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from fxplain.adapters.audio import sound_of
-from fxplain.adapters.images import encode_images, picture_of, spec_of
 from fxplain.adapters.loaded import Encode, Request
+from fxplain.adapters.media.audio import sound_of, under
+from fxplain.adapters.media.images import encode_images, picture_of, spec_of
+from fxplain.adapters.media.video import count_of, frames_of
 from fxplain.adapters.processors import Processors
 from fxplain.adapters.tensors import MAIN_INPUTS, accepted, argument, mapped_tensors, takes_no
 from fxplain.errors import InputError, first_line
@@ -187,13 +188,14 @@ def encoder(model: Any, processors: Processors) -> Encode:
     def encode(request: Request) -> dict[str, Any]:
         if request.chat:
             request = as_one_text(processors, request)
-        if request.images and request.texts and processors.joint is not None:
+        if (request.images or request.videos) and request.texts and processors.joint is not None:
             found = _joint(model, processors, request)
         else:
             found = {
                 **_images(model, processors, request),
                 **encode_texts(model, processors, request),
                 **_sounds(model, processors, request),
+                **_videos(model, processors, request),
             }
         learn_turns(processors, request, found)
         found |= _decoder(model, processors, request.decoder_text, found)
@@ -219,13 +221,20 @@ def cast(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
 
 def _joint(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
     images = [picture_of(one, request.notes) for one in request.images]
-    marker = getattr(processors.joint, "image_token", None)
-    texts = [marker + text if marker and marker not in text else text for text in request.texts]
+    given: dict[str, Any] = {"images": images} if images else {}
+    texts = list(request.texts)
+    if images:
+        texts = _marked(texts, getattr(processors.joint, "image_token", None))
+    if request.videos:
+        frames, times = _frames(model, request)
+        given |= {"videos": frames, "do_sample_frames": False}
+        request.learned.times["pixel_values_videos"] = times
+        texts = _marked(texts, getattr(processors.joint, "video_token", None))
     try:
         length = length_of(model, processors, texts)
         length |= {} if request.special else {"add_special_tokens": False}
-        found = dict(processors.joint(images=images, text=texts, return_tensors="pt", **length))
-        note_cut(found, length, request, lambda whole: processors.joint(images=images, text=texts, **whole))
+        found = dict(processors.joint(**given, text=texts, return_tensors="pt", **length))
+        note_cut(found, length, request, lambda whole: processors.joint(**given, text=texts, **whole))
         return found
     except Exception as error:  # processors check little, and raise whatever comes
         raise InputError(
@@ -260,10 +269,17 @@ def _sounds(model: Any, processors: Processors, request: Request) -> dict[str, A
             hint="save the feature extractor there with save_pretrained, or give tensors (--input)",
         )
     rate = int(processors.audio.sampling_rate)
-    sounds = [sound_of(one, rate) for one in request.sounds]
-    several: dict[str, Any] = {"padding": True} if len({len(sound) for sound in sounds}) > 1 else {}
+    sounds = [sound_of(one, rate, request.notes) for one in request.sounds]
+
+    def extract(some: Sequence[Any]) -> dict[str, Any]:
+        several: dict[str, Any] = {"padding": True} if len({len(sound) for sound in some}) > 1 else {}
+        return dict(processors.audio(some, sampling_rate=rate, return_tensors="pt", **several))
+
     try:
-        return dict(processors.audio(sounds, sampling_rate=rate, return_tensors="pt", **several))
+        found = extract(sounds)
+        lies = under(extract, sounds, rate)
+        request.learned.series.update({argument(model, name): own for name, own in lies.items()})
+        return found
     except Exception as error:  # as above
         raise InputError(
             "the model's feature extractor cannot turn the sound into inputs", found=first_line(error)
@@ -305,3 +321,43 @@ def decoder_start(model: Any) -> int:
     names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
     values = (getattr(place, name, None) for name in names for place in places)
     return next((value for value in values if isinstance(value, int)), 0)
+
+
+def _marked(texts: Sequence[str], marker: str | None) -> list[str]:
+    """Texts with the mark that keeps the place of a picture or a video, where they have none."""
+    return [marker + text if marker and marker not in text else text for text in texts]
+
+
+def _frames(model: Any, request: Request) -> tuple[list[Any], tuple[float, ...]]:
+    """The frames of every video, and the seconds at which those of the first stand."""
+    read = [frames_of(one, count_of(model), request.notes) for one in request.videos]
+    return [frames for frames, _ in read], read[0][1]
+
+
+def _videos(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
+    if not request.videos:
+        return {}
+    names = [argument(model, name) for name in ("pixel_values_videos", "pixel_values")]
+    if not accepted(model) & {*names}:
+        raise takes_no("video", model, "--video")
+    processor = processors.video if processors.video is not None else processors.image
+    if processor is None:
+        raise InputError(
+            "no processor of videos lies beside the model, so videos cannot become its inputs",
+            expected="preprocessor_config.json or video_preprocessor_config.json in the folder",
+            hint="save the processor there with save_pretrained, or give tensors (--input)",
+        )
+    frames, times = _frames(model, request)
+    try:
+        if processors.video is not None:
+            found = dict(processor(videos=frames, return_tensors="pt", do_sample_frames=False))
+        else:
+            found = dict(processor([list(one) for one in frames], return_tensors="pt"))
+    except Exception as error:  # as above
+        raise InputError(
+            "the model's processor cannot turn the video into inputs", found=first_line(error)
+        ) from error
+    if "pixel_values_videos" in found and "pixel_values_videos" not in accepted(model):
+        found["pixel_values"] = found.pop("pixel_values_videos")
+    request.learned.times.update({argument(model, name): times for name in found})
+    return found

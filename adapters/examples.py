@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxplain.adapters.encoding import cast, decoder_start
-from fxplain.adapters.images import encode_images, sample_image, spec_of
+from fxplain.adapters.media.images import encode_images, sample_image, spec_of
 from fxplain.adapters.processors import Processors
 from fxplain.adapters.tensors import accepted
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fxplain.adapters.encoding import encoder
-from fxplain.adapters.images import ImageSpec, encode_images, picture_of, spec_of
 from fxplain.adapters.loaded import Encode, Loaded, Request
+from fxplain.adapters.media.images import ImageSpec, encode_images, picture_of, spec_of
 from fxplain.adapters.names import target_names
 from fxplain.adapters.processors import Processors
 from fxplain.adapters.show import Show, Spell, is_picture

@@ -13,7 +13,7 @@ from fxplain.adapters.tensors import on_device_of, read_tensors, tensor_items
 from fxplain.errors import InputError
 
 if TYPE_CHECKING:
-    from fxplain.display import Display
+    from fxplain.display import Display, Series
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Request:
         pairs: to each text a second one.
         chat: a conversation in place of a text.
         sounds: sound files, or arrays.
+        videos: video files, or frames.
         decoder_text: what the decoder has said so far.
         given: whatever was handed over, for a function that makes inputs of it.
         special: whether the tokenizer adds its special tokens.
@@ -55,6 +56,7 @@ class Request:
     pairs: tuple[str, ...] = ()
     chat: tuple[Mapping[str, Any], ...] = ()
     sounds: tuple[Any, ...] = ()
+    videos: tuple[Any, ...] = ()
     given: Any = None
     special: bool = True
     learned: Learned = field(default_factory=lambda: Learned())
@@ -67,7 +69,7 @@ class Request:
     @property
     def empty(self) -> bool:
         """Whether nothing was handed over."""
-        things = (self.images, self.texts, self.chat, self.sounds)
+        things = (self.images, self.texts, self.chat, self.sounds, self.videos)
         return not any(things) and self.decoder_text is None and self.given is None
 
 
@@ -79,11 +81,15 @@ class Learned:
         notes: what a person should know of how it was read: a text was cut.
         turns: input of ids -> for each sample where turns lie: first token, the one after the last, whose.
         texts: input of ids -> the texts its rows were made from, where these are not the request's.
+        series: input -> for each sample the sound that it was made from.
+        times: input -> the seconds at which the frames of a video stand.
     """
 
     notes: list[str] = field(default_factory=list)
     turns: dict[str, tuple[tuple[tuple[int, int, str], ...], ...]] = field(default_factory=dict)
     texts: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    series: dict[str, tuple[Series, ...]] = field(default_factory=dict)
+    times: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 Encode = Callable[[Request], Any]
@@ -139,8 +145,9 @@ class Loaded:
             input: a file of tensors; merged with the rest when it holds named ones.
             decoder_text: what the decoder of an encoder-decoder has said so far.
             more: ``text_pair``, a second text to each; ``chat``, a list of messages; ``audio``, sounds as
-                :func:`fxplain.adapters.audio.sound_of` takes them; ``given``, anything, for a model whose
-                processor is a function.
+                :func:`fxplain.adapters.media.audio.sound_of` takes them; ``video``, as
+                :func:`fxplain.adapters.media.video.frames_of` takes them; ``given``, anything, for a model
+                whose processor is a function.
 
         Returns:
             The inputs, and a Display whose spaces are named as the *inputs* they come from.
@@ -193,7 +200,14 @@ class Loaded:
         if request.decoder_text is not None:
             texts["decoder_input_ids"] = (request.decoder_text,)
         shown = self.show.display(tensor_items(self.model, inputs), self.labels, self.name, captions, texts)
-        return replace(shown, notes=tuple(dict.fromkeys(request.notes)), turns=request.learned.turns)
+        learned = request.learned
+        return replace(
+            shown,
+            notes=tuple(dict.fromkeys(request.notes)),
+            turns=learned.turns,
+            series=learned.series,
+            times=learned.times,
+        )
 
     def _encoded(self, request: Request) -> tuple[Any, Display | None]:
         """The inputs, or None if nothing was given; and what to show, if that comes along."""
@@ -212,7 +226,7 @@ class Loaded:
 
 
 def _request(image: Any, text: Any, decoder_text: str | None, more: Mapping[str, Any]) -> Request:
-    unknown = set(more) - {"text_pair", "chat", "audio", "given"}
+    unknown = set(more) - {"text_pair", "chat", "audio", "video", "given"}
     if unknown:
         raise TypeError(f"there is no {unknown.pop()}=")
     return Request(
@@ -222,6 +236,7 @@ def _request(image: Any, text: Any, decoder_text: str | None, more: Mapping[str,
         pairs=tuple(_several(more.get("text_pair", ()))),
         chat=tuple(more.get("chat", ())),
         sounds=_sounds(more.get("audio", ())),
+        videos=_videos(more.get("video", ())),
         given=more.get("given"),
     )
 
@@ -236,6 +251,13 @@ def _sounds(value: Any) -> tuple[Any, ...]:
     pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int)
     array = isinstance(value, (list, tuple)) and len(value) > 0 and isinstance(value[0], float)
     return (value,) if pair or array else _several(value)
+
+
+def _videos(value: Any) -> tuple[Any, ...]:
+    """Several videos, of one or of several: files, or pairs of frames and their rate, in a list."""
+    if isinstance(value, list) and value and isinstance(value[0], (str, Path, tuple)):
+        return tuple(value)
+    return () if isinstance(value, tuple) and not value else (value,)
 
 
 def _merged(named: Any, read: Any, path: Path) -> Any:

@@ -22,6 +22,7 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
     "source.spm",
 )
+_VIDEO_FILES = ("video_preprocessor_config.json",)
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -34,6 +35,7 @@ class Processors:
         image: turns pictures into pixels.
         tokenizer: turns texts into ids.
         audio: turns sounds into what the model takes.
+        video: turns videos into pixels, where ``image`` does not.
         notes: what could not be loaded, and why.
     """
 
@@ -42,6 +44,7 @@ class Processors:
     tokenizer: Any = None
     audio: Any = None
     notes: tuple[str, ...] = ()
+    video: Any = None
 
     @staticmethod
     def of(one: Any) -> Processors | None:
@@ -52,27 +55,30 @@ class Processors:
         parts = [getattr(one, name, None) for name in ("image_processor", "tokenizer", "feature_extractor")]
         image, tokenizer, audio = parts
         audio = audio if hasattr(audio, "sampling_rate") else None
-        if image is not None or tokenizer is not None or audio is not None:
-            return Processors(
-                one if image is not None and tokenizer is not None else None, image, tokenizer, audio
-            )
+        video = getattr(one, "video_processor", None)
+        if any(part is not None for part in (image, tokenizer, audio, video)):
+            both = one if image is not None and tokenizer is not None else None
+            return Processors(both, image, tokenizer, audio, video=video)
         if hasattr(one, "convert_ids_to_tokens") and hasattr(one, "decode"):
             return Processors(tokenizer=one)
         if hasattr(one, "sampling_rate") and callable(one):
             return Processors(audio=one)
-        return Processors(image=one) if hasattr(one, "image_mean") and callable(one) else None
+        if not (hasattr(one, "image_mean") and callable(one)):
+            return None
+        return Processors(video=one) if hasattr(one, "do_sample_frames") else Processors(image=one)
 
     def show(self, model: Any = None) -> Show:
         """How to undo the normalisation and spell the tokens."""
         spell = Speller(self.tokenizer) if self.tokenizer is not None else None
         ids = "input_ids" if model is None else argument(model, "input_ids")
-        if self.image is None:
+        seen = self.image if self.image is not None else self.video
+        if seen is None:
             return Show(spell=spell, ids=ids)
-        mean, std = getattr(self.image, "image_mean", None), getattr(self.image, "image_std", None)
-        if not getattr(self.image, "do_normalize", True) or mean is None or std is None:
+        mean, std = getattr(seen, "image_mean", None), getattr(seen, "image_std", None)
+        if not getattr(seen, "do_normalize", True) or mean is None or std is None:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        rescale = float(getattr(self.image, "rescale_factor", None) or 1 / 255)
-        scale = 255 * rescale if getattr(self.image, "do_rescale", True) else 255.0
+        rescale = float(getattr(seen, "rescale_factor", None) or 1 / 255)
+        scale = 255 * rescale if getattr(seen, "do_rescale", True) else 255.0
         return Show(_floats(mean), _floats(std), scale, spell, ids)
 
 
@@ -99,8 +105,11 @@ def load_processors(where: str, model: Any, common: Mapping[str, Any]) -> Proces
     if has_image and image is None and audio is None:
         audio = _attempt(transformers.AutoFeatureExtractor, where, common, None)
     audio = audio if hasattr(audio, "sampling_rate") else None
+    video = getattr(joint, "video_processor", None)
+    if video is None and any(_has(where, name, local) for name in _VIDEO_FILES):
+        video = _attempt(getattr(transformers, "AutoVideoProcessor", None), where, common, None)
     both = joint if hasattr(joint, "image_processor") and hasattr(joint, "tokenizer") else None
-    return Processors(both, image, tokenizer, audio, tuple(notes))
+    return Processors(both, image, tokenizer, audio, tuple(notes), video)
 
 
 def _attempt(auto: Any, where: str, common: Mapping[str, Any], notes: list[str] | None) -> Any:

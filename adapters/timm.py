@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from fxplain.adapters.generic import transform_encoder
-from fxplain.adapters.images import ImageSpec, encode_images, sample_image
 from fxplain.adapters.loaded import Loaded, LoadOptions
+from fxplain.adapters.media.images import ImageSpec, encode_images, sample_image
 from fxplain.adapters.names import near
 from fxplain.adapters.show import Show
 from fxplain.capture.inputs import positional_names

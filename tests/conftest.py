@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -70,3 +71,15 @@ def group_of(path: str) -> str:
     """The group of a test file, named by its path from the root."""
     file = Path(__file__).parent.parent / path
     return "zoo" if file.exists() and SHARING.search(file.read_text(encoding="utf-8")) else path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium is installed")
+    with api.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from fxplain.attribution.knock_out import KnockOut
     from fxplain.attribution.table import methods
     from fxplain.comparison import Comparison
-    from fxplain.display import Display, Look
+    from fxplain.display import Display, Look, Series
     from fxplain.errors import (
         CaptureError,
         DeviceError,
@@ -79,6 +79,7 @@ _HOMES = {
     "Relevance": "result",
     "Result": "result",
     "Sample": "many.records",
+    "Series": "display",
     "Stream": "attention.records",
     "TargetError": "errors",
     "TokenSpace": "attention.records",
@@ -137,6 +138,7 @@ __all__ = [
     "Relevance",
     "Result",
     "Sample",
+    "Series",
     "Stream",
     "TargetError",
     "TokenSpace",

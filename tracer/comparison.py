@@ -76,6 +76,12 @@ class Comparison(Mapping[str, Result]):
 
         save(self, path, display)
 
+    def _repr_html_(self) -> str:
+        from fxplain.display import Display
+        from fxplain.render.notebook import comparison_html
+
+        return comparison_html(self, Display())
+
     def __repr__(self) -> str:
         refused = f", refused: {', '.join(self.refused)}" if self.refused else ""
         return f"Comparison({', '.join(self.results)}{refused})"

@@ -23,11 +23,84 @@ class Look:
         colours: a colour map of matplotlib (``inferno``, ``viridis``); empty for fxplain's own.
         opacity: of the most relevant place, 0 to 1; a place without relevance shows the picture as it is.
         bare: the map alone, without the picture.
+        stretch: use all colours even where the relevance is nearly the same everywhere. Without it such a map
+            is pale.
     """
 
     colours: str = ""
     opacity: float = 0.75
     bare: bool = False
+    stretch: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """What lies under a line of tokens: a sound, or measurements one after the other.
+
+    Args:
+        values: ``[place]`` or ``[place, channel]``; of a sound one channel, from -1 to 1.
+        axis: what the places are counted in, with its unit: ``seconds``, ``hour``.
+        start: of the first place, on the axis.
+        step: from one place to the next.
+        names: of the places, where they have names: months.
+        covers: where on the axis the tokens begin and end; None: where the values do. An input that was
+            padded goes on behind them.
+        shape: of an input whose tokens have rows and columns, such as a spectrogram: its places along the
+            axis, and across.
+        sound: whether it can be heard.
+
+    Example:
+        >>> months = Series(np.arange(4.0), "month", names=["Jan", "Feb", "Mar", "Apr"])
+        >>> [months.words(token, 2) for token in (0, 1)]
+        ['Jan to Feb', 'Mar to Apr']
+        >>> Series(np.zeros(16000), "seconds", step=1 / 16000).words(0, 50)
+        '0.00-0.02 seconds'
+    """
+
+    values: NDArray[Any]
+    axis: str = "place"
+    start: float = 0.0
+    step: float = 1.0
+    names: Sequence[str] = ()
+    covers: tuple[float, float] | None = None
+    shape: tuple[int, int] | None = None
+    sound: bool = False
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Where on the axis the values begin and end."""
+        return self.start, self.start + len(self.values) * self.step
+
+    def edges(self, count: int) -> NDArray[Any]:
+        """[count + 1]: where on the axis each of so many tokens begins, and where the last one ends."""
+        return np.linspace(*(self.covers or self.ends), count + 1)
+
+    def words(self, token: int, count: int) -> str:
+        """Where one of so many tokens lies."""
+        first, last = (float(edge) for edge in self.edges(count)[token : token + 2])
+        return self.stretch(first, last)
+
+    def stretch(self, first: float, last: float) -> str:
+        """A part of the axis in words."""
+        places = [(end - self.start) / self.step for end in (first, last)]
+        low, high = round(places[0]), max(round(places[1]) - 1, round(places[0]))
+        if 0 <= low < len(self.names):
+            ends = dict.fromkeys((self.names[low], self.names[min(high, len(self.names) - 1)]))
+            return " to ".join(ends)
+        if self.step >= 1 and high <= low:
+            return f"{self.axis} {self.start + low * self.step:g}"
+        digits = 0 if self.step >= 1 else 2
+        return f"{first:.{digits}f}-{last:.{digits}f} {self.axis}"
+
+    def along(self, grid: Sequence[int]) -> int:
+        """Which axis of a grid of tokens runs along the series: the one that divides the input like the
+        other."""
+        if len(grid) < 2 or self.shape is None:
+            return len(grid) - 1
+        own, other = self.shape
+        rows, columns = grid[-2:]
+        skew = [abs(np.log(own / a * b / other)) for a, b in ((rows, columns), (columns, rows))]
+        return len(grid) - 2 + int(skew[1] < skew[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +121,8 @@ class Display:
             the bottom and on the right, is padding, which is not shown.
         look: how relevance is laid over pictures.
         frames: token space -> what each frame of a video, or each of several pictures in one, is called.
+        series: token space -> per sample the sound or the measurements that its tokens lie over.
+        times: token space -> the seconds at which the frames of a video stand.
 
     Example:
         >>> display = Display(tokens={"input_ids": [["[CLS]", "good", "[SEP]"]]}, labels=["bad", "good"])
@@ -65,6 +140,8 @@ class Display:
     seen: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     look: Look = field(default_factory=Look)
     frames: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    series: Mapping[str, Sequence[Series]] = field(default_factory=dict)
+    times: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def image(self, space: str, sample: int) -> Picture | None:
         """The picture of one sample, or None; a grey one is given three channels."""
@@ -76,8 +153,19 @@ class Display:
 
     def frame(self, space: str, step: int, count: int) -> str:
         """What to call one of several frames."""
-        names = self.frames.get(space, ())
-        return names[step] if len(names) == count else f"frame {step + 1} of {count}"
+        names, times = self.frames.get(space, ()), self.times.get(space, ())
+        if len(names) == count:
+            return names[step]
+        name = f"frame {step + 1} of {count}"
+        if times and len(times) % count == 0:
+            own = times[step * len(times) // count :][: len(times) // count]
+            name = " to ".join(dict.fromkeys(f"{second:.2f}" for second in (own[0], own[-1]))) + " seconds"
+        return name
+
+    def line(self, space: str, sample: int) -> Series | None:
+        """The sound or series of one sample, or None."""
+        own = self.series.get(space, ())
+        return own[sample] if sample < len(own) else None
 
     def part(self, space: str, sample: int) -> tuple[float, float]:
         """Which part of the height and width of one sample's picture is no padding."""

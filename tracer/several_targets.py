@@ -17,6 +17,7 @@ from fxplain.attribution.scheduled import Explained, Scheduled
 from fxplain.attribution.table import Method
 from fxplain.errors import FxplainError, InputError, TargetError, first_line
 from fxplain.explanation import check_layers, check_mode, check_understood, result_of, with_matrix
+from fxplain.progress import working
 from fxplain.result import Result
 from fxplain.run.ranked import CONFIDENT, Likeliest, ranked
 from fxplain.run.replay import Gradients, Replay, gradients_of
@@ -55,8 +56,7 @@ def explain_each(
     check_mode(mode, method)
     if method.attentions:
         check_understood(labelled)
-    given = targets if isinstance(targets, Iterable) else ()
-    own = not callable(targets) and any(callable(target) for target in given)
+    own = not callable(targets) and isinstance(targets, Iterable) and any(map(callable, targets))
     ran = run_graph(labelled, bound, method.gradients, method.libra, method.attentions, verify, own, mode)
     note = ""
     if isinstance(targets, Likeliest):
@@ -72,11 +72,13 @@ def explain_each(
     aimed = [aim(ran, t, output, retain=place + 1 < count, **options) for place, t in enumerate(targets)]
     together = method.gradients and method.attentions and mode != "checkpoint"
     size = chunk_size(ran.run, memory, len(aimed[0].passes)) if together and aimed else 1
-    for start in range(0, count, size):
-        for found in _of_chunk(method, aimed[start : start + size], together, verified):
-            result = with_matrix(found, labelled, bound, method, layers)
-            assert isinstance(result, Result)
-            yield replace(result, notes=(*result.notes, note)) if note else result
+    with working(f"explaining {count} answers", total=count) as advance:
+        for start in range(0, count, size):
+            for found in _of_chunk(method, aimed[start : start + size], together, verified):
+                result = with_matrix(found, labelled, bound, method, layers)
+                assert isinstance(result, Result)
+                advance(1)
+                yield replace(result, notes=(*result.notes, note)) if note else result
 
 
 def _of_chunk(

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import networkx as nx
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Traced:
     """A model that has been captured, and whose attentions have been found and typed. Made by
     :func:`trace`."""
@@ -95,6 +95,25 @@ class Traced:
         captured, guess = self._first.captured, self._first.findings.guess
         paths = [tensor.path for tensor in captured.layout.tensors]
         return {path: guess.axis_of(path, t) for path, t in zip(paths, captured.example, strict=True)}
+
+    @property
+    def _head(self) -> str:
+        found = self.attentions
+        kinds = dict.fromkeys(attention.kind for attention in found)
+        counts = [f"{sum(a.kind == kind for a in found)} {kind.replace('_', '-')}" for kind in kinds]
+        some = f" ({', '.join(counts)})" if len(counts) > 1 else ""
+        what = f"{len(found)} {' '.join(counts).partition(' ')[2] + ' ' if len(counts) == 1 else ''}attention"
+        return f"{type(self.model).__name__}: {what}{'' if len(found) == 1 else 's'}{some}"
+
+    def __repr__(self) -> str:
+        mixed = f", {len(self.mixings)} other steps between tokens" if self.mixings else ""
+        streams = ", ".join(f"{stream.name} [{stream.size}]" for stream in self.streams[:6])
+        return f"Traced({self._head}{mixed}; streams {streams}{', ...' if len(self.streams) > 6 else ''})"
+
+    def _repr_html_(self) -> str:
+        from fxplain.render.notebook import steps_html
+
+        return steps_html(self._head, self.steps, self.notes)
 
     def maps(self, inputs: Any) -> tuple[Tensor, ...]:
         """The attention maps on these inputs, also where the model's attention is fused.

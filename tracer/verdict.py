@@ -41,7 +41,7 @@ class Finding:
     sentence: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """What holds for one model on one input, and what does not. Made by :func:`check`."""
 
@@ -67,7 +67,20 @@ class Verdict:
         width = max(len(name) for name in NAMES)
         heads = [(f"{f.name:<{width}}  {f.outcome:<14}  ", f.sentence) for f in self.findings]
         lines = [head + text.replace("\n", "\n" + " " * len(head)) for head, text in heads]
-        return "\n".join([f"{self.answer}, {'' if self.understood else 'not '}understood", *lines])
+        return "\n".join([self._head, *lines])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    @property
+    def _head(self) -> str:
+        return f"{self.answer}, {'' if self.understood else 'not '}understood"
+
+    def _repr_html_(self) -> str:
+        from fxplain.render.notebook import table_html
+
+        rows = [(finding.name, finding.outcome, finding.sentence) for finding in self.findings]
+        return table_html(self._head, ("what", "holds", "because"), rows, marked=("failed", "doubted"))
 
 
 def check(model: Any, inputs: Any, target: Any = None, output: str | None = None) -> Verdict:

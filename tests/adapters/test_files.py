@@ -18,7 +18,7 @@ from torch import nn
 
 import fxplain
 from fxplain.adapters import Loaded, LoadOptions, load
-from fxplain.adapters.images import encode_images, open_image, spec_of
+from fxplain.adapters.media.images import encode_images, open_image, spec_of
 from fxplain.adapters.names import file_stem, near
 from fxplain.adapters.show import Show
 from fxplain.adapters.tensors import read_tensors

@@ -255,7 +255,8 @@ def test_the_page_has_all_numbers_and_runs_its_own_script_alone(
     digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     (policy,) = [a["content"] for a in page.all("meta") if a.get("http-equiv")]
     assert policy == (
-        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; "
+        f"script-src 'sha256-{digest}'"
     )
     assert [a["data-a"] for a in page.all("span") if "data-a" in a] == [str(i) for i in range(5)]
     assert [a["data-c"] for a in page.all("span") if "data-c" in a] == [

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from render_fixtures import make_result, site, space, whole
 
-from fxplain.display import Display
+from fxplain.display import Display, Series
 from fxplain.explainer.answer import Answer
 from fxplain.explainer.generated import Generated
 from fxplain.questions import Axis, Question
@@ -188,3 +189,44 @@ def test_a_frame_in_a_notebook_works(browser: Any, tmp_path: Path) -> None:
     frame = page.frame_locator("iframe")
     frame.locator("[data-a='1']").hover()
     assert "' Fra'" in frame.locator("#say .q").inner_text()
+
+
+def heard() -> Generated:
+    """An answer about a sound of one second, padded to two."""
+    features, said = space("input_features", 0, 8), space("decoder_input_ids", 8, 2)
+    values = torch.zeros(2, 10)
+    values[0, [0, 1, 8]] = torch.tensor([1.0, 4.0, 9.0])
+    values[1, [2, 3, 6, 8, 9]] = torch.tensor([3.0, 1.0, 2.0, 1.0, 1.0])
+    texts = [TokenText("<s>", special=True), TokenText(" left"), TokenText(" right")]
+    result = make_result(
+        (features, said),
+        values,
+        (site(0, "encoder_decoder", whole(said), whole(features), "layer"),),
+        target=((0, 1), (1, 2)),
+        readout=(((8, 1.0),), ((9, 1.0),)),
+    )
+    sound = np.sin(np.arange(8000) / 9).astype(np.float32)
+    series = Series(sound, "seconds", step=1 / 8000, covers=(0.0, 2.0), sound=True)
+    display = Display(
+        tokens={"decoder_input_ids": [texts[:2]]}, series={"input_features": [series]}, title="heard"
+    )
+    return Generated(result, display, Answer("decoder_input_ids", 1, (1, 2), tuple(texts[1:])))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_lie_over_the_sound(browser: Any, tmp_path: Path, scheme: str) -> None:
+    page, said = opened(browser, heard(), tmp_path, scheme)
+    lane = page.eval_on_selector_all(".said .t", "all => all.map(one => [one.textContent, one.title])")
+    assert lane == [[" left", "0.25-0.50 seconds"], [" right", "0.50-0.75 seconds"]]
+    page.click(".said .t >> nth=0")
+    assert "lies at 0.25-0.50 seconds" in page.inner_text("#say .rests")
+    assert page.inner_text("#play") == "▶ 0.25-0.50 seconds"
+    cells = page.eval_on_selector_all(
+        ".cells-of-track .t", "all => all.map(one => Number(one.style.getPropertyValue('--v')))"
+    )
+    assert cells == [0.25, 1, 0, 0]  # in a scale of their own, and without the padding
+    assert page.inner_text(".behind") == "4 tokens behind the end, on padding: 0.0 %"
+    page.keyboard.press("Escape")
+    page.click("[data-a='1'] >> nth=0")
+    assert page.inner_text(".behind").endswith(": 25 %")
+    assert not said

@@ -15,7 +15,7 @@ from fxplain.errors import OutputError
 from fxplain.render.colours import Scale, css_gradient, heat, to_array
 from fxplain.render.overlay import as_grid, blend, enlarge, overlays, plain_map, upsample
 from fxplain.render.picture import picture_png
-from fxplain.render.shown import readout_words, shown
+from fxplain.render.shown import readout_words, sharpness, shown
 
 
 @pytest.mark.parametrize("value", [0.0, 3.5, -2.0, 1e-30])
@@ -29,7 +29,7 @@ def test_constant_maps_have_no_colour_and_no_nan(value: float) -> None:
 
 def test_min_max() -> None:
     scale = Scale.of(np.array([1.0, 2.0, 5.0]))
-    np.testing.assert_allclose(scale.unit(np.array([1.0, 2.0, 5.0, 9.0])), [0.0, 0.25, 1.0, 1.0])
+    np.testing.assert_allclose(scale.unit(np.array([1.0, 2.0, 5.0, 9.0])), [0.0, 0.2, 0.8, 0.8])
 
 
 def test_signed_values_are_scaled_around_zero() -> None:
@@ -191,3 +191,28 @@ def test_rounding_is_written_as_zero_on_the_scale() -> None:
 def test_zero_has_no_colour_on_a_signed_scale() -> None:
     _, opacity = heat(Scale(-1.0, 1.0, signed=True), np.array([-1.0, 0.0, 1.0]))
     np.testing.assert_allclose(opacity, [0.75, 0.0, 0.75])
+
+
+def test_nearly_even_relevance_is_pale() -> None:
+    """0.0138 beside 0.0177 is not night and day."""
+    scale = Scale.of(np.array([0.0138, 0.015, 0.0177]))
+    assert scale.unit(np.array([0.0138, 0.0177])) == pytest.approx([0, 0.2203], abs=1e-3)
+    assert scale.stretched().unit(np.array([0.0177])) == pytest.approx([1])
+    assert Scale.of(np.array([0.0, 0.0177])).reach == 1
+    assert "rgb(252 255 164)" in css_gradient(scale.stretched())
+    assert "rgb(252 255 164)" not in css_gradient(scale)
+
+
+def test_how_sharp_an_explanation_is() -> None:
+    even, sharp = (
+        make_result((space("ids", 0, 10),), torch.tensor([values]), (), readout=((),))
+        for values in ([1.0] * 10, [9.0] + [1 / 9] * 9)
+    )
+    assert (
+        str(sharpness(even, 0)) == "as if 10 of 10 tokens shared it evenly; the most relevant token has 10%"
+    )
+    found = sharpness(sharp, 0)
+    assert found is not None
+    assert found.share == pytest.approx(0.9)
+    assert 1 < found.evenly < 2
+    assert sharpness(make_result((space("ids", 0, 2),), torch.zeros(1, 2), ()), 0) is None

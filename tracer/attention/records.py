@@ -28,7 +28,7 @@ class TokenSpace:
     """The input's, parameter's or node's name that the tokens come from."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stream:
     """The ordered tokens that the rows or columns of an attention range over; may unite several spaces."""
 
@@ -41,8 +41,11 @@ class Stream:
     def size(self) -> int:
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        return f"Stream({self.name}, {self.size} tokens)"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Attention:
     """One attention: a *call* of softmax(query keyᵀ) value, not a module (shared modules give several)."""
 
@@ -68,8 +71,13 @@ class Attention:
     layer: int = 0
     """Its number for ``layers=``, counted in its tower: see :func:`fxplain.attention.layers.layers_of`."""
 
+    def __repr__(self) -> str:
+        where = self.module or "the model itself"
+        kind, heads = self.kind.replace("_", "-"), f"{self.heads} head{'' if self.heads == 1 else 's'}"
+        return f"Attention({self.index}, {kind}, {_sizes(self.queries, self.keys)}, {heads}, in {where})"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Mixing:
     """A linear step other than attention: it makes new tokens out of old ones (pooling, patch merging), or
     adds to tokens that exist (sampling at points that they ask for)."""
@@ -86,6 +94,14 @@ class Mixing:
     """As of an attention, where the queries are tokens that exist already; None where they are new."""
     layer: int | None = None
     """As of an attention, where it has a kind; None for what always takes part."""
+
+    def __repr__(self) -> str:
+        where = self.module or "the model itself"
+        return f"Mixing({self.index}, {self.op}, {_sizes(self.queries, self.keys)}, in {where})"
+
+
+def _sizes(queries: Stream, keys: Stream) -> str:
+    return f"{queries.name} [{queries.size}] x {keys.name} [{keys.size}]"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The command line: ``fxplain inspect``, ``explain``, ``explain-all``, ``check``, ``diff``, ``methods``,
-``evaluate`` and ``demo``."""
+``evaluate``, ``serve`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -57,6 +57,12 @@ Audio = Annotated[
     list[Path] | None,
     typer.Option("--audio", help="A sound (.wav); give it again for a batch.", show_default=False),
 ]
+Video = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--video", help="A video: .gif, or others with fxplain[video]; again for a batch.", show_default=False
+    ),
+]
 Target = Annotated[
     str | None,
     typer.Option(
@@ -84,6 +90,24 @@ Device = Annotated[str | None, typer.Option("--device", help="Where to run, e.g.
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and warnings.")]
 
 
+def _ask(
+    model: str,
+    image: list[Path] | None,
+    text: list[str] | None,
+    input_file: Path | None,
+    decoder_text: str | None = None,
+    pair: list[str] | None = None,
+    chat: str | None = None,
+    audio: list[Path] | None = None,
+    video: list[Path] | None = None,
+) -> Ask:
+    """The model and the inputs as they were named."""
+    ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
+    return replace(
+        ask, pairs=tuple(pair or ()), chat=chat, audio=tuple(audio or ()), video=tuple(video or ())
+    )
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"fxplain {version('fxplain')}")
@@ -107,6 +131,15 @@ def inspect(
     text: Text = None,
     input_file: Input = None,
     decoder_text: DecoderText = None,
+    pair: Pair = None,
+    chat: Chat = None,
+    audio: Audio = None,
+    video: Video = None,
+    target: Target = None,
+    output: Output = None,
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="Of the relevance on the page; one that carries rows.")
+    ] = "relevancy",
     form: Annotated[
         Form | None, typer.Option("--format", help="By default the suffix of --out, or table.")
     ] = None,
@@ -125,10 +158,11 @@ def inspect(
 ) -> None:
     """List every attention of a model, what is not attention and why, or draw its attention graph."""
     with reported(debug):
-        from fxplain.cli.inspect import run_inspect
+        from fxplain.cli.inspect import Wanted, run_inspect
 
-        ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
-        run_inspect(ask.with_options(allow_pickle, allow_remote_code, random_weights, device), form, out, why)
+        ask = _ask(model, image, text, input_file, decoder_text, pair, chat, audio, video)
+        ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
+        run_inspect(ask, form, out, why, Wanted(target, output, method))
 
 
 @app.command()
@@ -141,6 +175,16 @@ def explain(
     pair: Pair = None,
     chat: Chat = None,
     audio: Audio = None,
+    video: Video = None,
+    axis: Annotated[
+        str | None,
+        typer.Option(
+            "--axis",
+            help="What the places of a series in --input are counted in (hour): it is drawn below its "
+            "relevance.",
+            show_default=False,
+        ),
+    ] = None,
     target: Target = None,
     contrast: Annotated[
         str | None,
@@ -159,6 +203,29 @@ def explain(
             show_default=False,
         ),
     ] = None,
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            "--answer",
+            help="Explain each token of this answer, in place of the model's own; a space begins a word.",
+            show_default=False,
+        ),
+    ] = None,
+    settings: Annotated[
+        str | None,
+        typer.Option(
+            "--settings",
+            help="With --generate: JSON for the model's own generate ('{\"num_beams\": 4}').",
+            show_default=False,
+        ),
+    ] = None,
+    into: Annotated[
+        str | None,
+        typer.Option("--into", help="The input that the answer goes on, by name.", show_default=False),
+    ] = None,
+    log_probability: Annotated[
+        bool, typer.Option("--log-probability", help="Explain the logarithm of the probability.")
+    ] = False,
     top: Annotated[
         int | None,
         typer.Option(
@@ -187,6 +254,9 @@ def explain(
         float, typer.Option("--opacity", min=0, max=1, help="Of the most relevant place of a picture.")
     ] = 0.75,
     bare: Annotated[bool, typer.Option("--bare", help="Draw the heat map without the picture.")] = False,
+    stretch: Annotated[
+        bool, typer.Option("--stretch", help="Use all colours, also where relevance is nearly even.")
+    ] = False,
     method: Annotated[
         str,
         typer.Option(
@@ -219,6 +289,9 @@ def explain(
             show_default=False,
         ),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Hold the graph against the model for these inputs.")
+    ] = True,
     check: Annotated[
         bool,
         typer.Option("--check", help="Hold what labels say against what the graph does, as check does."),
@@ -231,16 +304,17 @@ def explain(
 ) -> None:
     """Explain one prediction: an overlay for pictures, coloured text for texts, and the numbers as JSON."""
     with reported(debug):
-        from fxplain.cli.explain import Wanted, run_explain
+        from fxplain.cli.explain import Answering, Wanted, run_explain
         from fxplain.display import Look
 
-        ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
-        ask = replace(ask, pairs=tuple(pair or ()), chat=chat, audio=tuple(audio or ()))
-        ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
+        ask = _ask(model, image, text, input_file, decoder_text, pair, chat, audio, video)
+        ask = replace(ask, axis=axis).with_options(allow_pickle, allow_remote_code, random_weights, device)
         wanted = Wanted(
-            target, method, output, layers, contrast, cast(Any, mode), check, top, threshold, point
-        )
-        run_explain(ask, wanted, tuple(out or ()), generate, Look(colours, opacity, bare))
+            target, method, output, layers, contrast, cast(Any, mode), check, top, threshold, point,
+            answer=Answering(generate, answer, settings, into), log_probability=log_probability,
+            verify=verify,
+        )  # fmt: skip
+        run_explain(ask, wanted, tuple(out or ()), Look(colours, opacity, bare, stretch))
 
 
 @app.command("explain-all")
@@ -288,6 +362,10 @@ def check(
     text: Text = None,
     input_file: Input = None,
     decoder_text: DecoderText = None,
+    pair: Pair = None,
+    chat: Chat = None,
+    audio: Audio = None,
+    video: Video = None,
     target: Target = None,
     output: Output = None,
     allow_pickle: AllowPickle = False,
@@ -300,7 +378,7 @@ def check(
     with reported(debug):
         from fxplain.cli.check import run_check
 
-        ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file, decoder_text)
+        ask = _ask(model, image, text, input_file, decoder_text, pair, chat, audio, video)
         ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
         run_check(ask, target, output)
 
@@ -313,6 +391,10 @@ def diff(
     text: Text = None,
     input_file: Input = None,
     decoder_text: DecoderText = None,
+    pair: Pair = None,
+    chat: Chat = None,
+    audio: Audio = None,
+    video: Video = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     allow_pickle: AllowPickle = False,
     allow_remote_code: AllowRemoteCode = False,
@@ -324,7 +406,8 @@ def diff(
     with reported(debug, code=2):
         from fxplain.cli.diff import run_diff
 
-        asks = (Ask(name, tuple(image or ()), tuple(text or ()), input_file, decoder_text) for name in (a, b))
+        given = (image, text, input_file, decoder_text, pair, chat, audio, video)
+        asks = (_ask(name, *given) for name in (a, b))
         options = (allow_pickle, allow_remote_code, random_weights, device)
         left, right = (ask.with_options(*options) for ask in asks)
         run_diff(left, right, as_json)
@@ -343,6 +426,11 @@ def evaluate(
     image: Image = None,
     text: Text = None,
     input_file: Input = None,
+    decoder_text: DecoderText = None,
+    pair: Pair = None,
+    chat: Chat = None,
+    audio: Audio = None,
+    video: Video = None,
     target: Target = None,
     output: Output = None,
     method: Annotated[
@@ -385,7 +473,7 @@ def evaluate(
 
         ask = None
         if model is not None:
-            ask = Ask(model, tuple(image or ()), tuple(text or ()), input_file)
+            ask = _ask(model, image, text, input_file, decoder_text, pair, chat, audio, video)
             ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
         run_evaluate(ask, Wanted(method, steps, score, target, output, count, batch, seed), tuple(out or ()))
 
@@ -411,6 +499,23 @@ def demo(
         from fxplain.cli.demo import run_demo
 
         run_demo(out)
+
+
+@app.command()
+def serve(
+    model: Model,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any that is free.")] = 0,
+    allow_pickle: AllowPickle = False,
+    allow_remote_code: AllowRemoteCode = False,
+    random_weights: RandomWeights = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Open a page on this machine: type a text or drop a picture, and look. Needs fxplain[serve]."""
+    with reported(debug):
+        from fxplain.cli.serve import run_serve
+
+        run_serve(Ask(model).with_options(allow_pickle, allow_remote_code, random_weights, device), port)
 
 
 def main() -> None:

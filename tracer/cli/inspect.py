@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import typer
 
 from fxplain.attention.records import Attention, Mixing
 from fxplain.cli.options import Ask, Form, tell, working
-from fxplain.errors import OutputError
+from fxplain.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from fxplain import Traced
@@ -29,7 +30,18 @@ _SUFFIXES = {
 }
 
 
-def run_inspect(ask: Ask, form: Form | None, out: Path | None, why: str | None = None) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """The prediction whose relevance the page has."""
+
+    target: str | None = None
+    output: str | None = None
+    method: str = "relevancy"
+
+
+def run_inspect(
+    ask: Ask, form: Form | None, out: Path | None, why: str | None = None, wanted: Wanted | None = None
+) -> None:
     """Load, trace on the given or made-up inputs, and show what was found; ``why``: of one node."""
     from fxplain import trace
 
@@ -49,7 +61,7 @@ def run_inspect(ask: Ask, form: Form | None, out: Path | None, why: str | None =
     elif form is Form.html:
         tell(notes)
         with working("drawing"):
-            text = _page(ask, loaded, traced, inputs)
+            text = _page(ask, loaded, traced, inputs, wanted or Wanted())
     else:
         from fxplain.render.graph.files import graph_text
 
@@ -68,16 +80,25 @@ def run_inspect(ask: Ask, form: Form | None, out: Path | None, why: str | None =
     typer.echo(f"wrote {out}")
 
 
-def _page(ask: Ask, loaded: Loaded, traced: Traced, inputs: Any) -> str:
+def _page(ask: Ask, loaded: Loaded, traced: Traced, inputs: Any, wanted: Wanted) -> str:
     """The graph to look at; with the maps on what a person has given, not on made-up inputs."""
     if not ask.has_inputs:
+        if wanted.target is not None:
+            raise InputError(
+                "a target is of a prediction on inputs",
+                expected="--text, --image, --input, ...",
+                found="none",
+            )
         return traced.page(title=loaded.name).html
     from fxplain.explainer.handed import shown_by_space
+    from fxplain.explainer.names import named_target
 
+    target = named_target(wanted.target, loaded.labels)
     _, display = ask.prepare(loaded)
     batch = max(map(len, (*display.tokens.values(), *display.images.values())), default=1)
     shown = shown_by_space(display, traced.spaces, batch)
-    return traced.page(inputs, display=shown, title=loaded.name).html
+    how: Any = {"output": wanted.output, "method": wanted.method}
+    return traced.page(inputs, target, display=shown, title=loaded.name, **how).html
 
 
 def _form_of(out: Path | None) -> Form:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from fxplain import progress
 from fxplain.errors import FxplainError, InputError
+from fxplain.progress import Advance
 
 if TYPE_CHECKING:
     from fxplain.adapters import Loaded, LoadOptions
@@ -44,6 +44,8 @@ class Ask:
     pairs: tuple[str, ...] = ()
     chat: str | None = None
     audio: tuple[Path, ...] = ()
+    video: tuple[Path, ...] = ()
+    axis: str | None = None
 
     def with_options(
         self, allow_pickle: bool, allow_remote_code: bool, random_weights: bool, device: str | None
@@ -60,7 +62,7 @@ class Ask:
     @property
     def has_inputs(self) -> bool:
         """Whether any input was given."""
-        given = (self.images, self.texts, self.audio, self.chat)
+        given = (self.images, self.texts, self.audio, self.video, self.chat)
         return any(given) or self.input is not None or self.decoder_text is not None
 
     def load(self) -> Loaded:
@@ -74,6 +76,7 @@ class Ask:
     def prepare(self, loaded: Loaded) -> tuple[Any, Any]:
         """The inputs, and what to show for them."""
         more: dict[str, Any] = {"text_pair": self.pairs, "audio": list(self.audio)}
+        more |= {"video": list(self.video)} if self.video else {}
         if self.chat is not None:
             more["chat"] = messages(self.chat)
         return loaded.prepare(
@@ -134,25 +137,6 @@ def reported(debug: bool, code: int = 1) -> Iterator[None]:
         raise typer.Exit(code) from error
 
 
-@contextmanager
-def working(what: str) -> Iterator[None]:
+def working(what: str) -> AbstractContextManager[Advance]:
     """A line with the time passed on stderr while the body runs, if a person sees it."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from tqdm import tqdm
-
-    done = threading.Event()
-    with tqdm(total=0, desc=what, bar_format="{desc} ... {elapsed}", leave=False, file=sys.stderr) as bar:
-
-        def tick() -> None:
-            while not done.wait(0.5):
-                bar.refresh()
-
-        ticker = threading.Thread(target=tick, daemon=True)
-        ticker.start()
-        try:
-            yield
-        finally:
-            done.set()
-            ticker.join()
+    return progress.working(what, delay=0.0)

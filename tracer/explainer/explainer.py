@@ -18,11 +18,20 @@ from fxplain.explainer.answer import Answer, Named, behind, generated, longer, p
 from fxplain.explainer.answer import named as by_name
 from fxplain.explainer.explanation import Explanation
 from fxplain.explainer.generated import Generated
-from fxplain.explainer.handed import Asking, Given, Prepared, apart, kind_of, shown_by_space
+from fxplain.explainer.handed import (
+    Asking,
+    Given,
+    Prepared,
+    apart,
+    kind_of,
+    on_axis,
+    shown_by_space,
+)
 from fxplain.explainer.names import named_target
 from fxplain.explainer.ranked import Ranked, unranked
 from fxplain.explainer.rows import stacked
 from fxplain.graph_page import GraphPage
+from fxplain.progress import working
 from fxplain.targets import likeliest
 from fxplain.targets import log_probability as log_probability_of
 from fxplain.traced import Traced, trace
@@ -117,8 +126,8 @@ class Explainer:
             top: explain so many of the likeliest answers: classes, next words, the surest objects of a
                 detector, the largest regions of a segmentation; see :func:`fxplain.targets.likeliest`.
             threshold: the least probability of those; for detectors 0.5 by default.
-            asking: ``text_pair=``, ``images=``, ``audio=``, ``decoder_text=``; ``method=``, ``output=``,
-                ``layers=``, ``mode=``, ``verify=``.
+            asking: ``text_pair=``, ``images=``, ``audio=``, ``video=``, ``axis=``, ``decoder_text=``;
+                ``method=``, ``output=``, ``layers=``, ``mode=``, ``verify=``.
 
         Raises:
             InputError: the model cannot take what is given.
@@ -128,10 +137,12 @@ class Explainer:
         prepared, display = self.prepare(inputs, **given)
         traced = self.trace(prepared)
         if top is None:
-            result = traced.explain(prepared, self.target(target), **how)
+            with working(f"explaining by {how.get('method', 'relevancy')}"):
+                result = traced.explain(prepared, self.target(target), **how)
             return Explanation(result, shown_by_space(display, result.spaces, result.batch))
         wanted = likeliest(top, self.target(target), threshold)
-        results = traced.explain_targets(prepared, wanted, **how)
+        with working("explaining the likeliest answers"):
+            results = traced.explain_targets(prepared, wanted, **how)
         result, samples = unranked(results, results[0].batch)
         return Ranked(result, shown_by_space(display, result.spaces, results[0].batch), samples)
 
@@ -147,7 +158,9 @@ class Explainer:
         """
         given, how = apart(asking)
         prepared, display = self.prepare(inputs, **given)
-        found = self.trace(prepared).compare(prepared, methods, self.target(target), **how)
+        traced, names = self.trace(prepared), list(methods)
+        with working(f"comparing {len(names)} methods"):
+            found = traced.compare(prepared, names, self.target(target), **how)
         first = next(iter(found.values()))
         return found, shown_by_space(display, first.spaces, first.batch)
 
@@ -175,25 +188,33 @@ class Explainer:
         of."""
         if isinstance(inputs, Prepared):
             return inputs
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        axis = chosen.pop("axis", None)
+        found = self._prepared(inputs, chosen)
+        if axis is None:
+            return found
+        return on_axis(Prepared(by_name(self.model, found.inputs), found.display), axis)
+
+    def _prepared(self, inputs: Any, chosen: Mapping[str, Any]) -> Prepared:
         more = {"image" if name == "images" else name: value for name, value in chosen.items()}
         if inputs is None or (isinstance(inputs, str) and not inputs and more):
-            return Prepared(*self.loaded.prepare(**more))  # type: ignore[arg-type]
+            return Prepared(*self.loaded.prepare(**more))
         kind = kind_of(inputs, self.loaded)
         if kind == "tensors":
             if more:
                 raise InputError(
                     "tensors are the whole input of a model",
                     expected="tensors alone, or texts, pictures and sounds",
-                    found=f"tensors beside {', '.join(given)}=",
+                    found=f"tensors beside {', '.join(chosen)}=",
                 )
             return Prepared(inputs, self.loaded.display(inputs))
-        return Prepared(*self.loaded.prepare(**{kind: inputs}, **more))  # type: ignore[arg-type]
+        return Prepared(*self.loaded.prepare(**{kind: inputs}, **more))
 
     def trace(self, inputs: Any) -> Traced:
         """The traced model; captured on these inputs if it was not before."""
         if self._traced is None:
-            self._traced = trace(self.model, inputs)
+            with working("capturing the model and finding its attentions"):
+                self._traced = trace(self.model, inputs)
         return self._traced
 
     def generate(
@@ -222,7 +243,8 @@ class Explainer:
         prepared, display = self.prepare(inputs, **given)
         named = by_name(self.model, prepared)
         place = place_of_answer(self.model, named, self.loaded.show.ids, into)
-        ids = generated(self.model, named, place, max_new_tokens, settings or {})
+        with working("the model answers"):
+            ids = generated(self.model, named, place, max_new_tokens, settings or {})
         return self._answered(named, display, place, ids, log_probability, how)
 
     def explain_generated(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fxplain.display import Display, Look
 from fxplain.explainer.tokens import TokenRelevance, evenly, frame, strongest, tokens_of
+from fxplain.render.shown import sharpness
 from fxplain.result import Result
 
 if TYPE_CHECKING:
@@ -132,12 +133,15 @@ class Explanation:
         self.result.save(path, self.display if look is None else replace(self.display, look=look))
 
     def plot(self, look: Look | None = None) -> Figure:
-        """A matplotlib figure: overlays where there are pictures, else rows of coloured tokens."""
+        """A matplotlib figure: overlays where there are pictures, bars over sounds and series, else rows of
+        coloured tokens."""
         from fxplain.render.heatmap import heatmap_figure
         from fxplain.render.picture import picture_figure
+        from fxplain.render.series.figure import series_figure
 
         display = self.display if look is None else replace(self.display, look=look)
         drawn = picture_figure(self.result, display) if display.images else None
+        drawn = drawn or series_figure(self.result, display)
         return drawn or heatmap_figure({self.result.method: self.result}, display)
 
     def _repr_html_(self) -> str:
@@ -151,4 +155,6 @@ class Explanation:
         if self.result.batch > 1:
             lines[0] += f" (and of {self.result.batch - 1} more samples)"
         lines += [f"  {token.share:6.1%}  {token}" for token in self.top(5)]
+        sharp = sharpness(self.result, 0)
+        lines += [] if sharp is None else [f"  sharpness: {sharp}"]
         return "\n".join(lines)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxplain.display import Display
+from fxplain.display import Display, Series
 from fxplain.errors import UnknownNameError
 from fxplain.explainer.answer import Answer
 from fxplain.explainer.explanation import Explanation
@@ -84,7 +84,7 @@ class Generated(Sequence[Explanation]):
         )
 
     def _column(self, space: str, index: int) -> Column:
-        texts = self.display.texts(space, 0) or ()
+        texts = self.display.texts(space, 0) or self._on_axis(space)
         turns = next(iter(self.display.turns.get(space, ())), ())
         said = space == self.answer.space and index >= self.answer.first
         return Column(
@@ -94,6 +94,43 @@ class Generated(Sequence[Explanation]):
             "answer" if said else "prompt",
             next((whose for start, stop, whose in turns if start <= index < stop), ""),
         )
+
+    def _on_axis(self, space: str) -> Sequence[str]:
+        series = self.display.line(space, 0)
+        own = next(one for one in self.result.spaces if one.name == space)
+        return () if series is None else _places(series, own.grid)
+
+    def stretch(self, place: int, part: float = 0.5) -> tuple[float, float] | None:
+        """Where on the axis of the sound or series one token of the answer lies: the shortest stretch with so
+        much of what the token rests on there.
+
+        Args:
+            place: of the token in the answer.
+            part: of the relevance on the sound, 0 to 1.
+
+        Returns:
+            Where it begins and ends, of a sound in seconds; None where there is no sound or series, or
+            nothing rests on it.
+        """
+        from fxplain.render.series.curves import shortest
+
+        for space in self.result.spaces:
+            series = self.display.line(space.name, 0)
+            if series is not None and len(space.grid) < 2:
+                own = self.result.relevance[space.name][place].detach().cpu().float().numpy()
+                edges = series.edges(space.size)
+                inside = int((edges[:-1] < series.ends[1]).sum())  # padding is never meant
+                return shortest(own[:inside], edges[: inside + 1], part)
+        return None
+
+    @property
+    def stretches(self) -> tuple[str, ...]:
+        """[answer token]: where it lies in the sound or series, in words; empty where that is not known."""
+        lines = [
+            line for space in self.result.spaces if (line := self.display.line(space.name, 0)) is not None
+        ]
+        found = [self.stretch(place) if lines else None for place in range(len(self))]
+        return tuple("" if ends is None else lines[0].stretch(*ends) for ends in found)
 
     @cached_property
     def matrix(self) -> Tensor:
@@ -259,6 +296,11 @@ class Generated(Sequence[Explanation]):
             rests = ", ".join(f"{token} {token.share:.0%}" for token in one.top(3))
             lines.append(f"  {str(text)!r:>14}  {rests}")
         return "\n".join(lines + (["  ..."] if len(self) > 8 else []))
+
+
+def _places(series: Series, grid: tuple[int, ...]) -> list[str]:
+    size = int(np.prod(grid)) if len(grid) < 2 else 0
+    return [series.words(token, size) for token in range(size)]
 
 
 def _probability(question: Question) -> float | None:

@@ -16,11 +16,13 @@ from fxplain.adapters.loaded import Loaded
 from fxplain.attention.layers import Layers
 from fxplain.attention.records import TokenSpace
 from fxplain.attribution.prediction import Mode
-from fxplain.display import Display
+from fxplain.display import Display, Series
+from fxplain.errors import InputError
 from fxplain.result import Result
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 SOUNDS = (".wav",)
+VIDEOS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 
 
 class Given(TypedDict, total=False):
@@ -32,8 +34,14 @@ class Given(TypedDict, total=False):
     """Picture files, or pictures (of Pillow, or uint8 [H, W, 3])."""
     audio: Any
     """Sound files (.wav), or arrays [sample] at the rate that the model takes, or pairs (array, rate)."""
+    video: Any
+    """A video file, frames (arrays or pictures), or a pair of frames and their number a second; or a list of
+    files or pairs."""
     decoder_text: str
     """What the decoder of an encoder-decoder has said so far."""
+    axis: str
+    """What the places of a series are counted in (``hour``), of tensors [batch, place] or
+    [batch, place, channel], drawn under their relevance."""
 
 
 class Asking(Given, total=False):
@@ -52,6 +60,36 @@ class Prepared(NamedTuple):
     inputs: Any
     display: Display
     """By the names of inputs."""
+
+
+_MOST_CHANNELS = 12
+"""Curves that are drawn over each other."""
+
+
+def on_axis(prepared: Prepared, axis: str) -> Prepared:
+    """The same, with what is drawn of each input that is a series.
+
+    Raises:
+        InputError: none of them is one.
+    """
+    named = prepared.inputs if isinstance(prepared.inputs, Mapping) else {}
+    found = {
+        name: [Series(one.detach().cpu().float().numpy(), axis) for one in tensor]
+        for name, tensor in named.items()
+        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and _is_series(tensor)
+    }
+    if not found:
+        raise InputError(
+            "no input is a series, so there is no axis to name",
+            expected=f"[batch, place], or [batch, place, channel] with at most {_MOST_CHANNELS} channels",
+            found=", ".join(f"{n} {list(getattr(t, 'shape', ()))}" for n, t in named.items())
+            or "tensors without names",
+        )
+    return Prepared(prepared.inputs, replace(prepared.display, series={**prepared.display.series, **found}))
+
+
+def _is_series(tensor: torch.Tensor) -> bool:
+    return tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[-1] <= _MOST_CHANNELS)
 
 
 def apart(asking: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -74,8 +112,8 @@ def kind_of(inputs: Any, loaded: Loaded) -> str:
     if is_chat(inputs):
         return "chat"
     suffix = Path(one).suffix.lower() if isinstance(one, (str, Path)) and len(str(one)) < 300 else ""
-    if isinstance(one, Path) or (suffix in (*PICTURES, *SOUNDS) and Path(one).is_file()):
-        return "audio" if suffix in SOUNDS else "image"
+    if isinstance(one, Path) or (suffix in (*PICTURES, *SOUNDS, *VIDEOS) and Path(one).is_file()):
+        return "audio" if suffix in SOUNDS else "video" if suffix in VIDEOS else "image"
     if isinstance(one, str):
         return "text"
     return "tensors" if loaded.encode is None else "image"
@@ -107,6 +145,8 @@ def shown_by_space(display: Display, spaces: Iterable[TokenSpace], batch: int) -
         tokens=renamed(display.tokens),
         turns=renamed(display.turns),
         seen=renamed(display.seen),
+        series=renamed(display.series),
+        times={s.name: display.times[s.source] for s in born if s.source in display.times},
         captions=captions,
     )
 

@@ -60,5 +60,6 @@ def display_of(display: Display, sample: int) -> Display:
         tokens=own(display.tokens),
         turns=own(display.turns),
         seen=own(display.seen),
+        series=own(display.series),
         captions=display.captions[sample : sample + 1],
     )

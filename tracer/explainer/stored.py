@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fxplain.attention.records import Attention, Stream, TokenSpace
-from fxplain.display import Display
+from fxplain.display import Display, Series
 from fxplain.errors import FxplainError, LoadError, first_line
 from fxplain.questions import Axis, Part, Question, Spot
 from fxplain.render.save import FORMAT, member
@@ -65,6 +65,11 @@ def _read_json(path: Path) -> tuple[dict[str, Any], Arrays]:
         for name, several in facts["images"].items()
         for place, one in enumerate(several)
     }
+    pictures |= {
+        f"line/{member(name)}/{place}": _values(one)
+        for name, several in facts.get("lines", {}).items()
+        for place, one in enumerate(several)
+    }
     kind = np.dtype(facts["dtype"])
 
     def array(name: str) -> Any:
@@ -83,6 +88,10 @@ def _picture(drawn: Any) -> Any:
     if isinstance(drawn, list):
         return np.stack([_picture(frame) for frame in drawn])
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn.partition(",")[2]))))
+
+
+def _values(letters: Mapping[str, Any]) -> Any:
+    return np.frombuffer(base64.b64decode(letters["float32"]), "<f4").reshape(letters["shape"])
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Any], Arrays]:
@@ -176,6 +185,11 @@ def _display(facts: dict[str, Any], arrays: Arrays) -> Display:
     }
     seen = {name: [(float(high), float(wide)) for high, wide in each] for name, each in facts["seen"].items()}
     return Display(
+        series={
+            name: [_series(one, arrays(f"line/{member(name)}/{i}")) for i, one in enumerate(several)]
+            for name, several in facts.get("series", {}).items()
+        },
+        times={name: tuple(seconds) for name, seconds in facts.get("times", {}).items()},
         seen=seen,
         frames=facts["frames"],
         images=images,
@@ -186,6 +200,11 @@ def _display(facts: dict[str, Any], arrays: Arrays) -> Display:
         notes=tuple(facts["shown_notes"]),
         turns=turns,
     )
+
+
+def _series(facts: Mapping[str, Any], values: Any) -> Series:
+    pairs = {name: None if facts[name] is None else tuple(facts[name]) for name in ("covers", "shape")}
+    return Series(values, **{**facts, **pairs, "names": tuple(facts["names"])})
 
 
 def _texts(texts: list[str], marks: Mapping[str, Any] | None) -> list[str]:

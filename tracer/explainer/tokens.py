@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fxplain.attention.records import TokenSpace
 from fxplain.display import Display
 from fxplain.errors import OutputError
 from fxplain.render.shown import shown
@@ -26,7 +27,7 @@ class TokenRelevance:
         space: the token space, named after the input.
         index: its number in the space.
         place: its place in the space's grid: ``(7,)`` in a text, ``(row, column)`` in a picture.
-        text: what it stands for; empty where that is not known.
+        text: what it stands for: a word, or a stretch of time; empty where that is not known.
         relevance: to the score; without unit.
         share: the part of the sample's whole relevance (of absolute values) that it has, 0 to 1.
         aside: whether its own row was read: then it has no relevance of its own.
@@ -56,7 +57,9 @@ def _of_sample(result: Result, display: Display, sample: int) -> list[TokenRelev
     whole = sum(float(np.abs(own).sum()) for own in values)
     found = []
     for part, own in zip(parts, values, strict=True):
-        texts = display.texts(part.space.name, sample, part.space.size) or ()
+        texts = display.texts(part.space.name, sample, part.space.size) or _on_axis(
+            display, part.space, sample
+        )
         grid = part.space.grid or (part.space.size,)
         for index in range(part.space.size):
             found.append(
@@ -72,6 +75,14 @@ def _of_sample(result: Result, display: Display, sample: int) -> list[TokenRelev
                 )
             )
     return found
+
+
+def _on_axis(display: Display, space: TokenSpace, sample: int) -> Sequence[str]:
+    """Where on the axis of a sound or series each token lies; nothing where there is none."""
+    series = display.line(space.name, sample)
+    if series is None or len(space.grid) > 1:
+        return ()
+    return [series.words(token, space.size) for token in range(space.size)]
 
 
 def strongest(tokens: Iterable[TokenRelevance], count: int) -> tuple[TokenRelevance, ...]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fxplain.display import Series
 from fxplain.files import save_as
 from fxplain.render.colours import kind_name, to_array
 from fxplain.render.overlay import data_uri, enlarge
@@ -22,6 +23,7 @@ from fxplain.render.pages import page
 from fxplain.render.picture import short
 from fxplain.render.readable import Answered, Ranged
 from fxplain.render.save import writers_of
+from fxplain.render.series.track import Track, drawing
 from fxplain.render.words import Piece, direction, pieces, special, words
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class Spot:
     """How many equal marks in a row it stands for: places that were kept for a picture."""
     thumb: Block | None = None
     """The picture that stands there."""
+    place: tuple[float, float] = (0.0, 0.0)
+    """Left and width over a sound or a series, in percent."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,10 @@ class Block:
     """Cells in a row, of tokens with rows and columns."""
     label: str = ""
     """Which of several pictures."""
+    track: Track | None = None
+    """The sound or series that its tokens lie over."""
+    behind: tuple[int, ...] = ()
+    """Columns of tokens that lie behind its end, on padding."""
 
 
 def save(answered: Answered, path: str | os.PathLike[str]) -> None:
@@ -92,10 +100,13 @@ def answer_page(answered: Answered) -> str:
         "groups": _groups(prompt),
         "answerWords": words(list(answered.answer.texts)),
         "answer": [piece.text for piece in pieces(list(answered.answer.texts))],
+        "answerSpecial": [i for i, text in enumerate(answered.answer.texts) if special(text)],
         "questions": list(answered.questions),
         "probabilities": list(answered.probabilities),
         "read": _read(answered),
         "fold": _FOLD,
+        "times": _times(answered),
+        "axis": next((block.track.axis for block in prompt if block.track is not None), ""),
     }
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
@@ -146,7 +157,9 @@ def _blocks(answered: Answered, values: Any) -> tuple[list[Block], Block]:
 def _blocks_of(answered: Answered, space: str, numbers: Sequence[int], strong: Any) -> list[Block]:
     """The block of one token space; of several pictures, one for each."""
     grid = next(s.grid for s in answered.result.spaces if s.name == space)
-    picture = answered.display.image(space, 0)
+    picture, series = answered.display.image(space, 0), answered.display.line(space, 0)
+    if series is not None and len(grid) < 2:
+        return [_over(series, space, numbers, strong)]
     if picture is None or picture.ndim != 4 or len(grid) != 3 or len(picture) != grid[0]:
         return [_block(answered, space, numbers, strong)]
     found = []
@@ -155,6 +168,31 @@ def _blocks_of(answered: Answered, space: str, numbers: Sequence[int], strong: A
         drawn = data_uri(enlarge(picture[step]))
         label = answered.display.frame(space, step, grid[0])
         found.append(Block(space, "ltr", tuple(spots), drawn, grid[-1], label))
+    return found
+
+
+def _over(series: Series, space: str, numbers: Sequence[int], strong: Any) -> Block:
+    """Tokens over a sound or series; what lies behind its end is one thing."""
+    (first, last), edges = series.ends, series.edges(len(numbers))
+    spots, behind = [], []
+    for n, left, right in zip(numbers, edges[:-1], edges[1:], strict=True):
+        if left >= last - 1e-9 * max(abs(last), 1.0):
+            behind.append(n)
+            continue
+        place = ((left - first) / (last - first) * 100, (min(right, last) - left) / (last - first) * 100)
+        spots.append(Spot(Piece("", "", False), n, -1, False, f"{strong[n]:.3f}", "", place=place))
+    return Block(space, "ltr", tuple(spots), track=drawing(series, space), behind=tuple(behind))
+
+
+def _times(answered: Answered) -> list[list[float] | None]:
+    """For each column where on the axis of a sound or series its token begins and ends; None on padding."""
+    found: list[list[float] | None] = []
+    sizes = {space.name: space for space in answered.result.spaces}
+    for column in answered.columns:
+        series, space = answered.display.line(column.space, 0), sizes[column.space]
+        edges = () if series is None or len(space.grid) > 1 else series.edges(space.size)[column.index :][:2]
+        inside = series is not None and len(edges) == 2 and edges[0] < series.ends[1]
+        found.append([round(float(edge), 4) for edge in edges] if inside else None)
     return found
 
 
@@ -255,9 +293,10 @@ def _rows(answered: Answered, values: Any, most: int = 5) -> list[dict[str, Any]
     found = []
     for place, (row, question) in enumerate(zip(shares, answered.questions, strict=True)):
         first = np.argsort(-row, kind="stable")[:most]
+        heard = answered.stretches[place]
         rests = [(_shown(answered.columns[n]), f"{row[n] * 100:.0f} %") for n in first if row[n] > 0]
         text = pieces([answered.answer.texts[place]])[0].text
-        found.append({"text": text, "question": question, "rests": rests})
+        found.append({"text": text, "question": question, "rests": rests, "stretch": heard})
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,16 @@ def to_array(values: Tensor) -> Array:
 class Scale:
     """The range that colours stand for: ``low`` to ``high``, or ``-high`` to ``high`` around zero if signed.
 
+    The smallest value has no colour, and the largest one as much as it stands out: values that differ by a
+    tenth of the largest differ by a tenth of the colours. So what is nearly even looks so.
+
     Example:
-        >>> Scale.of(np.array([2.0, 4.0])).unit(np.array([3.0]))
+        >>> Scale.of(np.array([0.0, 4.0])).unit(np.array([3.0]))
+        array([0.75])
+        >>> Scale.of(np.array([2.0, 4.0])).unit(np.array([4.0]))
         array([0.5])
+        >>> Scale.of(np.array([2.0, 4.0])).stretched().unit(np.array([4.0]))
+        array([1.])
         >>> Scale.of(np.array([2.0, 2.0])).unit(np.array([2.0]))
         array([0.])
     """
@@ -58,6 +65,8 @@ class Scale:
     """A colour map of matplotlib; empty for fxplain's own."""
     opacity: float = 0.75
     """Of the largest value, over a picture."""
+    stretch: bool = False
+    """Whether the largest value has the full colour, however little it stands out."""
 
     @classmethod
     def of(cls, values: Array, aside: NDArray[np.bool_] | None = None) -> Scale:
@@ -90,14 +99,25 @@ class Scale:
         """Whether all values are (up to rounding) one: then there is nothing to colour."""
         return self.high - self.low <= 1e-12 * max(abs(self.low), abs(self.high))
 
+    @property
+    def reach(self) -> float:
+        """The colour of the largest value, 0 to 1: the part of it by which it is larger than the smallest."""
+        if self.signed or self.stretch or self.high <= 0:
+            return 1.0
+        return min((self.high - self.low) / self.high, 1.0)
+
+    def stretched(self) -> Scale:
+        """The same with all colours used, however even the values are."""
+        return replace(self, stretch=True)
+
     def unit(self, values: Array) -> Array:
-        """Values in [0, 1] by min-max, or in [-1, 1] if signed; a constant map gives zeros, never NaN."""
+        """Values in [0, 1], or in [-1, 1] if signed; a constant map gives zeros, never NaN."""
         values = np.nan_to_num(np.asarray(values, dtype=np.float64), posinf=self.high, neginf=self.low)
         if self.constant:
             return np.zeros_like(values)
         if self.signed:
             return np.clip(values / self.high, -1.0, 1.0)
-        return np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0)
+        return self.reach * np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0)
 
 
 @functools.cache
@@ -130,7 +150,7 @@ def heat(scale: Scale, unit: Array) -> tuple[Array, Array]:
 
 def css_gradient(scale: Scale) -> str:
     """The colour bar as a CSS value, left to right."""
-    stops = _lut(scale.signed, scale.colours)[np.linspace(0, 255, 9).astype(np.intp)]
+    stops = _lut(scale.signed, scale.colours)[np.linspace(0, 255 * scale.reach, 9).astype(np.intp)]
     colours = ["rgb({:.0f} {:.0f} {:.0f})".format(*(stop * 255.0)) for stop in stops]
     return f"linear-gradient(to right, {', '.join(colours)})"
 

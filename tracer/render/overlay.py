@@ -65,7 +65,7 @@ def _of_space(space: Shown, picture: Picture, display: Display, sample: int, nam
     if grid is None:
         return []
     frames = picture if picture.ndim == 4 else picture[None]
-    scale = replace(space.scale, colours=look.colours, opacity=look.opacity)
+    scale = replace(space.scale, colours=look.colours, opacity=look.opacity, stretch=look.stretch)
     drawn = []
     for step, cells in enumerate(grid):
         # grids of videos are often coarser in time than the frames: take the frame in the step's middle

@@ -164,7 +164,7 @@ def _mark(axes: Axes, mark: Mark, width: int, height: int) -> None:
 
 
 def _bar(axes: Axes, scale: Scale) -> None:
-    steps = np.linspace(-1.0 if scale.signed else 0.0, 1.0, 256)
+    steps = np.linspace(-1.0 if scale.signed else 0.0, scale.reach, 256)
     colour, _ = heat(scale, steps)
     axes.imshow(colour[:, None, :], aspect="auto", origin="lower")
     low, high = (float(end) for end in scale.ends)

@@ -122,6 +122,9 @@ class Answered(Protocol):
     def matrix(self) -> Tensor: ...
 
     @property
+    def stretches(self) -> tuple[str, ...]: ...
+
+    @property
     def probabilities(self) -> tuple[float | None, ...]: ...
 
     @property

@@ -11,7 +11,8 @@ from fxplain.render.overlay import Overlay, data_uri, overlays
 from fxplain.render.pages import page
 from fxplain.render.readable import Explained
 from fxplain.render.scales import together
-from fxplain.render.shown import readout_words, score_of, shown
+from fxplain.render.series.track import Track, tracks
+from fxplain.render.shown import readout_words, score_of, sharpness, shown
 from fxplain.render.strips import Strip, strips
 from fxplain.render.text_page import ColouredText, coloured_texts
 
@@ -56,6 +57,9 @@ class Sample:
     shares: tuple[Share, ...]
     silent: tuple[str, ...]
     """Spaces without any relevance."""
+    tracks: tuple[Track, ...] = ()
+    sharpness: str = ""
+    """How much the relevance is gathered in few tokens."""
 
 
 def report(result: Explained, display: Display) -> str:
@@ -76,7 +80,9 @@ def sample_of(result: Explained, display: Display, i: int) -> Sample:
     """One sample as a page shows it."""
     pictures = overlays(result, display, i)
     texts = coloured_texts(result, display, i)
-    drawn = {name for picture in pictures for name in picture.spaces} | {text.space for text in texts}
+    lines = tracks(result, display, i)
+    drawn = {name for picture in pictures for name in picture.spaces}
+    drawn |= {one.space for one in (*texts, *lines)}
     return Sample(
         caption=display.caption(i) or (f"sample {i}" if result.batch > 1 else ""),
         target=display.target_name(result.target, i),
@@ -88,6 +94,8 @@ def sample_of(result: Explained, display: Display, i: int) -> Sample:
         strips=tuple(strips(result, i, drawn)),
         shares=_shares(result, i),
         silent=tuple(name for name in result.relevance if shown(result, name, i).empty),
+        tracks=tuple(lines),
+        sharpness=str(sharpness(result, i) or ""),
     )
 
 

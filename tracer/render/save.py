@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from fxplain.attention.records import Attention
-from fxplain.display import Display
+from fxplain.display import Display, Series
 from fxplain.files import save_as
 from fxplain.render.colours import to_array
 from fxplain.render.readable import Explained
+from fxplain.render.shown import Sharpness, sharpness
 from fxplain.render.words import TokenText
 from fxplain.run.combined import Combined
 
@@ -43,14 +45,17 @@ def _html(result: Explained, display: Display) -> bytes:
 
 
 def _png(result: Explained, display: Display) -> bytes:
-    from fxplain.render.picture import picture_png
+    from fxplain.render.picture import picture_png, to_png
+    from fxplain.render.series.figure import series_figure
 
-    return picture_png(result, display)
+    figure = None if display.images else series_figure(result, display)
+    return picture_png(result, display) if figure is None else to_png(figure)
 
 
 def json_file(result: Explained, display: Display, more: Mapping[str, Any] | None = None) -> bytes:
     """The content of a ``.json`` file; ``more`` facts take the place of those of the same names."""
-    facts = result_json(result, display) | {"images": _drawn(display)} | dict(more or {})
+    drawn = {"images": _drawn(display), "lines": _lines(display)}
+    facts = result_json(result, display) | drawn | dict(more or {})
     return (json.dumps(facts, allow_nan=False, ensure_ascii=True, indent=1) + "\n").encode("ascii")
 
 
@@ -73,6 +78,16 @@ def _drawn(display: Display) -> dict[str, Any]:
     return {name: [drawn(one) for one in pictures] for name, pictures in display.images.items()}
 
 
+def _lines(display: Display) -> dict[str, Any]:
+    """The values of sounds and series: bytes of float32, least byte first, as letters."""
+
+    def letters(one: Series) -> dict[str, Any]:
+        values = np.ascontiguousarray(one.values, dtype="<f4")
+        return {"shape": list(values.shape), "float32": base64.b64encode(values.tobytes()).decode("ascii")}
+
+    return {name: [letters(one) for one in several] for name, several in display.series.items()}
+
+
 def npz_file(result: Explained, display: Display, more: Mapping[str, Any] | None = None) -> bytes:
     """The content of an ``.npz`` file."""
     facts = result_facts(result, display) | dict(more or {})
@@ -87,11 +102,16 @@ def arrays_of(result: Explained, under: str = "") -> dict[str, Any]:
 
 
 def pictures_of(display: Display) -> dict[str, Any]:
-    """The pictures that are shown, by names of members."""
-    return {
+    """The pictures, sounds and series that are shown, by names of members."""
+    found = {
         f"image/{member(name)}/{i}": np.asarray(picture, dtype=np.uint8)
         for name, pictures in display.images.items()
         for i, picture in enumerate(pictures)
+    }
+    return found | {
+        f"line/{member(name)}/{i}": np.asarray(one.values, dtype=np.float32)
+        for name, several in display.series.items()
+        for i, one in enumerate(several)
     }
 
 
@@ -180,6 +200,7 @@ def result_facts(result: Explained, display: Display) -> dict[str, Any]:
         "probabilities": [question.probability for question in result.questions],
         "asked": [plain(asdict(question)) for question in result.questions],
         "score": plain(result.score),
+        "sharpness": [None if one is None else asdict(one) for one in _sharp(result)],
         "dtype": str(result.score.dtype).removeprefix("torch."),
         "aside": result.aside,
         "mode": result.mode,
@@ -195,9 +216,15 @@ def result_facts(result: Explained, display: Display) -> dict[str, Any]:
         "turns": plain(display.turns),
         "seen": plain(display.seen),
         "frames": plain(display.frames),
+        "times": plain(display.times),
+        "series": {name: [_axis(one) for one in several] for name, several in display.series.items()},
         "shown_notes": [*display.notes],
         "labels": _labels(result, display),
     }
+
+
+def _sharp(result: Explained) -> list[Sharpness | None]:
+    return [sharpness(result, sample) for sample in range(result.batch)]
 
 
 def _marks(texts: Sequence[str]) -> dict[str, Any] | None:
@@ -209,6 +236,12 @@ def _marks(texts: Sequence[str]) -> dict[str, Any] | None:
         "special": [i for i, text in enumerate(written) if text.special],
         "read_as": {str(i): text.read_as for i, text in enumerate(written) if text.read_as},
     }
+
+
+def _axis(series: Series) -> dict[str, Any]:
+    """A series without its values."""
+    facts = {field.name: getattr(series, field.name) for field in fields(series) if field.name != "values"}
+    return {name: plain(value) for name, value in facts.items()}
 
 
 def _target(target: Any) -> Any:

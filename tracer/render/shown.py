@@ -51,6 +51,42 @@ def shown(result: Explained, name: str, sample: int) -> Shown:
     return Shown(space, values, aside, Scale.of(values, aside))
 
 
+@dataclass(frozen=True)
+class Sharpness:
+    """How much the relevance of one sample is gathered in few tokens of its inputs."""
+
+    evenly: float
+    """As if so many tokens shared it evenly: the exponential of the entropy of their shares."""
+    tokens: int
+    first: int
+    """A tenth of the tokens, at least one: the most relevant ones."""
+    share: float
+    """Of the relevance that these have, 0 to 1."""
+
+    def __str__(self) -> str:
+        digits = 1 if self.evenly < 10 else 0
+        whole = f"as if {self.evenly:.{digits}f} of {self.tokens} tokens shared it evenly"
+        most = "the most relevant token has" if self.first == 1 else f"the {self.first} most relevant have"
+        return f"{whole}; {most} {self.share:.0%}"
+
+
+def sharpness(result: Explained, sample: int) -> Sharpness | None:
+    """How sharp the explanation of one sample is; None where nothing has relevance.
+
+    Rows that were read do not count, nor tokens that are made of others.
+    """
+    parts = [shown(result, space.name, sample) for space in result.spaces if space.origin == "input"]
+    sizes = np.concatenate([np.abs(part.values[~part.aside]).astype(np.float64) for part in parts] or [[]])
+    sizes = np.nan_to_num(sizes, posinf=0.0)
+    if not sizes.sum() > 0:
+        return None
+    shares = np.sort(sizes / sizes.sum())[::-1]
+    some = shares[shares > 0]
+    first = max(round(len(shares) / 10), 1)
+    evenly = float(np.exp(-(some * np.log(some)).sum()))
+    return Sharpness(evenly, len(shares), first, float(shares[:first].sum()))
+
+
 def score_of(result: Explained, sample: int) -> float:
     """The score of one sample as a plain number."""
     return float(result.score[sample].detach())

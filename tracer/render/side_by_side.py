@@ -26,6 +26,7 @@ from fxplain.render.save import (
     result_json,
     zipped,
 )
+from fxplain.render.series.track import Track
 from fxplain.render.strips import Strip
 from fxplain.render.text_page import ColouredText
 
@@ -39,6 +40,7 @@ class Row:
     image: Image | None = None
     text: ColouredText | None = None
     strip: Strip | None = None
+    track: Track | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def _parts(by_method: Mapping[str, Sample]) -> list[Part]:
         about = _about(method)
         rows = [("image", i.space, i.label, i.original, Row(method, about, image=i)) for i in sample.images]
         rows += [("text", t.space, "", None, Row(method, about, text=t)) for t in sample.texts]
+        rows += [("track", t.space, t.about, None, Row(method, about, track=t)) for t in sample.tracks]
         rows += [("strip", s.space, s.about, None, Row(method, about, strip=s)) for s in sample.strips]
         for kind, space, label, original, row in rows:
             old = parts.get((kind, space, label))

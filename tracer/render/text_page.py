@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fxplain.display import Display
 from fxplain.render.colours import Scale, number
@@ -54,7 +54,9 @@ def coloured_texts(result: Explained, display: Display, sample: int) -> list[Col
         if texts is not None:
             turns = display.turns.get(name, ())
             begins = {start: what for start, _, what in (turns[sample] if sample < len(turns) else ())}
-            found.append(_coloured(shown(result, name, sample), texts, begins))
+            space = shown(result, name, sample)
+            space = replace(space, scale=replace(space.scale, stretch=display.look.stretch))
+            found.append(_coloured(space, texts, begins))
     return found
 
 

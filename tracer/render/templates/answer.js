@@ -65,10 +65,11 @@
   };
   const counted = (column) => !(state.marks && special.has(column));
   const paintColumns = (shares) => {
-    const most = largest(shares, counted);
+    const most = largest(shares, (column) => counted(column) && !onTrack.has(column));
+    const mostOnTrack = largest(shares, (column) => onTrack.has(column));
     for (const { element, column, answer } of spots) {
       if (column < 0) colour(element, 0);
-      else colour(element, counted(column) ? shares[column] / most : 0);
+      else colour(element, counted(column) ? shares[column] / (onTrack.has(column) ? mostOnTrack : most) : 0);
       element.title = column < 0 ? "" : `${percent(shares[column])}`;
       if (answer >= 0 && !state.pointed && !state.kept) colour(element, 0);
     }
@@ -79,6 +80,78 @@
       colour(gap, Math.max(...sizes) / most);
       gap.textContent = `⋯ ${inside.length} tokens${sum >= 0.005 ? `, ${percent(sum)}` : ""} ⋯`;
     });
+    paintBehind(shares, mostOnTrack);
+  };
+  // -- a sound or series under the prompt: the shortest stretch that has half of what a token rests on there
+  const timed = data.times.map((ends, column) => [ends, column]).filter(([ends]) => ends);
+  const onTrack = new Set(timed.map(([, column]) => column));
+  const stretchOf = (shares) => {
+    const sums = [0];
+    for (const [, column] of timed) sums.push(sums[sums.length - 1] + Math.abs(shares[column]));
+    const half = sums[timed.length] / 2;
+    if (!half) return null;
+    let best = null;
+    for (let first = 0, last = 0; first < timed.length; first++) {
+      while (last < timed.length && sums[last] - sums[first] < half - 1e-12) last++;
+      if (sums[last] - sums[first] < half - 1e-12) break;
+      const ends = [timed[first][0][0], timed[last - 1][0][1]];
+      if (!best || ends[1] - ends[0] < best[1] - best[0] - 1e-9) best = ends;
+    }
+    return best;
+  };
+  const inWords = (ends) => `${ends[0].toFixed(2)}-${ends[1].toFixed(2)} ${data.axis}`;
+  const layWords = () => {
+    const lane = document.querySelector("#track .said");
+    if (!lane) return;
+    lane.replaceChildren();
+    const cells = [...document.querySelectorAll("#track .over-cells .t")];
+    const begin = data.times[Number(cells[0].dataset.c)][0], end = data.times[Number(cells[cells.length - 1].dataset.c)][1];
+    const levels = [], seen = new Set();
+    data.answer.forEach((_, place) => {
+      if (seen.has(answersOf(place)[0])) return;
+      answersOf(place).forEach((one) => seen.add(one));
+      const ends = stretchOf(rowOf(answersOf(place)));
+      if (!ends || ends[0] >= end || !textOf(data.answer, answersOf(place)).match(/[\p{L}\p{N}]/u) || data.answerSpecial.includes(place)) return;
+      const left = ((ends[0] - begin) / (end - begin)) * 100, right = ((Math.min(ends[1], end) - begin) / (end - begin)) * 100;
+      const width = Math.max(right - left, 5);
+      let level = levels.findIndex((taken) => taken <= left);
+      if (level < 0) level = levels.length;
+      levels[level] = left + width;
+      const word = document.createElement("span");
+      word.className = "t";
+      word.dataset.a = place;
+      word.tabIndex = -1;
+      word.textContent = textOf(data.answer, answersOf(place));
+      word.title = inWords(ends);
+      word.style.cssText = `left:${Math.min(left, 95)}%;width:${width}%;top:${level * 25}px`;
+      lane.append(word);
+    });
+    lane.style.height = `${levels.length * 25}px`;
+  };
+  const showWords = (answers) => {
+    document.querySelectorAll("#track .said .t").forEach((word) => word.classList.toggle("on", answers.includes(Number(word.dataset.a))));
+  };
+  let playing = null;
+  const offer = (ends) => {
+    const button = $("play");
+    if (!button) return;
+    button.hidden = !ends;
+    if (!ends) return;
+    button.textContent = `▶ ${inWords(ends)}`;
+    button.onclick = () => {
+      const sound = $("sound");
+      sound.currentTime = ends[0];
+      sound.play();
+      clearInterval(playing);
+      playing = setInterval(() => { if (sound.currentTime >= ends[1] || sound.paused) { sound.pause(); clearInterval(playing); } }, 20);
+    };
+  };
+  const paintBehind = (shares, most) => {
+    const behind = document.querySelector(".behind");
+    if (!behind) return;
+    const columns = behind.dataset.columns.split(",").map(Number), sum = columns.reduce((whole, column) => whole + Math.abs(shares[column]), 0);
+    colour(behind, Math.max(...columns.map((column) => Math.abs(shares[column]))) / most);
+    behind.textContent = `${columns.length} tokens behind the end, on padding: ${percent(sum)}`;
   };
   const paintAnswers = (shares, columns) => {
     const most = largest(shares, () => true), chosen = new Set(columns);
@@ -155,6 +228,8 @@
       const shares = overall();
       paintColumns(shares);
       tell(shares, "rests most on", "The whole answer");
+      offer(null);
+      showWords([]);
       weigh(data.answer.map((_, place) => place));
     } else if (now.kind === "answer") {
       const answers = answersOf(now.place), shares = rowOf(answers);
@@ -165,7 +240,10 @@
         else if (read.has(column) && !shares[column]) element.classList.add("off");
       }
       const question = answers.length === 1 ? data.questions[answers[0]] : `'${textOf(data.answer, answers)}', ${answers.length} tokens together`;
-      tell(shares, "rests most on", question);
+      const ends = timed.length ? stretchOf(shares) : null;
+      tell(shares, ends ? `lies at ${inWords(ends)}; rests most on` : "rests most on", question);
+      offer(ends);
+      showWords(answers);
       weigh(answers);
     } else {
       const columns = columnsOf(now.place), shares = servedBy(columns);
@@ -209,7 +287,7 @@
     const element = document.activeElement, one = meant(element);
     if (!one) return;
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); keep(one); return; }
-    const block = element.closest(".block, .cells");
+    const block = element.closest(".block, .cells, .cells-of-track, .said");
     const all = [...block.querySelectorAll(".t")].filter((other) => other.offsetParent !== null);
     const here = all.indexOf(element);
     const to = { ArrowRight: here + 1, ArrowDown: here + 1, ArrowLeft: here - 1, ArrowUp: here - 1, Home: 0, End: all.length - 1 }[event.key];
@@ -221,7 +299,7 @@
     all[to].focus();
     if (state.kept) show();
   });
-  document.querySelectorAll(".block, .cells").forEach((block) => {
+  document.querySelectorAll(".block, .cells, .cells-of-track").forEach((block) => {
     block.querySelectorAll(".t").forEach((element, place) => { element.tabIndex = place ? -1 : 0; });
   });
 
@@ -331,7 +409,7 @@
     }
     if (which === "matrix") draw(); else show();
   };
-  const again = () => { show(); if (!$("matrix-view").hidden) draw(); };
+  const again = () => { layWords(); show(); if (!$("matrix-view").hidden) draw(); };
 
   $("bar").hidden = false;
   $("as-text").addEventListener("click", () => choose("text"));
@@ -345,5 +423,6 @@
   const first = whole.reduce((best, share, column) => (share > whole[best] ? column : best), 0);
   $("marks").checked = state.marks = special.has(first); // a token that attention is parked on would fade all others
   $("fold").checked = long;
+  layWords();
   fold(long);
 })();

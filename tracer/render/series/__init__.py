@@ -1,0 +1,1 @@
+"""Sounds and series under their relevance: what pages and figures draw of them."""
