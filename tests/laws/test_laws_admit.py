@@ -14,6 +14,8 @@ from fxplain.laws.table import LAWS
 
 X = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(1))
 
+IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
 
 class Net(nn.Module):
     """Attention over rows, read at the first of them."""
@@ -86,6 +88,41 @@ class Gated(Net):
         return x * x.mean(1, keepdim=True).sigmoid()
 
 
+class Channels(Net):
+    """A map between features, from which the tokens are summed out, read by the tokens."""
+
+    def prepare(self, x: Tensor) -> Tensor:
+        weights = (self.key(x).mT @ self.value(x)).softmax(-1)
+        return x + (weights @ self.query(x).mT).mT
+
+
+class Strided(Net):
+    """Overlapping windows of keys, cut in memory from a tensor whose tokens came first."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        batch, tokens = x.shape[:2]
+        kept = self.key(x.transpose(0, 1)).transpose(0, 1)  # not contiguous
+        sample, token = kept.stride()[:2]
+        keys = kept.as_strided((batch, tokens - 1, 2, 8), (sample, token, token, 1))
+        read = self.weigh(self.query(x[:, 1:, None]) @ keys.mT) @ keys
+        return functional.pad(read.flatten(1, 2), (0, 0, 1, 0))
+
+
+class Prompted(Net):
+    """Ids that the model lays before those it is given."""
+
+    def extend(self) -> None:
+        self.words, self.kinds = nn.Embedding(30, 8), nn.Embedding(3, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        prompt = torch.arange(20, 23).repeat(len(x), 1)
+        kinds = torch.cat([torch.zeros_like(prompt), torch.where(x != 0, 2, 0)], 1)
+        tokens = self.words(torch.cat([prompt, x], 1)) + self.kinds(kinds)
+        tokens = tokens + self.attend(tokens)
+        logits: Tensor = self.head(tokens[:, -1])
+        return logits
+
+
 class EveryFrame(Net):
     """A learned token that stands in each frame."""
 
@@ -107,13 +144,16 @@ CASES = {
     Grouped: "takes statistics of several tokens of x",
     Positions: "tokens of x take in what was mixed of them before any attention, in the model",
     Gated: "",
+    Channels: "matmul sums tokens without a token-to-token map",
+    Strided: "",
+    Prompted: "",
     EveryFrame: "tokens of first stand at several places of one sequence",
 }
 
 
 @pytest.mark.parametrize("build", CASES, ids=[each.__name__ for each in CASES])
 def test_it_is_no_fault(build: type[Net]) -> None:
-    x = torch.randn(2, 6, 8) if build is EveryFrame else X
+    x = {EveryFrame: torch.randn(2, 6, 8), Prompted: IDS}.get(build, X)
     verdict = fxplain.check(build().eval(), x)
     assert [verdict.finding(law.name).outcome for law in LAWS] == ["ok"] * len(LAWS), str(verdict)
     assert verdict.result is not None
