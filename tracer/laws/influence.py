@@ -221,7 +221,7 @@ def _states(nodes: Sequence[fx.Node], findings: Findings) -> frozenset[fx.Node]:
     """The results of recurrences that are not followed, products that sum all tokens into features without a
     map, and what is made of these until its places are tokens again: all tokens so far are in it."""
     told = {node for node, _ in carried(findings)}
-    told |= findings.ledger.summaries.keys() - followed(findings)
+    told |= findings.ledger.remarks.summaries.keys() - followed(findings)
     found: set[fx.Node] = set()
     for node in nodes:
         lies = any(slot.token_axes for slot in findings.value(node).active)

@@ -73,7 +73,7 @@ class Entries:
     def _own(self, node: fx.Node, sources: frozenset[str]) -> Tensor | None:
         """Where a tensor made of ids holds tokens of these inputs, or none; None where it does everywhere."""
         ledger = self.findings.ledger
-        foreign = [s for s in ledger.spaces if s.filled or s.source not in sources]
+        foreign = [s for s in ledger.tokens.spaces if s.filled or s.source not in sources]
         for slot in self.findings.value(node).active[:1]:
             codes = codes_of(slot.labels)
             inside = [(codes >= space.start) & (codes < space.start + space.size) for space in foreign]
