@@ -117,7 +117,7 @@ def _through(
         )
         spread = float(wide / (ends[1] - ends[0]))
         if best is None or spread < best[0]:
-            best = (spread, axis, *ends)
+            best = (spread, axis, ends[0], ends[1])
     if best is None or best[0] > _SHARP:
         return None
     _, axis, low, high = best

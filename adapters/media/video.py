@@ -83,7 +83,9 @@ def read_video(path: Path) -> tuple[Frames, NDArray[np.float64]]:
 def _animation(path: Path) -> tuple[list[Any], list[float]]:
     from PIL import Image, ImageSequence
 
-    frames, times, now = [], [], 0.0
+    frames: list[Any] = []
+    times: list[float] = []
+    now = 0.0
     with Image.open(path) as image:
         for frame in ImageSequence.Iterator(image):
             frames.append(np.asarray(frame.convert("RGB")))
@@ -104,7 +106,8 @@ def _film(path: Path) -> tuple[list[Any], list[float]]:
             expected=f"an animation ({', '.join(ANIMATIONS)}), or PyAV",
             hint="install it: pip install 'fxplain[video]'",
         ) from error
-    frames, times = [], []
+    frames: list[Any] = []
+    times: list[float] = []
     with av.open(str(path)) as file:
         for frame in file.decode(video=0):
             frames.append(frame.to_ndarray(format="rgb24"))

@@ -259,7 +259,7 @@ def test_sounds_by_file_and_in_memory(tmp_path: Path) -> None:
     for one in found:
         torch.testing.assert_close(one.score, found[1].score, rtol=1e-2, atol=1e-3)
         assert len(one.tokens) == one.relevance["input_values"].shape[1]
-    assert "resampled from 16000 to 800" in explainer(audio=(sound, 16000), target=1).notes[0]
+    assert "resampled from 1600 to 800" in explainer(audio=(sound, 1600), target=1).notes[0]
     (tmp_path / "bad.wav").write_bytes(b"RIFF")
     with pytest.raises(fxplain.InputError, match="cannot be read as a sound"):
         explainer(tmp_path / "bad.wav")

@@ -290,8 +290,8 @@ def explain(
         ),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Hold the graph against the model for these inputs.")
-    ] = True,
+        bool, typer.Option("--verify", help="Run the model beside its graph on these inputs, too.")
+    ] = False,
     check: Annotated[
         bool,
         typer.Option("--check", help="Hold what labels say against what the graph does, as check does."),

@@ -15,6 +15,7 @@ from fxplain.cli.methods import parse_layers, parse_methods
 from fxplain.cli.options import Ask, working
 from fxplain.comparison import Comparison
 from fxplain.errors import InputError, OutputError
+from fxplain.explainer.answer import named as by_name
 from fxplain.explainer.explainer import Explainer
 from fxplain.explainer.explanation import Explanation
 from fxplain.explainer.generated import Generated
@@ -81,7 +82,7 @@ class Wanted:
     point: str | None = None
     answer: Answering = Answering()
     log_probability: bool = False
-    verify: bool = True
+    verify: bool = False
 
     def of(self, explainer: Explainer) -> Any:
         """The target, with names looked up."""
@@ -136,7 +137,8 @@ def _answer(
     target = wanted.of(explainer)
     prepared = Prepared(*ask.prepare(explainer.loaded))
     if ask.axis is not None:
-        prepared = on_axis(prepared, ask.axis)
+        named = by_name(explainer.model, prepared.inputs)
+        prepared = on_axis(Prepared(named, prepared.display), ask.axis)
     how: Any = {"output": wanted.output, "layers": parse_layers(wanted.layers), "mode": wanted.mode}
     how |= {"verify": wanted.verify}
     if wanted.answer:

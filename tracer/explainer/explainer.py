@@ -158,9 +158,9 @@ class Explainer:
         """
         given, how = apart(asking)
         prepared, display = self.prepare(inputs, **given)
-        traced, names = self.trace(prepared), list(methods)
-        with working(f"comparing {len(names)} methods"):
-            found = traced.compare(prepared, names, self.target(target), **how)
+        traced = self.trace(prepared)
+        with working("comparing methods"):
+            found = traced.compare(prepared, methods, self.target(target), **how)
         first = next(iter(found.values()))
         return found, shown_by_space(display, first.spaces, first.batch)
 

@@ -43,12 +43,10 @@
     const found = await send($("target").value.trim());
     $("choices").replaceChildren();
     (found ? found.choices : []).forEach((one, place) => {
-      const button = document.createElement("button"), small = document.createElement("small");
+      const button = document.createElement("button");
       button.type = "button";
       button.setAttribute("aria-pressed", String(place === 0));
       button.textContent = one.name;
-      if (one.probability === null) small.textContent = "";
-      button.append(small);
       button.addEventListener("click", choose(button, one.target));
       $("choices").append(button);
     });
