@@ -110,7 +110,7 @@ def _move(call: Call, slot: Slot, shape: Sequence[int]) -> list[Slot]:
 
 
 def laid_out_as(tensor: Tensor, other: Tensor) -> Tensor:
-    """Another tensor, labels for instance, in memory as the tensor is, for operations that count in memory."""
+    """Another tensor, such as labels, in memory as the tensor is, for operations that count in memory."""
     strides = tensor.stride()
     return torch.empty_strided(other.shape, strides, dtype=other.dtype, device=other.device).copy_(other)
 
