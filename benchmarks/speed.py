@@ -37,7 +37,7 @@ from torch import nn
 
 import fxplain
 
-WAYS = ("rows", "checkpoint", "matrix", "targets", "hooks", "ig", "lxt", "autolrp")
+WAYS = ("rows", "checkpoint", "matrix", "targets", "attnlrp", "hooks", "ig", "lxt", "autolrp")
 LONG, FEW = 10, 3
 """Of cases whose floor takes more seconds than that, and how many rounds are enough."""
 Measured = dict[str, tuple[float, int] | str]

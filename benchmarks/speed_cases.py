@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import BartConfig, DetrConfig, GPT2Config, ResNetConfig, ViTConfig
+from transformers import BartConfig, BertConfig, DetrConfig, GPT2Config, ResNetConfig, ViTConfig
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,38 @@ def vit(size: int, layers: int, width: int, batch: int = 1, bar: tuple[float, fl
             layers * largest,
             largest,
             bar,
+        )
+
+    return make
+
+
+def bert(tokens: int, layers: int, width: int) -> Maker:
+    def build(attention: str) -> nn.Module:
+        config = BertConfig(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64,
+            intermediate_size=4 * width,
+            vocab_size=2000,
+            attn_implementation=attention,
+        )
+        return transformers.BertForSequenceClassification(config)
+
+    def make() -> Case:
+        heads = width // 64
+        return Case(
+            build,
+            {
+                "input_ids": torch.randint(0, 2000, (1, tokens)),
+                "attention_mask": torch.ones(1, tokens).long(),
+            },
+            1,
+            lambda out: out.logits[0, 1],
+            ("bert.embeddings",),
+            layers * heads * tokens**2,
+            heads * tokens**2,
+            ids="input_ids",
+            embed="bert.embeddings.word_embeddings",
         )
 
     return make
@@ -199,6 +231,7 @@ SMALL: dict[str, Maker] = {
     "detr 320": detr(320, 320, 2, 5, (1, 1, 1, 1)),
 }
 MIDDLE: dict[str, Maker] = {
+    "bert-base 128": bert(128, 12, 768),
     "gpt2 512": gpt(512, 12, 768),
     "bart-base 256 -> 64": bart(256, 64, 6, 768),
 }

@@ -159,6 +159,7 @@ def ways_of(
         "rows": lambda: traced.explain(case.inputs, case.target),
         "matrix": lambda: traced.explain(case.inputs, case.target, mode="matrix"),
         "checkpoint": lambda: traced.explain(case.inputs, case.target, mode="checkpoint"),
+        "attnlrp": lambda: traced.explain(case.inputs, case.target, "attnlrp"),
         "ig": lambda: integrated_gradients(model, case),
     }
     if "hooks" in wanted:

@@ -21,6 +21,25 @@ Product = Callable[[Tensor, Tensor], Tensor]
 """An operation that is linear in both operands: ``x @ w``, a convolution of ``x`` by ``w``."""
 
 
+class Linear:
+    """``x wᵀ``, as :func:`torch.nn.functional.linear` takes them, with its transpose in closed form: what
+    autograd would compute the product again for.
+
+    Example:
+        >>> x, w = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0]])
+        >>> Linear()(x, w), transposed(Linear(), x, w, torch.tensor([[2.0]]))
+        (tensor([[1.]]), tensor([[ 6., -2.]]))
+    """
+
+    def __call__(self, x: Tensor, w: Tensor) -> Tensor:
+        """The product."""
+        return torch.nn.functional.linear(x, w)
+
+    def transpose(self, w: Tensor, relevance: Tensor) -> Tensor:
+        """``relevance w``, conjugated where it is complex, as gradients are."""
+        return relevance.to(w.dtype) @ w.conj()
+
+
 def share(relevance: Tensor, output: Tensor, epsilon: float = 0.0) -> Tensor:
     """``relevance / (output + epsilon · sign(output))``; 0 where the output is 0 or not finite.
 
@@ -33,9 +52,8 @@ def share(relevance: Tensor, output: Tensor, epsilon: float = 0.0) -> Tensor:
     if output.is_complex():
         pair = share(torch.view_as_real(relevance), torch.view_as_real(output), epsilon)
         return torch.view_as_complex(pair)
-    stable = output if epsilon == 0 else output + torch.where(output < 0, -epsilon, epsilon)
-    empty = (output.abs() <= torch.finfo(output.dtype).tiny) | ~torch.isfinite(output)
-    return (relevance / stable.masked_fill(empty, 1.0)).masked_fill(empty, 0.0)
+    stable = output if epsilon == 0 else output + torch.copysign(output.new_tensor(epsilon), output)
+    return torch.where(output.abs() > torch.finfo(output.dtype).tiny, relevance / stable, 0.0)
 
 
 def weighted(values: Tensor, weights: Tensor) -> Tensor:
@@ -47,6 +65,8 @@ def weighted(values: Tensor, weights: Tensor) -> Tensor:
 
 def transposed(product: Product, x: Tensor, w: Tensor, relevance: Tensor) -> Tensor:
     """The transpose of ``x -> product(x, w)`` applied to a tensor of its output's shape."""
+    if isinstance(product, Linear) and w.ndim == 2:
+        return product.transpose(w, relevance)
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         output = product(leaf, w)

@@ -64,12 +64,13 @@ def explain_labelled(
         group = [method for method in methods if method.libra == libra]
 
         def predicted(
-            gradients: bool, rows: bool, libra: bool = libra, retain: bool = len(group) > 1
+            gradients: bool, rows: bool, libra: bool = libra, group: Sequence[Method] = tuple(group)
         ) -> Prediction:
             if rows:  # other methods go along the graph, and need no labels on the way
                 check_understood(labelled)
-            ran = run_graph(labelled, bound, gradients, libra, rows, verify, callable(target), mode)
-            return aim(ran, target, output, chosen=chosen, retain=retain, mode=mode)
+            values = any(method.values for method in group)
+            ran = run_graph(labelled, bound, gradients, libra, rows, verify, callable(target), mode, values)
+            return aim(ran, target, output, chosen=chosen, retain=len(group) > 1, mode=mode)
 
         answers |= _answers(group, predicted, verified)
     return {

@@ -12,6 +12,7 @@ from fxplain.attention.labelled import Labelled, capture_and_label, label
 from fxplain.capture.inputs import Layout, check_layout, flatten
 from fxplain.capture.sizes import Sizes
 from fxplain.capture.verify import verify
+from fxplain.errors import VerificationError
 from fxplain.saved.model import SavedModel
 
 MOST_LAYOUTS = 64
@@ -46,7 +47,12 @@ class Layouts:
             bound = known.captured.bind(args, kwargs)
         elif isinstance(self.model, SavedModel):
             check_layout(next(iter(self.known.values())).captured.layout, layout)  # raises
-        if known is None or not known.holds_for(bound):
+        if known is not None and not known.same_inputs(bound):
+            followed = self._followed(known, layout, args, kwargs)
+            if followed is not None:
+                return followed[0], bound, followed[1]
+            known = None
+        if known is None:
             before = self._sizes.strategies((one.captured for one in self.known.values()), layout)
             labelled = self._keep(layout, capture_and_label(self.model, args, kwargs, before))
             return labelled, labelled.captured.bind(args, kwargs), labelled.captured.verified
@@ -56,6 +62,20 @@ class Layouts:
         if known.findings.ledger.data_dependent and not known.captured.specialised:
             known = label(known.captured, bound)
         return known, bound, verified
+
+    def _followed(
+        self, known: Labelled, layout: Layout, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Labelled, float] | None:
+        """A recorded graph, labelled for other inputs that take its path, and how far it is from the model
+        there; None where they take another path."""
+        tensors, _ = flatten(self.model, args, kwargs)
+        if not known.captured.holds_for(tensors):
+            return None
+        try:
+            verified = verify(known.captured, args, kwargs)
+        except VerificationError:  # what was computed outside of torch leaves no trace in the path
+            return None
+        return self._keep(layout, label(known.captured, known.captured.bind(args, kwargs))), verified
 
     def _keep(self, layout: Layout, labelled: Labelled) -> Labelled:
         self.known[_key(layout)] = labelled

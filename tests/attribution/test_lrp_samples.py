@@ -24,7 +24,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
 
     def counted(*args: Any) -> Propagated:
-        made.append(args[-1].count)
+        made.append(args[-2].count)
         return propagate(*args)
 
     monkeypatch.setattr("fxplain.attribution.lrp.methods.propagate", counted)

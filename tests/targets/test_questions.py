@@ -131,7 +131,7 @@ def test_a_language_model_is_asked_for_the_next_token(name: str, space: str) -> 
 def test_a_detector_is_asked_for_its_surest_query() -> None:
     output = traced("detr")[2]
     result = explained("detr", 2)
-    query = int(output.logits[0, :, 2].argmax())
+    query = int(output.logits[0].log_softmax(-1)[:, 2].argmax())
     torch.testing.assert_close(result.score, output.logits[:, query, 2])
     assert result.question.startswith(f"the score of class 2 'car' at query {query}, box (")
     ((_, label),) = explained("detr").target

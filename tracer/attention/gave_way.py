@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.attention.labelled import Labelled
-from fxplain.capture.captured import Placeholder
+from fxplain.capture.placeholder import Placeholder
 from fxplain.labels.call import aten, op_name
 from fxplain.labels.flows import Kernel, Site
 from fxplain.labels.labels import DORMANT, STRONG, Slot, align, broadcast, codes_of, encode, samples_of

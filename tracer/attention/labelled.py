@@ -34,7 +34,7 @@ class Labelled:
     plans: Mapping[int, Plan]
     """By index of the site."""
     inputs: Mapping[str, Tensor]
-    """The inputs that were labelled, where the graph holds for them alone; else empty."""
+    """The inputs that were labelled, where the graph does not hold for all of its layout; else empty."""
     rebuilt: list[float] = field(default_factory=list)
     """How far outputs of rebuilt maps were from those of their attentions, each time that was looked at."""
     apart: dict[str, bool] = field(default_factory=dict)
@@ -45,8 +45,8 @@ class Labelled:
     drawn_from: Callable[[], None] | None = field(default=None, repr=False)
     """Puts back the random state that the labels were drawn from, where the graph draws random numbers."""
 
-    def holds_for(self, bound: Mapping[str, Tensor]) -> bool:
-        """Whether the captured graph stands for the model on these inputs too."""
+    def same_inputs(self, bound: Mapping[str, Tensor]) -> bool:
+        """Whether these are the inputs that were labelled, where that matters."""
         return all(torch.equal(tensor, bound[node]) for node, tensor in self.inputs.items())
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.attention.samples_shown import names_samples, shown
-from fxplain.capture.captured import Captured, Placeholder
+from fxplain.capture.captured import Captured
 from fxplain.capture.guard import same_random_numbers
+from fxplain.capture.placeholder import Placeholder
 from fxplain.labels.batch_axis import Guess, batch_guesses
 from fxplain.labels.call import op_name
 from fxplain.labels.elements import Root

@@ -152,9 +152,11 @@ def run_graph(
     verify: bool = False,
     own_scores: bool = False,
     mode: Mode = "auto",
+    values: bool = False,
 ) -> Ran:
     """Run the graph, with gradients to attentions if methods want them; those that read no ``rows``
     differentiate by themselves, and to resolve targets that are functions (``own_scores``) takes some, too.
+    The ``values`` of all nodes are kept where methods want them.
 
     Maps that are rebuilt are held against their attentions' outputs the first time, and to ``verify``.
 
@@ -172,7 +174,7 @@ def run_graph(
         run = checkpointed(labelled.captured, bound, sites, shapes, tracked, surrogates)
     else:
         entries = where_missing(labelled, bound) if plain else None
-        run = replay(labelled.captured, bound, sites, tracked, surrogates, entries)
+        run = replay(labelled.captured, bound, sites, tracked, surrogates, entries, values and not libra)
     if verify or not labelled.rebuilt:
         labelled.rebuilt.append(check_rebuilt(labelled.plans, run, 10 * tolerance(run.outputs)))
     return Ran(labelled, bound, run, surrogates, tracked, rows)

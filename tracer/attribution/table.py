@@ -70,6 +70,11 @@ class Method:
         """Whether ``+libra`` says something: gradients are taken, and not balanced anyway."""
         return self.gradients and not self.libra
 
+    @property
+    def values(self) -> bool:
+        """Whether it reads the value of every node of the graph."""
+        return isinstance(self.explain, (ToInputs, ThroughMaps))
+
 
 METHODS: dict[str, Method] = {}
 """Name -> method, in the order in which they are listed."""

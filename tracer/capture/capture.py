@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from fxplain.capture.captured import Captured, Draft, Placeholder, owned, pruned
+from fxplain.capture.captured import Captured, Draft, owned, pruned
 from fxplain.capture.export import export
 from fxplain.capture.guard import random_state, same_random_numbers, untouched, values_kept
 from fxplain.capture.inputs import Layout, flatten
@@ -20,6 +20,7 @@ from fxplain.capture.passes.added_products import apart
 from fxplain.capture.passes.causal_masks import as_flags
 from fxplain.capture.passes.clean import draws_random_numbers
 from fxplain.capture.passes.dense import without_sparse
+from fxplain.capture.placeholder import Placeholder
 from fxplain.capture.program import as_module
 from fxplain.capture.record import record
 from fxplain.capture.verify import (
@@ -130,6 +131,7 @@ def _captured(
         structure=skeleton(output),
         constants=draft.constants,
         example=tuple(tensors),
+        path=draft.path,
         drawn_from=random_state() if draft.drew else None,  # all that ran put back what it drew
     )
 

@@ -5,27 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxplain.capture.inputs import Layout, check_layout, flatten
 from fxplain.capture.outputs import rebuild
+from fxplain.capture.path import Path
+from fxplain.capture.placeholder import Placeholder
 from fxplain.errors import VerificationError
-
-PlaceholderKind = Literal["input", "parameter", "buffer", "constant"]
-
-
-@dataclass(frozen=True)
-class Placeholder:
-    """What one placeholder of the graph stands for."""
-
-    node: str
-    """Name of the placeholder node."""
-    kind: PlaceholderKind
-    path: str
-    """Of an input the name a user knows, of a parameter or buffer its path in the user's model."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +29,8 @@ class Draft:
     notes: tuple[str, ...] = ()
     drew: bool = False
     """Random numbers were drawn, which the graph holds as constants."""
+    path: Path | None = None
+    """Of a recording: which other inputs it holds for."""
 
 
 def pruned(draft: Draft) -> Draft:
@@ -72,7 +63,7 @@ class Captured:
     reasons: Mapping[str, str]
     """For each strategy that was tried before: why it failed."""
     specialised: bool
-    """The graph holds for the very input of its capture only (values, not just shapes)."""
+    """The graph holds for inputs that take the path of its capture only (values, not just shapes)."""
     verified: float
     """Largest relative difference between graph and model at capture."""
     notes: tuple[str, ...]
@@ -87,6 +78,8 @@ class Captured:
     """The tensors of the inputs at capture, in the order of ``layout.tensors``."""
     drawn_from: Callable[[], None] | None = field(default=None, repr=False)
     """Puts back the random states that the graph's random constants were drawn from."""
+    path: Path | None = field(default=None, repr=False)
+    """Of a recording: which other inputs it holds for."""
 
     @property
     def output_nodes(self) -> tuple[torch.fx.Node | None, ...]:
@@ -121,6 +114,16 @@ class Captured:
                 self._check_alike(placeholder, live)
                 bound[placeholder.node] = live
         return bound
+
+    def holds_for(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the graph stands for the model on inputs of these values too, in the order of
+        ``layout.tensors``. An output of the model is still to be compared: what it computes outside of torch
+        leaves no trace."""
+        if not self.specialised or self.path is None:
+            return not self.specialised
+        inputs = {spec.path: usable(t) for spec, t in zip(self.layout.tensors, tensors, strict=True)}
+        live = {p: self._live(p.path).detach() for p in self.path.live}
+        return self.path.taken_by(inputs, {placeholder.node: usable(t) for placeholder, t in live.items()})
 
     def _live(self, path: str) -> Tensor:
         tensor: Any = self.model

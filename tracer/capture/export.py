@@ -10,11 +10,12 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph
 
-from fxplain.capture.captured import Draft, Placeholder, PlaceholderKind
+from fxplain.capture.captured import Draft
 from fxplain.capture.guard import quiet
 from fxplain.capture.inputs import Layout
 from fxplain.capture.outputs import flatten
 from fxplain.capture.passes.clean import functional, restore_origins, tidy
+from fxplain.capture.placeholder import Placeholder, PlaceholderKind
 from fxplain.capture.program import origins_of
 
 _KINDS: dict[InputKind, PlaceholderKind] = {

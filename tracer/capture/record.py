@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from fxplain.capture.captured import Draft, Placeholder
+from fxplain.capture.captured import Draft
 from fxplain.capture.export import Flat
 from fxplain.capture.guard import quiet, same_random_numbers, values_kept
 from fxplain.capture.inputs import Layout
@@ -36,6 +36,8 @@ from fxplain.capture.passes.clean import (
 )
 from fxplain.capture.passes.inplace import make_recording_out_of_place
 from fxplain.capture.passes.specialise import Lifted, specialise
+from fxplain.capture.path import path_of
+from fxplain.capture.placeholder import Placeholder
 
 _SWITCHES = (torch._C._set_grad_enabled,)
 _TRANSFORMS = "torch._functorch.predispatch"
@@ -45,12 +47,16 @@ def record(model: nn.Module, tensors: list[Tensor], layout: Layout) -> Draft:
     """The graph of one real run; raises whatever the run or the tracer raises."""
     recorded = _first_traced(model, tensors, layout)
     placeholders, values = _lift(recorded, model, tensors, layout)
+    path = path_of(recorded, placeholders, values)
+    for node in reversed(recorded.graph.nodes):
+        if node.op == "call_function" and node.target is torch.ops.aten.item.default:
+            recorded.graph.erase_node(node)
     drawn = draws_random_numbers(recorded)
     with values_kept(model, list(values.values())), same_random_numbers():
         for name, constant in specialise(recorded, list(values.values())).items():
             placeholders.append(Placeholder(name, "constant", name))
             values[name] = constant
-    draft = _functional(recorded, placeholders, values)
+    draft = replace(_functional(recorded, placeholders, values), path=path)
     if drawn is None or draws_random_numbers(draft.graph):
         return draft
     note = f"the model draws random numbers (first at node {drawn}): those of the recorded run are explained"
@@ -168,7 +174,7 @@ def _lift(
     arrays = zip(inputs, tensors, strict=True) if layout.holds_arrays else ()
     nodes: dict[Any, Node] = {memory(tensor): node for node, tensor in arrays}
     for node in list(graph.nodes):
-        if node.op == "call_function" and node.target in (*_SWITCHES, torch.ops.aten.item.default):
+        if node.op == "call_function" and node.target in _SWITCHES:
             graph.erase_node(node)
         if node.op != "get_attr" or not isinstance(getattr(recorded, node.target, None), Tensor):
             continue
@@ -233,7 +239,9 @@ def _functional(recorded: GraphModule, placeholders: list[Placeholder], values: 
     if needs_work(recorded.graph):
         with values_kept(recorded, list(values.values())), same_random_numbers():
             make_recording_out_of_place(recorded, list(values.values()))
-    notes: tuple[str, ...] = ("captured by recording one run: the graph holds for this input only",)
+    notes: tuple[str, ...] = (
+        "captured by recording one run: the graph holds for inputs that take the same path",
+    )
     graph, names = recorded, [placeholder.node for placeholder in placeholders]
     if needs_work(recorded.graph):
         try:

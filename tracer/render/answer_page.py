@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -19,9 +19,9 @@ from fxplain.files import save_as
 from fxplain.render.colours import kind_name, to_array
 from fxplain.render.overlay import data_uri, enlarge
 from fxplain.render.pages import page
-from fxplain.render.picture import short, to_png
+from fxplain.render.picture import short
 from fxplain.render.readable import Answered, Ranged
-from fxplain.render.save import json_file, npz_file, safetensors_file
+from fxplain.render.save import writers_of
 from fxplain.render.words import Piece, direction, pieces, special, words
 
 if TYPE_CHECKING:
@@ -295,11 +295,4 @@ def matrix_figure(answered: Answered) -> Figure:
     return figure
 
 
-WRITERS: Mapping[str, Callable[[Answered], bytes]] = {
-    ".html": lambda answered: answer_page(answered).encode("utf-8"),
-    ".png": lambda answered: to_png(matrix_figure(answered)),
-    ".json": lambda answered: json_file(answered.result, answered.display, answered.facts()),
-    ".npz": lambda answered: npz_file(answered.result, answered.display, answered.facts()),
-    ".safetensors": lambda answered: safetensors_file(answered.result, answered.display, answered.facts()),
-}
-"""Suffix -> writer of the whole file's content; a suffix that is not here is an error."""
+WRITERS = writers_of(answer_page, matrix_figure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,10 @@ from fxplain.render.heatmap import cells_figure
 from fxplain.render.marks import COLOURS, Mark, mark_of, named
 from fxplain.render.overlay import overlays
 from fxplain.render.pages import page
-from fxplain.render.picture import COLUMNS, Panel, figure_of, short, to_png, wrapped
+from fxplain.render.picture import COLUMNS, Panel, figure_of, short, wrapped
 from fxplain.render.readable import Explained, Several
 from fxplain.render.report import Sample, sample_of
-from fxplain.render.save import json_file, npz_file, safetensors_file
+from fxplain.render.save import writers_of
 from fxplain.render.shown import shown
 from fxplain.render.words import pieces
 
@@ -163,11 +163,4 @@ def _cells(several: Several) -> list[tuple[str, list[str], Any, list[str]]]:
     return found
 
 
-WRITERS: Mapping[str, Callable[[Several], bytes]] = {
-    ".html": lambda several: ranked_page(several).encode("utf-8"),
-    ".png": lambda several: to_png(ranked_figure(several)),
-    ".json": lambda several: json_file(several.result, several.display, several.facts()),
-    ".npz": lambda several: npz_file(several.result, several.display, several.facts()),
-    ".safetensors": lambda several: safetensors_file(several.result, several.display, several.facts()),
-}
-"""Suffix -> writer of the whole file's content; a suffix that is not here is an error."""
+WRITERS = writers_of(ranked_page, ranked_figure)

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +19,9 @@ from fxplain.render.colours import to_array
 from fxplain.render.readable import Explained
 from fxplain.render.words import TokenText
 from fxplain.run.combined import Combined
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = "fxplain result 2"
 Writer = Callable[[Explained, Display], bytes]
@@ -128,6 +131,40 @@ WRITERS: Mapping[str, Writer] = {
     ".safetensors": safetensors_file,
 }
 """Suffix -> writer of the whole file's content; a suffix that is not here is an error."""
+
+
+class Detailed(Protocol):
+    """A result with more to tell than itself: an answer of several tokens, or several answers."""
+
+    @property
+    def result(self) -> Explained: ...
+
+    @property
+    def display(self) -> Display: ...
+
+    def facts(self) -> dict[str, Any]: ...
+
+
+Shown = TypeVar("Shown", bound=Detailed)
+
+
+def writers_of(
+    page: Callable[[Shown], str], figure: Callable[[Shown], Figure]
+) -> dict[str, Callable[[Shown], bytes]]:
+    """Suffix -> writer, as :data:`WRITERS`, for a page and a figure that show more than a result."""
+
+    def png(shown: Shown) -> bytes:
+        from fxplain.render.picture import to_png
+
+        return to_png(figure(shown))
+
+    return {
+        ".html": lambda shown: page(shown).encode("utf-8"),
+        ".png": png,
+        ".json": lambda shown: json_file(shown.result, shown.display, shown.facts()),
+        ".npz": lambda shown: npz_file(shown.result, shown.display, shown.facts()),
+        ".safetensors": lambda shown: safetensors_file(shown.result, shown.display, shown.facts()),
+    }
 
 
 def result_facts(result: Explained, display: Display) -> dict[str, Any]:

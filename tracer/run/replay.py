@@ -44,6 +44,8 @@ class Replay:
     """Where inputs enter, if gradients there are wanted."""
     backward: Callable[[Tensor, Check], Gradients] | None = None
     """How gradients are taken, where the graph does not hold what they need."""
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    """Every node's value without its gradient, in order, where all were asked for."""
 
     def gradients(self, score: Tensor, retain: bool, check: Check) -> Gradients:
         """The gradients of a score to all that is tapped, each checked as soon as it is there."""
@@ -73,9 +75,10 @@ def replay(
     gradients: bool,
     surrogates: Surrogates = NO_SURROGATES,
     entries: Entries | None = None,
+    everything: bool = False,
 ) -> Replay:
-    """Run the graph, keeping the operands of the sites; with gradients from the first of them on, or from
-    where inputs enter.
+    """Run the graph, keeping the operands of the sites, or ``everything``; with gradients from the first of
+    the sites on, or from where inputs enter.
 
     Nothing before that is differentiated, and no parameter is.
     """
@@ -84,6 +87,7 @@ def replay(
     wanted = {node for site in sites for node in site.keeps}
     tapped: dict[str, Tensor] = {}
     kept: dict[str, Any] = {}
+    values: dict[fx.Node, Any] = {}
     largest = 0
 
     def change(node: fx.Node, value: Any) -> Any:
@@ -94,6 +98,8 @@ def replay(
             value, tapped[node.name] = tap(value, gradients)
         if node in wanted:
             kept[node.name] = value
+        if everything:
+            values[node] = _detached(value)
         if isinstance(value, Tensor) and value.requires_grad:
             largest = max(largest, value.nbytes)
         return value
@@ -102,7 +108,14 @@ def replay(
     plain: dict[fx.Node, Surrogate] = dict.fromkeys(masks.nodes, masks.run)
     with same_random_numbers(), torch.set_grad_enabled(gradients):  # those that labels were made with
         outputs = execute(captured, bound, change, {**plain, **surrogates})
-    return Replay(outputs, tapped, kept, masks.causal, largest, tuple(entries.found) if entries else ())
+    found = tuple(entries.found) if entries else ()
+    return Replay(outputs, tapped, kept, masks.causal, largest, found, values=values)
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach()
+    return type(value)(map(_detached, value)) if type(value) in (tuple, list) else value
 
 
 def execute(

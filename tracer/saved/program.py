@@ -22,7 +22,8 @@ from torch.export.graph_signature import (
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils._pytree import tree_structure
 
-from fxplain.capture.captured import Captured, Placeholder
+from fxplain.capture.captured import Captured
+from fxplain.capture.placeholder import Placeholder
 
 
 def exported(captured: Captured, bound: Mapping[str, Tensor]) -> ExportedProgram:

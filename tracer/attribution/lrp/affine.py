@@ -11,9 +11,7 @@ from torch import Tensor, fx
 
 from fxplain.attribution.lrp.moving import homogeneous, linear_map
 from fxplain.attribution.lrp.table import Call, Shares, relevance_rule
-from fxplain.rules.lrp_products import Product, bilinear_rule, epsilon_rule
-
-aten_ops = torch.ops.aten
+from fxplain.rules.lrp_products import Linear, Product, bilinear_rule, epsilon_rule
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ def _form(names: str) -> Callable[[Callable[[Call], Form]], Callable[[Call], For
 
 @_form("linear")
 def _linear(call: Call) -> Form:
-    return Form("input", "weight", lambda x, w: aten_ops.linear(x, w), "bias")
+    return Form("input", "weight", Linear(), "bias")
 
 
 @_form("matmul mm bmm mv dot vdot inner kron outer linalg_vecdot")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,7 @@ from fxplain.attribution.lrp.samples import Samples
 from fxplain.attribution.lrp.sides import Sides, is_pointwise
 from fxplain.attribution.lrp.table import TABLE, Call, Shares
 from fxplain.attribution.lrp.tokens import Reader
-from fxplain.capture.captured import Captured
 from fxplain.errors import MethodError, NonFiniteError
-from fxplain.run.replay import execute
 from fxplain.where import place_of
 
 Relevances = list["Tensor | None"]
@@ -40,36 +38,14 @@ class Propagated:
     """[sample]: what additions gave to position tables and other constants."""
 
 
-def forward(captured: Captured, bound: Mapping[str, Tensor]) -> dict[fx.Node, Any]:
-    """The value of every node of the graph."""
-    values: dict[fx.Node, Any] = {}
-
-    def keep(node: fx.Node, value: Any) -> Any:
-        _refuse_mutation(node)
-        return values.setdefault(node, value)
-
-    with torch.no_grad():
-        execute(captured, bound, keep)
-    return values
-
-
-def _refuse_mutation(node: fx.Node) -> None:
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable:
-        raise MethodError(
-            f"the graph writes in place, so the values that relevance passes are gone: {node.target}",
-            where=place_of(node),
-            hint="explain with a method that needs no values of the past, such as relevancy",
-        )
-
-
 def propagate(
-    values: Mapping[fx.Node, Any],
+    values: dict[fx.Node, Any],
     start: Mapping[fx.Node, Tensor],
     sides: Sides,
     rules: RuleSet,
     reader: Reader,
     samples: Samples,
+    last: bool = False,
 ) -> Propagated:
     """Hand relevance back from the outputs to tokens and inputs.
 
@@ -80,6 +56,7 @@ def propagate(
         rules: the rule set.
         reader: where tokens are read.
         samples: those whose relevance it is.
+        last: whether nobody needs the values afterwards: each is let go of once relevance has passed it.
 
     Raises:
         MethodError, NonFiniteError: see :mod:`fxplain.errors`.
@@ -92,7 +69,7 @@ def propagate(
     for node, given in start.items():
         if node in sides.carriers:
             _add(pending, node, 0, wide(given), values)
-    for node in reversed(list(values)):
+    for node in _backwards(values, last):
         relevances = pending.pop(node, None)
         if relevances is None:
             continue
@@ -102,9 +79,8 @@ def propagate(
         if node.op == "placeholder" and relevances[0] is not None:
             inputs[node.name] = relevances[0]
         elif node.target is operator.getitem:
-            source: Any = node.args[0]
-            place: Any = node.args[1]
-            _add(pending, source, place, relevances[0], values)
+            source, place = node.args
+            _add(pending, source, place, relevances[0], values)  # type: ignore[arg-type]
         elif node.op == "call_function":
             call = _call(node, values, relevances, sides, rules, maps, samples)
             if not call.carriers:
@@ -117,6 +93,14 @@ def propagate(
                 reader.crossed(operand, node, share, relevances, tokens, samples)
                 _add(pending, operand, 0, share, values)
     return Propagated(tokens, inputs, maps, constants)
+
+
+def _backwards(values: dict[fx.Node, Any], last: bool) -> Iterator[fx.Node]:
+    """The nodes, last to first; each value is dropped behind its node, if this is the last time."""
+    for node in reversed(list(values)):
+        yield node
+        if last:
+            del values[node]
 
 
 def _add(
@@ -168,7 +152,7 @@ def _apply(call: Call) -> Shares:
             hint="register one with relevance_rule (docs/add-an-lrp-rule.md), or report the operation",
         )
     for operand, share in shares:
-        if not bool(torch.isfinite(torch.view_as_real(share) if share.is_complex() else share).all()):
+        if not _finite(share):
             raise NonFiniteError(
                 "relevance is NaN or infinite",
                 where=place_of(call.node),
@@ -176,6 +160,11 @@ def _apply(call: Call) -> Shares:
                 hint="the model's values explode, or the rule divides by what is almost 0",
             )
     return shares
+
+
+def _finite(share: Tensor) -> bool:
+    """Whether all of it is: the sum tells at a pass, unless it overflows."""
+    return bool(share.sum().isfinite()) or bool(share.isfinite().all())
 
 
 def rule_for(call: Call) -> Callable[[Call], Shares | None]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fxplain.attention.layers import Layers
 from fxplain.attention.plan import Plan
-from fxplain.attribution.lrp.interpret import Propagated, forward, propagate
+from fxplain.attribution.lrp.interpret import Propagated, propagate
 from fxplain.attribution.lrp.rule_sets import RuleSet
 from fxplain.attribution.lrp.samples import NotApartError, Samples, is_apart, tags
 from fxplain.attribution.lrp.sides import Sides, analyse
@@ -22,6 +22,7 @@ from fxplain.errors import MethodError
 from fxplain.labels.flows import Kernel
 from fxplain.maps.attentions import map_of
 from fxplain.maps.weights import HeadMean, folded_heads
+from fxplain.run.replay import execute
 from fxplain.run.target import rescored
 from fxplain.schedule.rules_over_steps import Rules, Step
 from fxplain.where import place_of
@@ -91,6 +92,33 @@ class _Weigh:
         return folded_heads(plan, relevance, gradient, self.head_mean)
 
 
+def _values(prediction: Prediction) -> dict[fx.Node, Any]:
+    """The value of every node of the graph, from the run of the prediction where it kept them.
+
+    Raises:
+        MethodError: the graph writes in place.
+    """
+    captured = prediction.labelled.captured
+    for node in captured.graph.graph.nodes:
+        _refuse_mutation(node)
+    if prediction.run.values:
+        return prediction.run.values
+    values: dict[fx.Node, Any] = {}
+    with torch.no_grad():
+        execute(captured, prediction.bound, lambda node, value: values.setdefault(node, value))
+    return values
+
+
+def _refuse_mutation(node: fx.Node) -> None:
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None and schema.is_mutable:
+        raise MethodError(
+            f"the graph writes in place, so the values that relevance passes are gone: {node.target}",
+            where=place_of(node),
+            hint="explain with a method that needs no values of the past, such as relevancy",
+        )
+
+
 def propagated(prediction: Prediction, rules: RuleSet) -> list[Propagated]:
     """One backward pass of relevance for all samples where they are independent, else one for each; kept for
     other methods with the same rule set."""
@@ -98,7 +126,7 @@ def propagated(prediction: Prediction, rules: RuleSet) -> list[Propagated]:
     if key not in prediction.shared:
         values = prediction.shared.get("lrp values")
         if values is None:
-            values = forward(prediction.labelled.captured, prediction.bound)
+            values = _values(prediction)
             prediction.shared["lrp values"] = values
         sides = analyse(prediction.labelled, values)
         reader = Reader(prediction.labelled, sides, values)
@@ -114,17 +142,19 @@ class _Run:
     """All that relevance needs on its way back, for whichever samples."""
 
     prediction: Prediction
-    values: Mapping[fx.Node, Any]
+    values: dict[fx.Node, Any]
     rules: RuleSet
     sides: Sides
     reader: Reader
 
     def one_by_one(self) -> list[Propagated]:
-        starts = _starts(self.prediction, self.values, self.rules, torch.eye(self.prediction.batch))
-        return [self._pass(start, Samples()) for start in starts]
+        count = self.prediction.batch
+        starts = _starts(self.prediction, self.values, self.rules, torch.eye(count))
+        done = not self.prediction.retain  # no other method comes that reads the values
+        return [self._pass(s, Samples(), done and n + 1 == count) for n, s in enumerate(starts)]
 
-    def _pass(self, start: Mapping[fx.Node, Tensor], samples: Samples) -> Propagated:
-        return propagate(self.values, start, self.sides, self.rules, self.reader, samples)
+    def _pass(self, start: Mapping[fx.Node, Tensor], samples: Samples, last: bool = False) -> Propagated:
+        return propagate(self.values, start, self.sides, self.rules, self.reader, samples, last)
 
     def together(self) -> Propagated | None:
         """All samples in one pass; None if they are not independent, or nothing tells whose an element is.

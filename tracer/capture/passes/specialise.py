@@ -52,25 +52,48 @@ class _Values(Interpreter):
         return value
 
 
+def values_of(recorded: GraphModule, values: Sequence[Tensor], wanted: set[Node]) -> dict[Node, Any]:
+    """The values that these nodes have in a run."""
+    runner = _Values(recorded, wanted)
+    runner.run(*values)
+    return runner.kept
+
+
 def specialise(recorded: GraphModule, values: Sequence[Tensor]) -> dict[str, Tensor]:
     """Rewrite ``recorded`` in place; the tensors for the placeholders that were added, by name, in order."""
     graph = recorded.graph
-    found = [node for node in graph.nodes if node.op == "call_function" and _depends_on_data(node)]
+    found = [node for node in graph.nodes if depends_on_data(node)]
     masks = {node for node in graph.nodes if node.op == "call_function" and node.target in _MASKED}
     wanted = set(found) | {source for node in (*masks, *found) for source in node.all_input_nodes}
     if not found and not masks:
         return {}
-    runner = _Values(recorded, wanted)
-    runner.run(*values)
+    kept = values_of(recorded, values, wanted)
     lifted = Lifted(recorded)
     for node in masks:
-        indices = [_unmasked(index, runner.kept, lifted) for index in node.args[1]]
+        indices = [_unmasked(index, kept, lifted) for index in node.args[1]]
         node.args = (node.args[0], [i for group in indices for i in group], *node.args[2:])
     for node in found:
-        _replace(node, runner.kept, lifted)
+        _replace(node, kept, lifted)
     graph.lint()
     recorded.recompile()
     return lifted.tensors
+
+
+def deciding(node: Node) -> list[Node]:
+    """The nodes whose values a recording holds as constants where this operation stands; of indices only
+    those that turn out to be masks."""
+    if node.op != "call_function":
+        return []
+    if node.target in _MASKED:
+        return [index for index in node.args[1] if isinstance(index, Node)]  # type: ignore[union-attr]
+    if node.target in (_aten.masked_select.default, _aten.repeat_interleave.self_Tensor):
+        return [node.args[1]]  # type: ignore[list-item]
+    return [node] if depends_on_data(node) else []
+
+
+def is_mask(value: Any) -> bool:
+    """Whether an index is one of flags, which stand for as many places as are true."""
+    return isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
 
 
 class Lifted:
@@ -94,8 +117,11 @@ class Lifted:
         return node
 
 
-def _depends_on_data(node: Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target is _aten.index.Tensor:
+def depends_on_data(node: Node) -> bool:
+    """Whether the shape of what an operation gives hangs on values, or it draws them at random."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if node.target is _aten.index.Tensor:
         return False
     composite = (_aten.where.default, _aten.argwhere.default, _aten.nonzero_numpy.default)
     repeats = _aten.repeat_interleave.self_Tensor
@@ -106,7 +132,7 @@ def _depends_on_data(node: Node) -> bool:
 def _unmasked(index: Any, kept: dict[Node, Any], lifted: Lifted) -> list[Any]:
     """The integer indices, one per axis, that a boolean index stands for; any other index as it is."""
     value = kept.get(index) if isinstance(index, Node) else None
-    if not isinstance(value, Tensor) or value.dtype not in (torch.bool, torch.uint8):
+    if value is None or not is_mask(value):
         return [index]
     return [lifted(axis, index) for axis in value.nonzero(as_tuple=True)]
 
