@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain.attention.unfollowed import carried, followed
+from fxplain.attention.unfollowed import carried, followed, multiplied
 from fxplain.capture.captured import Captured
 from fxplain.capture.guard import same_random_numbers
 from fxplain.capture.passes.clean import draws
@@ -97,6 +97,7 @@ class _Pass:
         self.found: list[Violation] = []
         self.told = told
         self.unfollowed = {node for node, _ in carried(findings)} | set(findings.ledger.remarks.statistics)
+        self.unfollowed.update(multiplied(findings))
         self.states = _states(self.nodes, findings)
         self.silent = (followed(findings) | set(findings.ledger.remarks.unfollowed)) - self.unfollowed
         self.noise = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from fxplain.attention.births import Birth, born, living
 from fxplain.attention.gave_way import unnamed
 from fxplain.attention.labelled import Labelled
-from fxplain.attention.unfollowed import carried
+from fxplain.attention.unfollowed import unheard
 from fxplain.labels.labels import codes_of
 
 
@@ -120,6 +120,7 @@ def gradients_at(score: Tensor, entries: Iterable[Entry]) -> list[Tensor]:
 def where_missing(labelled: Labelled, bound: Mapping[str, Tensor]) -> Entries | None:
     """The entries that tell how much of the score no relevance does: where an input has no tokens of its own,
     or something is not followed; else None, for gradients before the first attention are not free."""
-    missing = unnamed(labelled)
-    silent = missing or labelled.findings.ledger.remarks.summaries or any(carried(labelled.findings))
+    missing, classified = unnamed(labelled), labelled.classified
+    steps = {site.index for site in classified.sites}
+    silent = missing or unheard(labelled.findings, classified.renumber, steps)
     return Entries(labelled, born(labelled, bound, living(labelled)), missing) if silent else None
