@@ -102,7 +102,7 @@ def unheard(findings: Findings, renumber: Tensor, steps: Collection[int]) -> lis
         renumber: token of the labelling run -> token for users, or -1.
         steps: indices of the sites that are steps.
     """
-    silent = [*findings.ledger.summaries, *(node for node, _ in carried(findings))]
+    silent = [*findings.ledger.remarks.summaries, *(node for node, _ in carried(findings))]
     return [*silent, *_stems_between(findings, renumber, steps)]
 
 
@@ -151,7 +151,7 @@ def multiplied(findings: Findings) -> Iterator[fx.Node]:
 
 def _are_others(findings: Findings, one: Slot, other: Slot) -> bool:
     """Whether two slots name different tokens of one space, place by place."""
-    space = findings.ledger.space_of
+    space = findings.ledger.tokens.space_of
     if one.labels.shape != other.labels.shape:
         return False
     codes = codes_of(one.labels), codes_of(other.labels)

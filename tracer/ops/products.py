@@ -132,7 +132,7 @@ def tensordot(call: Call) -> Value:
 @transfer("aten::bilinear")
 def bilinear(call: Call) -> Value:
     """``x1[..., i] W[o, i, j] x2[..., j]``: both sum over their features, place by place."""
-    operands = [woken(call, operand, [operand.ndim - 1]) for operand in call.operands()[:2]]
+    operands = [tokens_at(call, operand, [operand.ndim - 1]) for operand in call.operands()[:2]]
     merged = pointwise(call, operands)
     if any(slot.varies(call.result.ndim - 1) for slot in merged.active):
         raise ValueError("a bilinear map that sums over tokens")
