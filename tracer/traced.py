@@ -243,7 +243,7 @@ class Traced:
         self,
         inputs: Any,
         target: Any = None,
-        method: str = "auto",
+        method: str = "relevancy",
         output: str | None = None,
         verify: bool = False,
         layers: Layers | None = None,
@@ -288,7 +288,9 @@ class Traced:
             return answer
         return with_notes(answer, (*notes_of_laws(self.laws(inputs, answer)), *knocked_out(answer)))
 
-    def walk(self, inputs: Any, target: Any = None, method: str = "auto", output: str | None = None) -> Walk:
+    def walk(
+        self, inputs: Any, target: Any = None, method: str = "relevancy", output: str | None = None
+    ) -> Walk:
         """Explain one prediction, and say which attentions its relevance came through.
 
         Args:
@@ -312,7 +314,7 @@ class Traced:
         self,
         inputs: Any = None,
         target: Any = None,
-        method: str = "auto",
+        method: str = "relevancy",
         output: str | None = None,
         display: Display | None = None,
         title: str = "",
@@ -352,7 +354,7 @@ class Traced:
         self,
         inputs: Any,
         targets: Sequence[Any] | Callable[[Any], Sequence[Any]] | Likeliest,
-        method: str = "auto",
+        method: str = "relevancy",
         output: str | None = None,
         verify: bool = False,
         layers: Layers | None = None,
@@ -476,7 +478,7 @@ def explain(
     model: Any,
     inputs: Any,
     target: Any = None,
-    method: str = "auto",
+    method: str = "relevancy",
     output: str | None = None,
     layers: Layers | None = None,
     check: bool = False,

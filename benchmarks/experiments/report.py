@@ -82,7 +82,7 @@ def _in_short(records: Sequence[dict[str, Any]]) -> list[str]:
         "## Which method, where, how sure\n",
         "By the first score of each table. *Leads*: the methods with the best score, and in how many tables. "
         "The last columns: in how many tables a method is surely better, and surely worse, than relevancy. "
-        "If no method is named, `auto` takes `net_relevancy` where attention is causal (SmolLM2, Gemma 3 "
+        "`auto` takes `net_relevancy` where attention is causal (SmolLM2, Gemma 3 "
         "and annalog here), and `relevancy` for the others ([why](methods.md#auto)).\n",
         "| model | tables | samples (units) | leads | `net_relevancy` | `relevancy+libra` |",
         "|---|---|---|---|---|---|",

@@ -49,7 +49,7 @@ class Attending(nn.Module):
 
 @pytest.mark.parametrize("mask", ["flag", "with padding", "window", "added"])
 def test_causal_attention_is_explained_by_net_relevancy(mask: str) -> None:
-    result = fxplain.explain(Attending(mask).eval(), X, target=1)
+    result = fxplain.explain(Attending(mask).eval(), X, target=1, method="auto")
     assert result.method == "net_relevancy"
     (note,) = [note for note in result.notes if "'auto'" in note]
     assert "is causal" in note
@@ -60,7 +60,7 @@ def test_causal_attention_is_explained_by_net_relevancy(mask: str) -> None:
 
 @pytest.mark.parametrize("mask", ["none", "some hidden", "prefix", "written out"])
 def test_other_attention_is_explained_by_the_papers_relevancy(mask: str) -> None:
-    result = fxplain.explain(Attending(mask).eval(), X, target=1)
+    result = fxplain.explain(Attending(mask).eval(), X, target=1, method="auto")
     assert result.method == "relevancy"
     assert not any("'auto'" in note for note in result.notes)
 
@@ -69,20 +69,24 @@ def test_padding_on_the_left_hides_nothing_of_that() -> None:
     """Its rows see nothing, or all keys alike: they do not speak against a causal mask."""
     x = X.clone()
     x[1, :3, 0] = -10
-    assert fxplain.explain(Attending("with padding").eval(), x, target=1).method == "net_relevancy"
+    assert (
+        fxplain.explain(Attending("with padding").eval(), x, target=1, method="auto").method
+        == "net_relevancy"
+    )
 
 
 def test_a_sample_is_explained_as_it_would_be_alone() -> None:
     traced = fxplain.trace(Attending("flag").eval(), X)
-    both = traced.explain(X, target=1)
+    both = traced.explain(X, target=1, method="auto")
     for sample in range(2):
-        alone = traced.explain(X[sample : sample + 1], target=1)
+        alone = traced.explain(X[sample : sample + 1], target=1, method="auto")
         assert alone.method == both.method
         torch.testing.assert_close(alone.relevance["x"][0], both.relevance["x"][sample])
 
 
 def test_one_token_is_no_evidence() -> None:
-    assert fxplain.explain(Attending("flag").eval(), X[:, :1], target=1, check=False).method == "relevancy"
+    one = fxplain.explain(Attending("flag").eval(), X[:, :1], target=1, method="auto")
+    assert one.method == "relevancy"
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -102,11 +106,12 @@ def test_models_of_transformers(name: str, attention: str, expected: str) -> Non
     ids = torch.arange(8)[None] + 3
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     traced = fxplain.trace(model, inputs)
-    result = traced.explain(inputs)
+    result = traced.explain(inputs, method="auto")
     assert result.method == expected
-    for several in traced.explain_targets(inputs, [0, 1] if name == "Bert" else [(7, 1), (7, 2)]):
+    targets = [0, 1] if name == "Bert" else [(7, 1), (7, 2)]
+    for several in traced.explain_targets(inputs, targets, method="auto"):
         assert several.method == expected
-    walk = traced.walk(inputs, 1 if name == "Bert" else (7, 1))
+    walk = traced.walk(inputs, 1 if name == "Bert" else (7, 1), method="auto")
     assert walk.result.method == expected
     assert walk.result.notes == result.notes
 
@@ -123,3 +128,12 @@ def test_auto_is_no_method_of_its_own() -> None:
     assert "auto" not in fxplain.methods()
     with pytest.raises(MethodError, match=r"auto\+libra"):
         fxplain.explain(Attending("none").eval(), X, target=1, method="auto+libra")
+
+
+def test_who_names_no_method_gets_the_papers_for_tensors_and_auto_from_an_explainer() -> None:
+    """Tensors go through the equations as they are asked for; a person with a text gets what points right."""
+    model = Attending("flag").eval()
+    assert fxplain.explain(model, X, target=1).method == "relevancy"
+    explainer = fxplain.Explainer(model, lambda given: given)
+    assert explainer(X, target=1).result.method == "net_relevancy"
+    assert explainer(X, target=1, method="relevancy").result.method == "relevancy"

@@ -43,7 +43,7 @@ class ExplainFunc:
         (3, 5, 1)
     """
 
-    method: str = "auto"
+    method: str = "relevancy"
     space: str | None = None
     output: str | None = None
     _traced: Traced | None = field(default=None, init=False, repr=False)

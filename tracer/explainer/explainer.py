@@ -11,6 +11,7 @@ from fxplain.adapters.generic import own
 from fxplain.adapters.loaded import Loaded, LoadOptions
 from fxplain.adapters.registry import load
 from fxplain.adapters.show import Spell
+from fxplain.attribution.table import AUTO
 from fxplain.comparison import Comparison
 from fxplain.display import Display
 from fxplain.errors import InputError
@@ -127,17 +128,18 @@ class Explainer:
                 detector, the largest regions of a segmentation; see :func:`fxplain.targets.likeliest`.
             threshold: the least probability of those; for detectors 0.5 by default.
             asking: ``text_pair=``, ``images=``, ``audio=``, ``video=``, ``axis=``, ``decoder_text=``;
-                ``method=``, ``output=``, ``layers=``, ``mode=``, ``verify=``.
+                ``method=`` (``auto`` where none is named: the papers' relevancy, or net relevancy where
+                attention is causal), ``output=``, ``layers=``, ``mode=``, ``verify=``.
 
         Raises:
             InputError: the model cannot take what is given.
             TargetError: there is no such target; see :meth:`fxplain.Traced.explain` for other errors.
         """
-        given, how = apart(asking)
+        given, how = apart(asking, method=AUTO)
         prepared, display = self.prepare(inputs, **given)
         traced = self.trace(prepared)
         if top is None:
-            with working(f"explaining by {how.get('method', 'relevancy')}"):
+            with working(f"explaining by {how['method']}"):
                 result = traced.explain(prepared, self.target(target), **how)
             return Explanation(result, shown_by_space(display, result.spaces, result.batch))
         wanted = likeliest(top, self.target(target), threshold)
@@ -175,7 +177,7 @@ class Explainer:
         Raises:
             MethodError: the method does not carry rows over attentions; others as for a call.
         """
-        given, how = apart(asking)
+        given, how = apart(asking, method=AUTO)
         prepared, display = self.prepare(inputs, **given)
         traced = self.trace(prepared)
         batch = max(map(len, (*display.tokens.values(), *display.images.values())), default=1)
@@ -239,7 +241,7 @@ class Explainer:
         Raises:
             InputError: the model gives no answer, or there are several samples.
         """
-        given, how = apart(asking)
+        given, how = apart(asking, method=AUTO)
         prepared, display = self.prepare(inputs, **given)
         named = by_name(self.model, prepared)
         place = place_of_answer(self.model, named, self.loaded.show.ids, into)
@@ -269,7 +271,7 @@ class Explainer:
         Raises:
             InputError: it is not known which input the answer goes on, or there are several samples.
         """
-        given, how = apart(asking)
+        given, how = apart(asking, method=AUTO)
         prepared, display = self.prepare(inputs, **given)
         named = by_name(self.model, prepared)
         place = place_of_answer(self.model, named, self.loaded.show.ids, into)

@@ -92,13 +92,13 @@ def _is_series(tensor: torch.Tensor) -> bool:
     return tensor.ndim == 2 or (tensor.ndim == 3 and tensor.shape[-1] <= _MOST_CHANNELS)
 
 
-def apart(asking: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """What is handed over, and how it is explained."""
+def apart(asking: Mapping[str, Any], **usual: Any) -> tuple[Any, dict[str, Any]]:
+    """What is handed over, and how it is explained; ``usual``, unless something else is asked for."""
     unknown = [name for name in asking if name not in Asking.__annotations__]
     if unknown:
         raise TypeError(f"there is no {unknown[0]}=; there are {', '.join(Asking.__annotations__)}")
     given = {name: value for name, value in asking.items() if name in Given.__annotations__}
-    return given, {name: value for name, value in asking.items() if name not in given}
+    return given, usual | {name: value for name, value in asking.items() if name not in given}
 
 
 def kind_of(inputs: Any, loaded: Loaded) -> str:

@@ -17,7 +17,7 @@ def explain_dataset_on_ray(
     make: Callable[[], tuple[Any, Any]],
     folder: str | os.PathLike[str],
     target: Any = None,
-    method: str = "auto",
+    method: str = "relevancy",
     output: str | None = None,
     layers: Layers | None = None,
     batch_size: int = 8,

@@ -42,7 +42,7 @@ class Wanted:
     """What is asked for each sample."""
 
     target: Any = None
-    method: str = "auto"
+    method: str = "relevancy"
     output: str | None = None
     layers: Layers | None = None
     batch_size: int = 8
@@ -55,7 +55,7 @@ def explain_all(
     model: Any,
     dataset: Iterable[Any],
     target: Any = None,
-    method: str = "auto",
+    method: str = "relevancy",
     output: str | None = None,
     layers: Layers | None = None,
     batch_size: int = 8,
@@ -111,7 +111,7 @@ def explain_dataset(
     dataset: Iterable[Any],
     folder: str | os.PathLike[str],
     target: Any = None,
-    method: str = "auto",
+    method: str = "relevancy",
     output: str | None = None,
     layers: Layers | None = None,
     batch_size: int = 8,
