@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -18,8 +18,7 @@ from fxplain.result import Result
 from fxplain.run.wishes import LARGEST
 from fxplain.traced import Traced, trace
 
-Outcome = Literal["ok", "failed", "doubted", "not applicable"]
-"""``doubted``: a law does not seem to hold. That asks for a look; laws raise false alarms on some models."""
+Outcome = Literal["ok", "failed", "not applicable"]
 Answer = Literal["explained", "no attention", "refused"]
 
 NEXT = (
@@ -286,8 +285,7 @@ def _law(found: Judgement) -> Finding:
         places = "place" if len(found.set_aside) == 1 else "places"
         fine += f"; {len(found.set_aside)} {places} set aside: {found.set_aside[0]}"
     broken = shortened(found.broken)
-    judged = _judged(found.law.name, (*broken, NEXT) if broken else (), fine)
-    return replace(judged, outcome="doubted") if broken else judged
+    return _judged(found.law.name, (*broken, NEXT) if broken else (), fine)
 
 
 def _counted(names: Iterable[str]) -> str:

@@ -133,7 +133,7 @@ def test_pairs_that_give_way_to_an_outer_product_are_named(monkeypatch: pytest.M
     assert (found.source, found.node.name) == ("pair", "add")
     assert "test_support.py" in str(found)
     verdict = fxplain.check(made(Pairs), inputs, 1)
-    assert verdict.finding("support").outcome == "doubted", "a note does not admit it"
+    assert verdict.finding("support").outcome == "failed", "a note does not admit it"
     (note,) = (n for n in traced.explain(inputs, target=1).notes if n.startswith("pair has no tokens"))
     assert f"{found.share:.0%}" in note
 

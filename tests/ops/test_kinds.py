@@ -415,3 +415,26 @@ def test_gathered_keys_of_grouped_heads() -> None:
     seen = torch.zeros(TOKENS, TOKENS, dtype=torch.bool).scatter(1, model.seen, True)  # type: ignore[arg-type]
     assert bool((map[..., ~seen] == 0).all())
     assert bool((map[..., seen] > 0).all())
+
+
+class Bilinear(Kind):
+    """A bilinear map of the tokens with themselves, place by place, before the attention."""
+
+    def __init__(self, by_hand: bool) -> None:
+        super().__init__()
+        self.both, self.by_hand = nn.Bilinear(WIDTH, WIDTH, WIDTH, bias=False), by_hand
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.by_hand:
+            pairs = (x[..., :, None] * x[..., None, :]).flatten(-2)
+            return super().forward(nn.functional.linear(pairs, self.both.weight.flatten(1)))
+        return super().forward(self.both(x, x))
+
+
+def test_a_bilinear_map_goes_place_by_place() -> None:
+    x, found = tokens(), []
+    for by_hand in (True, False):
+        torch.manual_seed(0)
+        _, result = traced(Bilinear(by_hand), x)
+        found.append(result.relevance["x"])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)

@@ -57,3 +57,34 @@ def test_rows_of_other_chunks_are_no_heads(folded: bool) -> None:
         expected = by_hand(model, x, target)
         expected[target[0]] = 0  # the own entry is set aside
         torch.testing.assert_close(traced.explain(x, target=target).relevance["x"][0], expected)
+
+
+class LookingBack(nn.Module):
+    """Chunks of tokens that attend to themselves and to the chunk before; the first looks at the last."""
+
+    def __init__(self, rolled: bool) -> None:
+        super().__init__()
+        self.embed, self.query, self.key, self.head = nn.Linear(3, 8), *(nn.Linear(8, 8) for _ in range(3))
+        self.rolled = rolled
+
+    def adjacent(self, chunks: Tensor) -> Tensor:
+        before = chunks.roll(1, 1) if self.rolled else torch.cat([chunks[:, -1:], chunks[:, :-1]], 1)
+        return torch.cat([before, chunks], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chunks = self.embed(x).unflatten(1, (2, -1))
+        keys = self.adjacent(self.key(chunks))
+        read = (self.query(chunks) @ keys.mT).softmax(-1) @ self.adjacent(chunks)
+        return self.head((chunks + read).flatten(1, 2)[:, 0])
+
+
+def test_two_chunks_laid_one_after_the_other_stay_two() -> None:
+    """Each chunk is one place along its axis: its tokens are no features of the other's."""
+    x, found = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0)), []
+    for rolled in (True, False):
+        torch.manual_seed(0)
+        traced = fxplain.trace(LookingBack(rolled).eval(), x)
+        result = traced.explain(x, target=1)
+        assert not any(law.broken for law in traced.laws(x, result))
+        found.append(result.relevance["x"])
+    torch.testing.assert_close(found[1], found[0])

@@ -97,6 +97,12 @@ def test_a_mean_over_windows_that_overlap_carries_what_each_window_holds() -> No
     torch.testing.assert_close(inside, alone.relevance["pixels"][0].view(4, 4), rtol=1e-4, atol=1e-6)
 
 
+def test_the_largest_of_a_window_counts_once_however_many_are_equal() -> None:
+    """A background of one colour: what a window gives is one of its places', as its gradient says."""
+    found = traced(lambda m, x: nn.functional.max_pool2d(x.clamp(max=0.1), 2))
+    assert not any(law.broken for law in found.laws(PIXELS))
+
+
 def test_halves_of_tokens_that_gate_each_other_are_not_passed_in_silence() -> None:
     with pytest.raises(FxplainError, match="glu"):
         traced(lambda m, x: nn.functional.glu(x, 2)).explain(PIXELS, target=(0, 1))

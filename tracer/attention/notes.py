@@ -8,7 +8,7 @@ from types import MappingProxyType
 from fxplain.attention.gave_way import endings, unnamed, weighing
 from fxplain.attention.labelled import Labelled
 from fxplain.attention.records import Mixing
-from fxplain.attention.unfollowed import carried, followed
+from fxplain.attention.unfollowed import carried, followed, unheard
 from fxplain.labels.call import op_name
 from fxplain.where import module_path, source_line
 
@@ -117,7 +117,8 @@ def _unnamed(labelled: Labelled, shares: Mapping[str, float]) -> Iterator[str]:
 
 def _unreached(labelled: Labelled, shares: Mapping[str, float]) -> Iterator[str]:
     """Inputs with tokens that move the score, though steps do not lead to them, and what is not followed."""
-    silent = [*labelled.findings.ledger.remarks.summaries, *(node for node, _ in carried(labelled.findings))]
+    classified = labelled.classified
+    silent = unheard(labelled.findings, classified.renumber, {site.index for site in classified.sites})
     where = [f"{module_path(node) or 'the model'} ({source_line(node) or node.name})" for node in silent]
     missing = unnamed(labelled)
     for source, share in shares.items():

@@ -3,15 +3,16 @@ labels say nothing of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, fx
 
+from fxplain.labels.call import op_name
 from fxplain.labels.findings import Findings
-from fxplain.labels.flows import Operator, Site
+from fxplain.labels.flows import Operator, Site, Window
 from fxplain.labels.labels import Slot, codes_of
 from fxplain.labels.notebook import Ledger
 from fxplain.labels.value import Value
@@ -53,6 +54,9 @@ def makes_scores(findings: Findings, node: fx.Node) -> bool:
     return bool(node.users)
 
 
+How = Literal["made before", "statistics"]
+
+
 @dataclass(frozen=True)
 class PassedOver:
     """An operation at which tokens come to others while labels say nothing of it."""
@@ -60,18 +64,24 @@ class PassedOver:
     node: fx.Node
     token: int
     """One such token, as users number them."""
-    how: Literal["made before", "statistics"]
+    how: How
 
 
 def passed_over(findings: Findings, renumber: Tensor) -> Iterator[PassedOver]:
     """All of them, in order of execution for each sort; of tokens that users see (``renumber``: token of the
     labelling run -> token for users, or -1)."""
     yield from _made_before(findings, renumber)
-    for node in findings.ledger.remarks.statistics:
+    yield from _at(findings, renumber, multiplied(findings), "made before")
+    yield from _at(findings, renumber, findings.ledger.remarks.statistics, "statistics")
+
+
+def _at(findings: Findings, renumber: Tensor, nodes: Iterable[fx.Node], how: How) -> Iterator[PassedOver]:
+    """The same thing at each of some nodes whose tokens users see."""
+    for node in nodes:
         for slot in findings.value(node).active[:1]:
             tokens = renumber[_present(slot)]
             if bool((tokens >= 0).any()):
-                yield PassedOver(node, int(tokens[tokens >= 0][0]), "statistics")
+                yield PassedOver(node, int(tokens[tokens >= 0][0]), how)
 
 
 def before_attention(ledger: Ledger, site: Site) -> bool:
@@ -81,6 +91,28 @@ def before_attention(ledger: Ledger, site: Site) -> bool:
     convolution of positions, a residual block) or multiplied with it, and its name stays.
     """
     return not site.attends and not ledger.attended(site.cols.reads | site.rows.reads)
+
+
+def unheard(findings: Findings, renumber: Tensor, steps: Collection[int]) -> list[fx.Node]:
+    """The operations that tokens go through without a step: sums of all tokens, what is not followed, and
+    windows of a stem.
+
+    Args:
+        findings: what the labelling run saw.
+        renumber: token of the labelling run -> token for users, or -1.
+        steps: indices of the sites that are steps.
+    """
+    silent = [*findings.ledger.remarks.summaries, *(node for node, _ in carried(findings))]
+    return [*silent, *_stems_between(findings, renumber, steps)]
+
+
+def _stems_between(findings: Findings, renumber: Tensor, steps: Collection[int]) -> Iterator[fx.Node]:
+    """Windows before any attention that are no steps, though users see the tokens that they read: an output
+    holds these, and another one what a tower of convolutions makes of them."""
+    for site in findings.ledger.sites:
+        passed = isinstance(site.map, Window) and site.index not in steps
+        if passed and bool((renumber[_present(site.cols)] >= 0).any()):
+            yield site.node
 
 
 def _made_before(findings: Findings, renumber: Tensor) -> Iterator[PassedOver]:
@@ -102,6 +134,30 @@ def _made_before(findings: Findings, renumber: Tensor) -> Iterator[PassedOver]:
         )
         if len(living) and any(_made_of(slot, living, early) for slot in mixed):
             yield PassedOver(node, int(renumber[living[0]]), "made before")
+
+
+def multiplied(findings: Findings) -> Iterator[fx.Node]:
+    """Products of tokens with others that were born with them, place by place, before any attention. No step
+    says so, for such products are scores where they are summed up."""
+    joins = {site.node for site in findings.ledger.sites}
+    for node in findings.values:
+        slots = [findings.value(used).active for used in node.all_input_nodes]
+        met = [own[0] for own in slots if len(own) == 1 and own[0].token_axes]
+        early = op_name(node).removesuffix("_") == "aten::mul" and node not in joins and len(met) == 2
+        raw = early and not any(slot.reads for slot in met)
+        if raw and _are_others(findings, *met) and not makes_scores(findings, node):
+            yield node
+
+
+def _are_others(findings: Findings, one: Slot, other: Slot) -> bool:
+    """Whether two slots name different tokens of one space, place by place."""
+    space = findings.ledger.tokens.space_of
+    if one.labels.shape != other.labels.shape:
+        return False
+    codes = codes_of(one.labels), codes_of(other.labels)
+    known = (codes[0] >= 0) & (codes[1] >= 0)
+    ends = [space(int(end)) for each in codes for end in each[known].aminmax()] if bool(known.any()) else []
+    return len(set(ends)) == 1 and bool((codes[0] != codes[1])[known].any())
 
 
 def _made_of(slot: Slot, tokens: Tensor, sites: dict[int, Site]) -> bool:

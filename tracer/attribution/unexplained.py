@@ -38,7 +38,8 @@ def _weight(prediction: Prediction, place: int, entry: Entry) -> Tensor:
     parts = [
         (gradient * value).abs().double().nan_to_num(0, 0, 0) for gradient in found if gradient is not None
     ]
-    return sum(parts[1:], parts[0]) if parts else torch.zeros_like(value, dtype=torch.float64)
+    total = sum(parts[1:], parts[0]) if parts else torch.zeros_like(value, dtype=torch.float64)
+    return entry.of_own(total)
 
 
 def _missed(prediction: Prediction, entry: Entry, weight: Tensor, within: Tensor) -> list[tuple[str, float]]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxplain.attention.unfollowed import carried, followed
+from fxplain.attention.unfollowed import carried, followed, multiplied
 from fxplain.capture.captured import Captured
 from fxplain.capture.guard import same_random_numbers
 from fxplain.capture.passes.clean import draws
@@ -28,6 +28,7 @@ from fxplain.laws.held import scores_in_the_making, weights_of
 from fxplain.laws.moved import Moved, runs_of
 from fxplain.laws.reach import Reach
 from fxplain.ops.creation import MADE
+from fxplain.ops.movement import STRIDED, laid_out_as
 from fxplain.run.replay import NO_SURROGATES, run_node
 from fxplain.where import place_of
 
@@ -96,6 +97,7 @@ class _Pass:
         self.found: list[Violation] = []
         self.told = told
         self.unfollowed = {node for node, _ in carried(findings)} | set(findings.ledger.remarks.statistics)
+        self.unfollowed.update(multiplied(findings))
         self.states = _states(self.nodes, findings)
         self.silent = (followed(findings) | set(findings.ledger.remarks.unfollowed)) - self.unfollowed
         self.noise = torch.Generator().manual_seed(0)
@@ -134,6 +136,8 @@ class _Pass:
             return None
         real = {n: values.get(n, self.real[n]) for n in node.all_input_nodes}
         real = {n: v.clone() if isinstance(v, Tensor) and _writes(node) else v for n, v in real.items()}
+        if op_name(node) in STRIDED:
+            real = {n: laid_out_as(self.real[n], v) for n, v in real.items()}
         return run_node(self.captured, self.bound, node, real, NO_SURROGATES)
 
     def _is_told(self, node: fx.Node, source: str) -> bool:
@@ -215,9 +219,10 @@ class _Claims:
 
 
 def _states(nodes: Sequence[fx.Node], findings: Findings) -> frozenset[fx.Node]:
-    """The results of recurrences that are not followed, and what is made of these until its places are tokens
-    again: a state holds all tokens so far, and is named by the newest."""
+    """The results of recurrences that are not followed, products that sum all tokens into features without a
+    map, and what is made of these until its places are tokens again: all tokens so far are in it."""
     told = {node for node, _ in carried(findings)}
+    told |= findings.ledger.remarks.summaries.keys() - followed(findings)
     found: set[fx.Node] = set()
     for node in nodes:
         lies = any(slot.token_axes for slot in findings.value(node).active)

@@ -36,12 +36,13 @@ class Slopes:
         kin = self.at(next(iter(entry.sources))) if entry.sources else [place]
         sizes = (float(self.gradients[other].abs().max()) for other in kin if self.gradients[other].numel())
         largest = max(sizes, default=0.0)
-        return self.gradients[place].abs() > LEAST * largest
+        return entry.of_own(self.gradients[place].abs()) > LEAST * largest
 
     def weight(self, place: int) -> Tensor:
         """Gradient times input: [*shape]."""
         entry = self.entries[place]
-        return (self.gradients[place] * entry.tensor.detach()).abs().nan_to_num(0, 0, 0).double()
+        values = (self.gradients[place] * entry.tensor.detach()).abs().nan_to_num(0, 0, 0).double()
+        return entry.of_own(values)
 
 
 def slopes_of(

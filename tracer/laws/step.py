@@ -223,8 +223,20 @@ def _softmaxes(labelled: Labelled, site: Site) -> list[fx.Node]:
     known = labelled.findings.ledger.remarks.softmaxes
     sites = [part for own in labelled.findings.ledger.sites for part in (own, *own.map.parts)]
     kernels = {own.node for own in sites if isinstance(own.map, Kernel)}
-    found = (known[name][0] for name in sorted(site.softmaxes) if name in known)
-    return [node for node in found if node not in kernels]
+    found = [known[name][0] for name in sorted(site.softmaxes) if name in known]
+    return [made for node in found if node not in kernels for made in _made_with(node)]
+
+
+def _made_with(node: fx.Node) -> Iterator[fx.Node]:
+    """Where the numbers of a softmax stand: at the node itself, or at what is divided by the sum of a row
+    that it is, or is the exponential of scores less its logarithm, where these are written out."""
+    if op_name(node) == "aten::sum":
+        yield from (user for user in node.users if op_name(user) == "aten::div" and user.args[1] is node)
+    elif op_name(node) == "aten::logsumexp":
+        less = [user for user in node.users if op_name(user) == "aten::sub" and user.args[1] is node]
+        yield from (user for each in less for user in each.users if op_name(user) == "aten::exp")
+    else:
+        yield node
 
 
 def _no_softmax(node: fx.Node, value: Tensor, least: float) -> bool:

@@ -47,7 +47,7 @@ def side_by_side(call: Call, parts: Sequence[Operand], axis: int) -> Value:
     for place, pattern in enumerate(lead.value.active or lead.value.slots):
         own = [_piece(call, part, pattern, place, lead, axis) for part in parts]
         gave_way = [part for part, piece in zip(parts, own, strict=True) if piece is pattern]
-        pieces = _of_one_place(own, call, axis)
+        pieces = own if _single_places(parts, axis) else _of_one_place(own, call, axis)
         labels = compact(
             torch.cat([piece.expanded(p.shape) for piece, p in zip(pieces, parts, strict=True)], axis)
         )
@@ -91,6 +91,12 @@ def _pairs(parts: Sequence[Operand], axis: int) -> bool:
     return len(one) == 1 and any(
         not (one[0].token_axes <= slot.token_axes or slot.token_axes <= one[0].token_axes) for slot in slots
     )
+
+
+def _single_places(parts: Sequence[Operand], axis: int) -> bool:
+    """Whether parts of one place each lie one after the other along no axis of features: two chunks of
+    tokens."""
+    return len(parts) > 1 and axis != parts[0].ndim - 1 and all(part.shape[axis] == 1 for part in parts)
 
 
 def _of_one_place(pieces: list[Slot], call: Call, axis: int) -> list[Slot]:

@@ -88,7 +88,7 @@ def _move(call: Call, slot: Slot, shape: Sequence[int]) -> list[Slot]:
 
     labels = slot.expanded(shape)
     if call.op in STRIDED:
-        labels = _laid_out_as(call.operands()[0].tensor, labels)
+        labels = laid_out_as(call.operands()[0].tensor, labels)
     try:
         moved = operation(labels)
     except (RuntimeError, NotImplementedError):
@@ -100,9 +100,10 @@ def _move(call: Call, slot: Slot, shape: Sequence[int]) -> list[Slot]:
     ]
 
 
-def _laid_out_as(tensor: Tensor, labels: Tensor) -> Tensor:
-    """The labels in memory as the tensor is, for operations that count in memory."""
-    return torch.empty_strided(labels.shape, tensor.stride(), dtype=labels.dtype).copy_(labels)
+def laid_out_as(tensor: Tensor, other: Tensor) -> Tensor:
+    """Another tensor, such as labels, in memory as the tensor is, for operations that count in memory."""
+    strides = tensor.stride()
+    return torch.empty_strided(other.shape, strides, dtype=other.dtype, device=other.device).copy_(other)
 
 
 def rerun(call: Call, changed: dict[int, Any]) -> Any:

@@ -129,6 +129,16 @@ def tensordot(call: Call) -> Value:
     return contract(call, one, other, f"{ours},{''.join(theirs)}->{output}")
 
 
+@transfer("aten::bilinear")
+def bilinear(call: Call) -> Value:
+    """``x1[..., i] W[o, i, j] x2[..., j]``: both sum over their features, place by place."""
+    operands = [tokens_at(call, operand, [operand.ndim - 1]) for operand in call.operands()[:2]]
+    merged = pointwise(call, operands)
+    if any(slot.varies(call.result.ndim - 1) for slot in merged.active):
+        raise ValueError("a bilinear map that sums over tokens")
+    return replace(merged, softmaxes=frozenset())
+
+
 @transfer("aten::cdist", "aten::_cdist_forward")
 def cdist(call: Call) -> Value:
     """Distances between all rows of two tensors: scores, as the product of one with the other transposed."""

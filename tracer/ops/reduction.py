@@ -46,10 +46,11 @@ OTHER_NORMALISERS = "log_softmax _log_softmax"
 
 @transfer(*aten(NORMALISATIONS))
 def normalise(call: Call) -> Value | tuple[Value, ...]:
-    """Statistics are no tokens: the labels of the data stay. One that spans tokens is written down."""
+    """Statistics are no tokens: the labels of the data stay. One that spans tokens, or samples, is written
+    down."""
     operand = call.operands()[0]
     along = _statistics_along(call, operand.ndim)
-    if operand.tensor.is_floating_point() and any(slot.token_axes & along for slot in operand.value.active):
+    if operand.tensor.is_floating_point() and any(slot.axes & along for slot in operand.value.active):
         call.ledger.remarks.statistics.append(call.node)
     value = call.carry(operand, slots=operand.value.slots, coarser=operand.value.gave_way.coarser)
     if isinstance(call.result, tuple | list):
@@ -66,6 +67,8 @@ def _statistics_along(call: Call, ndim: int) -> frozenset[int]:
         return frozenset(range(1, ndim))
     if name == "instance_norm" and call.argument("use_input_stats", True):
         return frozenset(range(2, ndim))
+    if name == "renorm":  # of each slice along one axis, in all samples
+        return frozenset(range(ndim)) - {int(call.argument("dim")) % ndim}
     learns = call.argument("training", call.argument("train", False)) is True
     return frozenset({0, *range(2, ndim)}) if "batch_norm" in name and learns else frozenset()
 

@@ -83,15 +83,30 @@ Contribute = Callable[[Tensor, int], Tensor]
 
 
 def tap_terms(node: fx.Node, kept: Mapping[str, Any], window: Window) -> Contribute:
-    """What the element read at one place of the window adds to the output."""
+    """What the element read at one place of the window adds to the output. Each place is asked for once, in
+    order."""
     if op_name(node) in aten(CONVOLUTIONS):
         return _convolved(kept[literal(node, "weight").name].detach(), int(literal(node, "groups", 1)))
     if "avg" in op_name(node):
         count = _counted(node, kept, window)
         return lambda view, place: view / count
     result = kept[node.name]
-    largest = result[0].detach() if isinstance(result, tuple | list) else result.detach()
-    return lambda view, place: torch.where(view == largest, view, 0.0)
+    return _first_largest(result[0].detach() if isinstance(result, tuple | list) else result.detach())
+
+
+def _first_largest(largest: Tensor) -> Contribute:
+    """The largest of a window adds itself, once: the first of several that are equal, as its gradient goes.
+
+    Places are asked for in order.
+    """
+    missing = torch.ones_like(largest, dtype=torch.bool)
+
+    def contribute(view: Tensor, place: int) -> Tensor:
+        chosen = missing & (view == largest)
+        missing.logical_and_(~chosen)
+        return torch.where(chosen, view, 0.0)
+
+    return contribute
 
 
 def _counted(node: fx.Node, kept: Mapping[str, Any], window: Window) -> Tensor | int:

@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from fxplain.attention.births import Birth, born, living
 from fxplain.attention.gave_way import unnamed
 from fxplain.attention.labelled import Labelled
-from fxplain.attention.unfollowed import carried
+from fxplain.attention.unfollowed import unheard
+from fxplain.labels.labels import codes_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,13 @@ class Entry:
     """The inputs that it is made of; empty for a birth."""
     tensor: Tensor
     birth: Birth | None = None
+    own: Tensor | None = None
+    """Which elements are of these inputs, where some are not: ids of a prompt that the model lays before
+    them. Broadcasts to the tensor."""
+
+    def of_own(self, values: Tensor) -> Tensor:
+        """Values of its elements, zero at those that are not of its inputs."""
+        return values if self.own is None else values * self.own.to(values.device)
 
 
 class Entries:
@@ -52,7 +60,8 @@ class Entries:
         if not isinstance(value, Tensor):
             return value
         if self._enters(node, value):
-            value = self._kept(Entry(node, self._sources(node), _leaf(value)))
+            sources = self._sources(node)
+            value = self._kept(Entry(node, sources, _leaf(value), own=self._own(node, sources)))
         if node in self.births and value.is_floating_point():
             value = self._kept(Entry(node, frozenset(), _leaf(value), self.births[node]))
         return value
@@ -60,6 +69,17 @@ class Entries:
     def _kept(self, entry: Entry) -> Tensor:
         self.found.append(entry)
         return entry.tensor.clone()  # which may be written into
+
+    def _own(self, node: fx.Node, sources: frozenset[str]) -> Tensor | None:
+        """Where a tensor made of ids holds tokens of these inputs, or none; None where it does everywhere."""
+        ledger = self.findings.ledger
+        foreign = [s for s in ledger.tokens.spaces if s.filled or s.source not in sources]
+        for slot in self.findings.value(node).active[:1]:
+            codes = codes_of(slot.labels)
+            inside = [(codes >= space.start) & (codes < space.start + space.size) for space in foreign]
+            if any(bool(each.any()) for each in inside):
+                return ~torch.stack(inside).any(0)
+        return None
 
     def _sources(self, node: fx.Node) -> frozenset[str]:
         own = {self.paths[node.name]} if node.name in self.paths else set()
@@ -100,6 +120,7 @@ def gradients_at(score: Tensor, entries: Iterable[Entry]) -> list[Tensor]:
 def where_missing(labelled: Labelled, bound: Mapping[str, Tensor]) -> Entries | None:
     """The entries that tell how much of the score no relevance does: where an input has no tokens of its own,
     or something is not followed; else None, for gradients before the first attention are not free."""
-    missing = unnamed(labelled)
-    silent = missing or labelled.findings.ledger.remarks.summaries or any(carried(labelled.findings))
+    missing, classified = unnamed(labelled), labelled.classified
+    steps = {site.index for site in classified.sites}
+    silent = missing or unheard(labelled.findings, classified.renumber, steps)
     return Entries(labelled, born(labelled, bound, living(labelled)), missing) if silent else None
