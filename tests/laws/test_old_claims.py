@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import fxplain
 from fxplain.labels import merge
 from fxplain.labels.call import Call
-from fxplain.labels.labels import STRONG, Value
+from fxplain.labels.labels import STRONG
+from fxplain.labels.value import Value
 from fxplain.ops import elementwise
 from fxplain.ops.table import TABLE
 
