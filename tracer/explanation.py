@@ -180,17 +180,6 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
             "normalised double with every attention (rollout divides them)",
         )
     classified = labelled.classified
-    notes = (
-        *notes_of(labelled, unexplained(prediction)),
-        *_passed_over(prediction),
-        *explained.notes,
-        *_unreached(prediction),
-        *_all_zero(explained, method),
-        *sink_notes(prediction, explained.rows, method.name),
-    )
-    if prediction.chosen is not None:
-        whole = sum(site.attends for site in classified.sites)
-        notes += (f"{len(prediction.chosen)} of {whole} attentions take part (layers=)",)
     return Result(
         method=method.name,
         score=resolved.scores.detach(),
@@ -203,13 +192,30 @@ def result_of(prediction: Prediction, method: Method, explained: Explained, veri
         readout=tuple(tuple((token, 1.0) for _, token in pairs) for pairs in prediction.readout),
         attentions=classified.attentions,
         verified=max(verified, *labelled.rebuilt),
-        notes=tuple(dict.fromkeys(notes)),
+        notes=_notes(prediction, explained, method),
         inputs=explained.inputs,
         aside=explained.aside,
         mode=explained.mode,
         questions=resolved.questions,
         without=Without.of(labelled, prediction.bound, resolved),
     )
+
+
+def _notes(prediction: Prediction, explained: Explained, method: Method) -> tuple[str, ...]:
+    """What a reader of this result must know, each thing once."""
+    labelled = prediction.labelled
+    notes = [
+        *notes_of(labelled, unexplained(prediction)),
+        *_passed_over(prediction),
+        *explained.notes,
+        *_unreached(prediction),
+        *_all_zero(explained, method),
+        *sink_notes(prediction, explained.rows, method.name),
+    ]
+    if prediction.chosen is not None:
+        whole = sum(site.attends for site in labelled.classified.sites)
+        notes.append(f"{len(prediction.chosen)} of {whole} attentions take part (layers=)")
+    return tuple(dict.fromkeys(notes))
 
 
 def _all_zero(explained: Explained, method: Method) -> tuple[str, ...]:

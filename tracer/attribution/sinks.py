@@ -114,6 +114,8 @@ def value_sizes(plan: Plan, run: Replay) -> Tensor | None:
     value = value.to(torch.promote_types(value.dtype, torch.float32))
     if isinstance(map, WrittenOut):
         axes = map.layout
+        if len(axes.values) != value.ndim:  # several maps of one softmax, side by side
+            return None
         known = [letter for letter in axes.map if letter in axes.values]
         lengths = torch.einsum(f"{axes.values}->{''.join(known)}", value**2).sqrt()
         sizes = dict(zip(known, lengths.shape, strict=True))

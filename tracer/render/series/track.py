@@ -39,25 +39,32 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Track:
-    """One space of one sample as a page draws it over its sound or series."""
+class Lanes:
+    """The sound or series itself, as it is drawn and heard."""
 
-    space: str
-    axis: str
-    about: str
     lines: tuple[str, ...]
     """SVG paths in a box of 1000 x 100: a filled wave, or a line for each channel."""
     filled: bool
-    ticks: tuple[tuple[float, str], ...]
-    """Percent of the drawn part, and what stands there."""
-    cells: tuple[Cell, ...]
-    scale: Scale
     spectrogram: str = ""
     """``data:`` address of the loudness of every pitch, grey and see-through."""
     over: str = ""
     """``data:`` address of the relevance on the spectrogram, for tokens that have a pitch."""
     sound: str = ""
     """``data:`` address to be heard."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """One space of one sample as a page draws it over its sound or series."""
+
+    space: str
+    axis: str
+    about: str
+    lanes: Lanes
+    ticks: tuple[tuple[float, str], ...]
+    """Percent of the drawn part, and what stands there."""
+    cells: tuple[Cell, ...]
+    scale: Scale
     behind: str = ""
     """What lies behind the end, on padding."""
     own: bool = False
@@ -85,6 +92,7 @@ def track_of(space: Shown, series: Series) -> Track:
     edges = series.edges(len(over_time.values))
     inside = edges[:-1] < last - 1e-9 * max(abs(last), 1.0)
     empty = drawing(series)
+    over = _over(space, series) if len(space.space.grid) > 1 else ""
     whole = float(np.abs(np.where(over_time.aside, 0.0, over_time.values)).sum())
     outside = float(np.abs(over_time.values[~inside & ~over_time.aside]).sum())
     behind = ""
@@ -98,7 +106,7 @@ def track_of(space: Shown, series: Series) -> Track:
         space=space.space.name,
         cells=_cells(over_time, edges, inside, series, (first, last)),
         scale=over_time.scale,
-        over=_over(space, series) if len(space.space.grid) > 1 else "",
+        lanes=replace(empty.lanes, over=over),
         behind=behind,
         own=bool(over_time.aside.any()),
     )
@@ -113,13 +121,15 @@ def drawing(series: Series, space: str = "") -> Track:
         space=space,
         axis=series.axis,
         about=size,
-        lines=outlines(series),
-        filled=series.sound,
+        lanes=Lanes(
+            outlines(series),
+            series.sound,
+            spectrogram=_spectrogram(series) if series.sound else "",
+            sound=_sound(series) if heard else "",
+        ),
         ticks=ticks(series),
         cells=(),
         scale=Scale(0.0, 0.0, signed=False),
-        spectrogram=_spectrogram(series) if series.sound else "",
-        sound=_sound(series) if heard else "",
     )
 
 
