@@ -189,7 +189,7 @@ def seen() -> fxplain.Explainer:
         image_size=16, patch_size=8, num_frames=4, tubelet_size=2, hidden_size=16, num_hidden_layers=1,
         num_attention_heads=2, intermediate_size=16,
     )  # fmt: skip
-    sizes = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+    sizes: dict[str, Any] = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
     return fxplain.Explainer(
         hf.VideoMAEForVideoClassification(config).eval(), hf.VideoMAEImageProcessor(**sizes)
     )

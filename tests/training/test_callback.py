@@ -46,7 +46,7 @@ def state(step: int) -> Any:
 def test_every_so_many_steps_an_overlay_is_written(model: Any, tmp_path: Path) -> None:
     writer = Writer()
     inputs = {"good": "the movie was good", "bad": "it was bad"}
-    loggers = [Folder(tmp_path / "seen"), TensorBoard(writer)]
+    loggers: list[Any] = [Folder(tmp_path / "seen"), TensorBoard(writer)]
     callback = ExplainCallback(toys.tokenizer(), inputs, loggers, every=2, targets={"good": 1})
     before = torch.random.get_rng_state()
     callback.on_train_begin(None, state(0), None, model=model)

@@ -190,9 +190,11 @@ def _times(answered: Answered) -> list[list[float] | None]:
     sizes = {space.name: space for space in answered.result.spaces}
     for column in answered.columns:
         series, space = answered.display.line(column.space, 0), sizes[column.space]
-        edges = () if series is None or len(space.grid) > 1 else series.edges(space.size)[column.index :][:2]
+        edges: list[float] = []
+        if series is not None and len(space.grid) == 1:
+            edges = [float(edge) for edge in series.edges(space.size)[column.index :][:2]]
         inside = series is not None and len(edges) == 2 and edges[0] < series.ends[1]
-        found.append([round(float(edge), 4) for edge in edges] if inside else None)
+        found.append([round(edge, 4) for edge in edges] if inside else None)
     return found
 
 

@@ -82,7 +82,7 @@ def sample_of(result: Explained, display: Display, i: int) -> Sample:
     texts = coloured_texts(result, display, i)
     lines = tracks(result, display, i)
     drawn = {name for picture in pictures for name in picture.spaces}
-    drawn |= {one.space for one in (*texts, *lines)}
+    drawn |= {text.space for text in texts} | {line.space for line in lines}
     return Sample(
         caption=display.caption(i) or (f"sample {i}" if result.batch > 1 else ""),
         target=display.target_name(result.target, i),

@@ -19,7 +19,7 @@ from fxplain.render.picture import to_png
 from fxplain.training.loggers import Logger
 
 
-class ExplainCallback(TrainerCallback):  # type: ignore[misc]
+class ExplainCallback(TrainerCallback):
     """Explains some inputs every so many steps, and hands the pictures to loggers.
 
     The model is captured anew each time, as its weights have changed; that takes some times as long as a

@@ -63,7 +63,7 @@ class TensorBoard:
                 raise OutputError(
                     "tensorboard is not installed", hint="install it: pip install 'fxplain[logging]'"
                 ) from error
-            writer = SummaryWriter(os.fspath(writer))  # type: ignore[no-untyped-call]
+            writer = SummaryWriter(os.fspath(writer))
         self.writer = writer
 
     def log(self, name: str, picture: Picture, caption: str, step: int) -> None:
