@@ -64,7 +64,7 @@ class Sharpness:
     """Of the relevance that these have, 0 to 1."""
 
     def __str__(self) -> str:
-        digits = 1 if self.evenly < 10 else 0
+        digits = 1 if self.evenly < 9.95 else 0
         whole = f"as if {self.evenly:.{digits}f} of {self.tokens} tokens shared it evenly"
         most = "the most relevant token has" if self.first == 1 else f"the {self.first} most relevant have"
         return f"{whole}; {most} {self.share:.0%}"
