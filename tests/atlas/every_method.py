@@ -30,7 +30,6 @@ MAY_BE_ZERO = (
     "relevancy_last_layer",
     "relevancy_no_aggregation",
     "transformer_attribution_last_layer",
-    "transformer_attribution_second_layer",
     "partial_lrp",
 )
 """Methods that clamp one map alone, or keep nothing but what the last one left: that may be nothing."""

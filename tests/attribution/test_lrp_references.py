@@ -21,7 +21,7 @@ METHODS = {
     "transformer_attribution_no_gradient": "no_gradient",
     "transformer_attribution_no_relevance": "no_relevance",
     "transformer_attribution_last_layer": "last_layer",
-    "transformer_attribution_second_layer": "second_layer",
+    "transformer_attribution layers=1": "second_layer",
     "transformer_attribution_attention": "with_maps",
 }
 """Method -> where the reference has it."""
@@ -39,9 +39,11 @@ def test_the_methods_equal_the_equations(name: str, by_hand: By_hand) -> None:
     model, inputs, _ = exact(name)
     if by_hand is vit and not hasattr(model.vit, "layers"):
         pytest.skip("the reference names the layers of a newer transformers' ViT")
-    results = {
-        method: exactly_traced(name).explain(inputs, target=TARGET, method=method) for method in METHODS
-    }
+    results = {}
+    for asked in METHODS:
+        method, _, layer = asked.partition(" layers=")
+        layers = int(layer) if layer else None
+        results[asked] = exactly_traced(name).explain(inputs, TARGET, method, layers=layers)
     for sample in range(2):
         expected = by_hand(model, inputs, sample, TARGET)
         for method, wanted in ((method, getattr(expected, name)) for method, name in METHODS.items()):

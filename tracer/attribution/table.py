@@ -281,9 +281,6 @@ register(
     _attributed(
         "_last_layer", "eq. 13 of the last layer alone (Table 3, ii)", head_mean_relevance, layers=-1
     ),
-    _attributed(
-        "_second_layer", "eq. 13 of the second layer alone (Table 3, iii)", head_mean_relevance, layers=1
-    ),
     Method(
         "partial_lrp",
         CVPR,
