@@ -114,7 +114,7 @@ def value_sizes(plan: Plan, run: Replay) -> Tensor | None:
     value = value.to(torch.promote_types(value.dtype, torch.float32))
     if isinstance(map, WrittenOut):
         axes = map.layout
-        if len(axes.values) != value.ndim:  # several maps of one softmax, side by side
+        if len(axes.values) != value.ndim:
             return None
         known = [letter for letter in axes.map if letter in axes.values]
         lengths = torch.einsum(f"{axes.values}->{''.join(known)}", value**2).sqrt()
@@ -122,8 +122,9 @@ def value_sizes(plan: Plan, run: Replay) -> Tensor | None:
         lengths = lengths.reshape([sizes.get(letter, 1) for letter in axes.map])
     else:
         lengths = value.norm(dim=-1).unsqueeze(-2)
-    if lengths.ndim != plan.cols.ndim:
-        return None
+    sizes_of = zip(lengths.shape, plan.cols.shape, strict=False)
+    if lengths.ndim != plan.cols.ndim or any(1 not in pair and len({*pair}) > 1 for pair in sizes_of):
+        return None  # parts of one softmax, side by side
     if plan.heads:
         lengths = lengths.mean(plan.heads, keepdim=True)
     cols, lengths = broadcast(plan.cols.to(lengths.device), lengths)

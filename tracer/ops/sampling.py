@@ -145,6 +145,7 @@ def is_sampler(node: fx.Node) -> bool:
 
 
 OPERATORS = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")
+REGIONS = "regions", "cuts regions out by boxes: which places a region was made of is not followed"
 
 
 @transfer(*(f"torchvision::{name}" for name in OPERATORS))
@@ -174,6 +175,7 @@ def regions(call: Call) -> Value | tuple[Value, Value]:
     new = call.ledger.tokens.at_places(
         slot, call.node, grid.value.root or call.node.name, "mixing", (call.node.name,)
     )
+    call.ledger.remarks.unfollowed[call.node] = REGIONS
     value = call.carry(grid, boxes, slots=[new])
     return (value, NOTHING) if several else value
 
