@@ -39,7 +39,7 @@ def test_the_methods_equal_the_equations(name: str, by_hand: By_hand) -> None:
     model, inputs, _ = exact(name)
     if by_hand is vit and not hasattr(model.vit, "layers"):
         pytest.skip("the reference names the layers of a newer transformers' ViT")
-    results = {}
+    results: dict[str, fxplain.Result] = {}
     for asked in METHODS:
         method, _, layer = asked.partition(" layers=")
         layers = int(layer) if layer else None
