@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from fxplain.capture.guard import same_random_numbers, untouched, values_kept
@@ -60,7 +60,8 @@ class Path:
             for p in self.placeholders
         ]
         try:
-            found = _run(self.graph, values)
+            outputs: Any = self.graph.graph.output_node().args[0]
+            found = tree_leaves([*_seen(self.graph, values, outputs).values()])
         except Exception:  # shapes that only the recorded numbers fit
             return False
         return len(found) == len(self.read) and all(map(_same, found, self.read))
@@ -73,9 +74,9 @@ def path_of(recorded: GraphModule, placeholders: Sequence[Placeholder], values: 
         recorded: still with ``.item()`` and data-dependent shapes; all tensors are placeholders.
         values: a tensor for each placeholder, by name of its node.
     """
+    decisive = _decisive(recorded, [values[p.node] for p in placeholders])
     graph, copies = Graph(), dict[Node, Node]()
     graph.graph_copy(recorded.graph, copies)
-    decisive = _decisive(recorded, [values[p.node] for p in placeholders])
     graph.output(tuple(copies[node] for node in decisive))
     graph.eliminate_dead_code()
     inputs = [(copies[node], p) for node, p in zip(_inputs_of(recorded.graph), placeholders, strict=True)]
@@ -83,34 +84,28 @@ def path_of(recorded: GraphModule, placeholders: Sequence[Placeholder], values: 
     for node, _ in inputs:
         if not node.users:
             graph.erase_node(node)
-    part = GraphModule(nn.Module(), graph)
     constants = {p.node: values[p.node] for p in kept if p.kind == "constant"}
-    read = [
-        one.clone() if isinstance(one, Tensor) else one for one in _run(part, [values[p.node] for p in kept])
-    ]
-    return Path(part, tuple(kept), constants, tuple(read))
+    return Path(
+        GraphModule(nn.Module(), graph), tuple(kept), constants, tuple(tree_leaves([*decisive.values()]))
+    )
 
 
-def _decisive(recorded: GraphModule, values: Sequence[Tensor]) -> list[Node]:
-    """The nodes whose values the program read, or that the recording holds as constants."""
+def _decisive(recorded: GraphModule, values: Sequence[Tensor]) -> dict[Node, Any]:
+    """What the program read, and what the recording holds as constants: the nodes, each with its value."""
     calls = [node for node in recorded.graph.nodes if node.op == "call_function"]
     read = [node for node in calls if node.target in _READ and not node.users]
-    held = dict.fromkeys(source for node in calls for source in deciding(node))
+    held = [source for node in calls for source in deciding(node)]
     # whether an index is a mask is told by its value alone
     indices = {source for node in calls if not depends_on_data(node) for source in deciding(node)}
-    seen = _values(recorded, values, indices) if indices else {}
-    return [*read, *(node for node in held if node not in seen or is_mask(seen[node]))]
+    seen = _seen(recorded, values, [*read, *held])
+    return {node: value for node, value in seen.items() if node not in indices or is_mask(value)}
 
 
-def _values(recorded: GraphModule, values: Sequence[Tensor], wanted: set[Node]) -> dict[Node, Any]:
-    with untouched(None), values_kept(recorded, values), same_random_numbers():
-        return values_of(recorded, values, wanted)
-
-
-def _run(graph: GraphModule, values: Sequence[Tensor]) -> list[Any]:
-    """The results in a row; what the graph writes into is as before afterwards."""
-    with untouched(None), values_kept(graph, values), same_random_numbers():
-        return tree_leaves(Interpreter(graph).run(*values))
+def _seen(module: GraphModule, values: Sequence[Tensor], wanted: Sequence[Node]) -> dict[Node, Any]:
+    """The values of some nodes as they were computed; what the graph writes into is as before afterwards."""
+    with untouched(None), values_kept(module, values), same_random_numbers():
+        found = values_of(module, values, set(wanted))
+    return {node: found[node] for node in wanted}
 
 
 def _inputs_of(graph: Graph) -> list[Node]:
