@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -219,6 +220,17 @@ def cast(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _turning(by: str, what: str) -> Iterator[None]:
+    """A region in which whatever a processor raises is an error of our own: it checks little itself."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"the model's {by} cannot turn {what} into inputs", found=first_line(error)
+        ) from error
+
+
 def _joint(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
     images = [picture_of(one, request.notes) for one in request.images]
     given: dict[str, Any] = {"images": images} if images else {}
@@ -230,16 +242,12 @@ def _joint(model: Any, processors: Processors, request: Request) -> dict[str, An
         given |= {"videos": frames, "do_sample_frames": False}
         request.learned.times["pixel_values_videos"] = times
         texts = _marked(texts, getattr(processors.joint, "video_token", None))
-    try:
+    with _turning("processor", "the picture and the text"):
         length = length_of(model, processors, texts)
         length |= {} if request.special else {"add_special_tokens": False}
         found = dict(processors.joint(**given, text=texts, return_tensors="pt", **length))
         note_cut(found, length, request, lambda whole: processors.joint(**given, text=texts, **whole))
         return found
-    except Exception as error:  # processors check little, and raise whatever comes
-        raise InputError(
-            "the model's processor cannot turn the picture and the text into inputs", found=first_line(error)
-        ) from error
 
 
 def _images(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
@@ -251,12 +259,8 @@ def _images(model: Any, processors: Processors, request: Request) -> dict[str, A
     if processors.image is None:
         request.notes.append(_NO_PROCESSOR)
         return {"pixel_values": encode_images(images, spec_of(model))}
-    try:
+    with _turning("image processor", "the picture"):
         return dict(processors.image(images, return_tensors="pt"))
-    except Exception as error:  # as above
-        raise InputError(
-            "the model's image processor cannot turn the picture into inputs", found=first_line(error)
-        ) from error
 
 
 def _sounds(model: Any, processors: Processors, request: Request) -> dict[str, Any]:
@@ -275,15 +279,11 @@ def _sounds(model: Any, processors: Processors, request: Request) -> dict[str, A
         several: dict[str, Any] = {"padding": True} if len({len(sound) for sound in some}) > 1 else {}
         return dict(processors.audio(some, sampling_rate=rate, return_tensors="pt", **several))
 
-    try:
+    with _turning("feature extractor", "the sound"):
         found = extract(sounds)
         lies = under(extract, sounds, rate)
         request.learned.series.update({argument(model, name): own for name, own in lies.items()})
         return found
-    except Exception as error:  # as above
-        raise InputError(
-            "the model's feature extractor cannot turn the sound into inputs", found=first_line(error)
-        ) from error
 
 
 _NO_PROCESSOR = "no image processor lies beside the model: pictures are cropped and scaled to 0..1 only"
@@ -348,15 +348,11 @@ def _videos(model: Any, processors: Processors, request: Request) -> dict[str, A
             hint="save the processor there with save_pretrained, or give tensors (--input)",
         )
     frames, times = _frames(model, request)
-    try:
+    with _turning("processor", "the video"):
         if processors.video is not None:
             found = dict(processor(videos=frames, return_tensors="pt", do_sample_frames=False))
         else:
             found = dict(processor([list(one) for one in frames], return_tensors="pt"))
-    except Exception as error:  # as above
-        raise InputError(
-            "the model's processor cannot turn the video into inputs", found=first_line(error)
-        ) from error
     if "pixel_values_videos" in found and "pixel_values_videos" not in accepted(model):
         found["pixel_values"] = found.pop("pixel_values_videos")
     request.learned.times.update({argument(model, name): times for name in found})

@@ -106,6 +106,18 @@ def bart(folder: Path) -> Path:
     return saved(folder, hf.BartForConditionalGeneration(config), tokenizer())
 
 
+def hearer(rate: int) -> tuple[Any, Any]:
+    """A classifier of sounds, and its feature extractor."""
+    config = hf.Wav2Vec2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8, 8),
+        conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2, classifier_proj_size=8,
+    )  # fmt: skip
+    return hf.Wav2Vec2ForSequenceClassification(config).eval(), hf.Wav2Vec2FeatureExtractor(
+        sampling_rate=rate
+    )
+
+
 def lxmert(folder: Path) -> Path:
     torch.manual_seed(0)
     config = hf.LxmertConfig(

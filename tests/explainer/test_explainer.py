@@ -242,13 +242,8 @@ def test_messages_go_through_the_template_and_turns_are_marked() -> None:
 
 def test_sounds_by_file_and_in_memory(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = hf.Wav2Vec2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8, 8),
-        conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2, classifier_proj_size=8,
-    )  # fmt: skip
-    hf.Wav2Vec2ForSequenceClassification(config).save_pretrained(tmp_path / "model")
-    hf.Wav2Vec2FeatureExtractor(sampling_rate=800).save_pretrained(tmp_path / "model")
+    for part in toys.hearer(800):
+        part.save_pretrained(tmp_path / "model")
     explainer = fxplain.Explainer.from_pretrained(tmp_path / "model")
     sound = np.sin(np.arange(400) / 9).astype(np.float32)
     with wave.open(str(tmp_path / "s.wav"), "wb") as file:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import toy_folders as toys
 import transformers as hf
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -37,13 +38,7 @@ def written(path: Path, sound: Any, rate: int = RATE) -> Path:
 @pytest.fixture(scope="module")
 def hearer() -> fxplain.Explainer:
     torch.manual_seed(0)
-    config = hf.Wav2Vec2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8, 8),
-        conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2, num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2, classifier_proj_size=8,
-    )  # fmt: skip
-    model = hf.Wav2Vec2ForSequenceClassification(config).eval()
-    return fxplain.Explainer(model, hf.Wav2Vec2FeatureExtractor(sampling_rate=RATE))
+    return fxplain.Explainer(*toys.hearer(RATE))
 
 
 @pytest.fixture(scope="module")

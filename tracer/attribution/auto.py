@@ -16,13 +16,14 @@ from torch import Tensor
 from fxplain.attention.labelled import Labelled
 from fxplain.attention.plan import Plan
 from fxplain.attribution.looking import look, some_rows
+from fxplain.attribution.sinks import NET
 from fxplain.attribution.table import AUTO, Method, method_named
 from fxplain.labels.call import literal, op_name
 from fxplain.labels.flows import Kernel, Site
 from fxplain.run.mask_flags import KERNEL
 from fxplain.run.replay import Replay
 
-PLAIN, NET = "relevancy", "net_relevancy"
+PLAIN = "relevancy"
 QUERIES = 8
 """How many queries of an attention are looked at, to see whether it is causal."""
 
