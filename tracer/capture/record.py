@@ -240,7 +240,8 @@ def _functional(recorded: GraphModule, placeholders: list[Placeholder], values: 
         with values_kept(recorded, list(values.values())), same_random_numbers():
             make_recording_out_of_place(recorded, list(values.values()))
     notes: tuple[str, ...] = (
-        "captured by recording one run: the graph holds for this input only, and for others seen to take its path",
+        "captured by recording one run: the graph holds for this input only, "
+        "and for others seen to take its path",
     )
     graph, names = recorded, [placeholder.node for placeholder in placeholders]
     if needs_work(recorded.graph):
