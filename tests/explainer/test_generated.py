@@ -56,7 +56,8 @@ def test_each_row_is_the_explanation_of_that_token_alone(explainer: Any, chat: f
     whole = torch.cat([ids, torch.tensor([chat.answer.ids])], -1)
     for place, token in enumerate(chat.answer.ids):
         start = ids.shape[1] + place
-        alone = fxplain.explain(explainer.model, {"input_ids": whole[:, :start]}, target=token)
+        inputs = {"input_ids": whole[:, :start]}
+        alone = fxplain.explain(explainer.model, inputs, target=token, method="auto")
         row = chat.matrix[place]
         torch.testing.assert_close(row[:start], alone.relevance["input_ids"][0], rtol=1e-4, atol=1e-7)
         assert not row[start:].any()
