@@ -198,12 +198,18 @@ def heard() -> Generated:
     values[0, [0, 1, 8]] = torch.tensor([1.0, 4.0, 9.0])
     values[1, [2, 3, 6, 8, 9]] = torch.tensor([3.0, 1.0, 2.0, 1.0, 1.0])
     texts = [TokenText("<s>", special=True), TokenText(" left"), TokenText(" right")]
+    axes = (Axis("tokens", said.name, 2), Axis("features", "", 4))
+    questions = tuple(
+        Question("next token", "logits", (place, place + 1), axes, str(text), probability=0.5)
+        for place, text in enumerate(texts[1:])
+    )
     result = make_result(
         (features, said),
         values,
         (site(0, "encoder_decoder", whole(said), whole(features), "layer"),),
         target=((0, 1), (1, 2)),
         readout=(((8, 1.0),), ((9, 1.0),)),
+        questions=questions,
     )
     sound = np.sin(np.arange(8000) / 9).astype(np.float32)
     series = Series(sound, "seconds", step=1 / 8000, covers=(0.0, 2.0), sound=True)
@@ -217,7 +223,7 @@ def heard() -> Generated:
 def test_words_lie_over_the_sound(browser: Any, tmp_path: Path, scheme: str) -> None:
     page, said = opened(browser, heard(), tmp_path, scheme)
     lane = page.eval_on_selector_all(".said .t", "all => all.map(one => [one.textContent, one.title])")
-    assert lane == [[" left", "0.25-0.50 seconds"], [" right", "0.50-0.75 seconds"]]
+    assert lane == [["left", "0.25-0.50 seconds"], ["right", "0.50-0.75 seconds"]]
     page.click(".said .t >> nth=0")
     assert "lies at 0.25-0.50 seconds" in page.inner_text("#say .rests")
     assert page.inner_text("#play") == "▶ 0.25-0.50 seconds"
