@@ -40,6 +40,7 @@ VARIANTS = (
     "relevancy+libra",
     "net_relevancy",
     "net_relevancy_centred",
+    "net_relevancy_uncentred",
     "legrad",
     "transformer_attribution",
     "attnlrp",

@@ -38,7 +38,7 @@ METHODS = (
     "relevancy",
     "relevancy+libra",
     "net_relevancy",
-    "net_relevancy_centred",
+    "net_relevancy_uncentred",
     "rollout",
     "raw_attention",
     "random",
@@ -301,7 +301,7 @@ def chosen(asked: Asked, count: int) -> evaluate.Table:
     """The variants among which net relevancy was chosen."""
     eq_5 = {True: signed_head_mean, False: head_mean_relevance}
     for part, net, centred in _PARTS[1:]:
-        weigh = by_heads(eq_5[net], net=net, centred=centred)
+        weigh = by_heads(eq_5[net], net=net, centre="always" if centred else "never")
         register(scheduled(f"relevancy{part}", "a variant", "eq. 5 changed", RELEVANCY, weigh, True))
     try:
         return explained(asked, (*CHOICES, "random"), count)
@@ -327,7 +327,7 @@ _WEAKER = ("relevancy", "relevancy+libra", "rollout", "raw_attention", "random")
 _LEADS = "Net relevancy leads relevancy, rollout and raw attention"
 _CLAIMS = (
     Claim(_LEADS, "source found", "net_relevancy", _WEAKER),
-    Claim("Centred, it leads them too", "source found", "net_relevancy_centred", _WEAKER),
+    Claim("Centring helps it", "source found", "net_relevancy", ("net_relevancy_uncentred",)),
 )
 _NAMES = "Of two people one gives something to the other; the name of the other is the answer."
 _LIST = "Three facts in a list, and one is asked for."
@@ -402,7 +402,7 @@ JOBS = (
         "Indirect object, variants of eq. 5 (the other half of the templates)",
         "Heads clamped one by one or once added up (`net`), gradients as they are or beside their row's mean "
         "(`centred`), plain or balanced (`+libra`). On these prompts net relevancy was chosen: "
-        "`relevancy_net+libra` is `net_relevancy`, `relevancy_net_centred+libra` is `net_relevancy_centred`.",
+        "`relevancy_net_centred+libra` is `net_relevancy`: all attention here is causal.",
         partial(chosen, _SMOL(half="choice")),
         80,
     ),

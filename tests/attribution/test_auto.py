@@ -84,6 +84,16 @@ def test_a_sample_is_explained_as_it_would_be_alone() -> None:
         torch.testing.assert_close(alone.relevance["x"][0], both.relevance["x"][sample])
 
 
+@pytest.mark.parametrize("mask", ["flag", "with padding", "window", "added", "none", "some hidden", "prefix"])
+def test_net_relevancy_centres_where_attention_is_causal(mask: str) -> None:
+    kinds = ["net_relevancy", "net_relevancy_centred", "net_relevancy_uncentred"]
+    found = fxplain.compare(Attending(mask).eval(), X, kinds, target=1)
+    own, always, never = (found[kind].relevance["x"] for kind in kinds)
+    causal = mask not in ("none", "some hidden", "prefix")
+    torch.testing.assert_close(own, always if causal else never, rtol=1e-6, atol=0)
+    assert not torch.allclose(always, never, rtol=1e-3)
+
+
 def test_one_token_is_no_evidence() -> None:
     one = fxplain.explain(Attending("flag").eval(), X[:, :1], target=1, method="auto")
     assert one.method == "relevancy"

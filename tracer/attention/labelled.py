@@ -22,7 +22,6 @@ from fxplain.capture.passes.clean import draws_random_numbers
 from fxplain.capture.passes.decompose import written_out
 from fxplain.errors import InputError
 from fxplain.labels.findings import Findings
-from fxplain.labels.flows import Site
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class Labelled:
     """How far outputs of rebuilt maps were from those of their attentions, each time that was looked at."""
     apart: dict[str, bool] = field(default_factory=dict)
     """By rule set of LRP, whether the relevance of samples was seen to stay apart, once it was looked at."""
-    causal: list[Site | None] = field(default_factory=list)
-    """The first causal self-attention, or None if there is none; empty until it was looked for."""
+    causal: list[frozenset[int]] = field(default_factory=list)
+    """The sites of the causal self-attentions, once they were looked for; empty until then."""
     passed_over: tuple[PassedOver, ...] = ()
     """What labels do not tell, with a note for each."""
     drawn_from: Callable[[], None] | None = field(default=None, repr=False)

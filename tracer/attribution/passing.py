@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -47,6 +48,10 @@ class _Held(ByHeads):
         assert self.weights is not None
         return self.weights(prediction, plan, gradient)
 
+    def formed_whole(self, members: Sequence[tuple[Plan, float]]) -> bool:
+        """Every attention's, so that it is these weights that are taken."""
+        return members[0][0].site.attends
+
 
 def passing(method: Method, prediction: Prediction, rows: Tensor) -> dict[int, Tensor]:
     """How much of the relevance comes through each attention.
@@ -76,8 +81,7 @@ def passing(method: Method, prediction: Prediction, rows: Tensor) -> dict[int, T
     weights = _Weights(scheduled.weigh)
     own: Weigh = weights
     if isinstance(scheduled.weigh, ByHeads):
-        # centred: formed whole, so that it is these weights that are taken
-        own = _Held(scheduled.weigh.head_mean, scheduled.weigh.net, centred=True, weights=weights)
+        own = _Held(scheduled.weigh.head_mean, scheduled.weigh.net, weights=weights)
     again = replace(scheduled, weigh=own)
     found = {}
     for site in prediction.labelled.classified.sites:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fxplain.attention.plan import Plan
+from fxplain.attribution.causal import causal_sites
 from fxplain.attribution.prediction import Prediction
 from fxplain.labels.flows import Sampled
 from fxplain.maps.attentions import map_of
@@ -37,20 +39,33 @@ class ByHeads:
     net: bool = False
     """Whether heads may cancel: ``head_mean`` is signed, and what is negative once all heads of a step are
     added up counts for nothing."""
-    centred: bool = False
-    """Whether gradients are taken beside the mean of their row; not for samplings, which have no map."""
+    centre: Literal["never", "causal", "always"] = "never"
+    """Where gradients are taken beside the mean of their row: in self-attentions that are causal, or in all
+    attentions but samplings, which have no map."""
 
     def __call__(self, prediction: Prediction, plan: Plan, gradient: Tensor | None) -> Tensor:
-        if not self.centred or gradient is None or isinstance(plan.site.map, Sampled):
+        if gradient is None or not self.centres(prediction, plan):
             return attention_weights(plan, prediction.run, gradient, self.head_mean)
         maps, gradients = map_of(plan.site, prediction.run, gradient)
         assert gradients is not None
         gradients = centred_gradients(maps, gradients, plan.site.axes.columns)
         return folded_heads(plan, maps, gradients, self.head_mean)
 
+    def centres(self, prediction: Prediction, plan: Plan) -> bool:
+        """Whether the gradients of this attention's map are taken beside the mean of their row."""
+        if self.centre == "causal":
+            return plan.site.index in causal_sites(prediction.labelled, prediction.bound)
+        return self.centre == "always" and not isinstance(plan.site.map, Sampled)
+
     def step(self, weights: Tensor) -> Tensor:
         """The weights of a step, of which ``weights`` is the sum over its members."""
         return net(weights) if self.net else weights
+
+    def formed_whole(self, members: Sequence[tuple[Plan, float]]) -> bool:
+        """Whether no block of a step's map can be worked out without the rest: weights of one pair of tokens,
+        of which the sum is clamped, stand in other members or more than once in a map."""
+        plan = members[0][0]
+        return plan.site.attends and self.net and not (len(members) == 1 and plan.pairs_apart)
 
 
 MOST = 1 << 26
@@ -158,7 +173,7 @@ def _maps(
         plan = labelled.plans[site]
         if site not in of_site:
             own_plans = step_members(labelled.classified, labelled.plans, site)
-            if isinstance(weigh, ByHeads) and _is_formed_whole(weigh, own_plans):
+            if isinstance(weigh, ByHeads) and weigh.formed_whole(own_plans):
                 of_site[site] = [(_net(prediction, own_plans, gradients, weigh, again), 1.0)]
             else:
                 of_site[site] = [
@@ -170,14 +185,6 @@ def _maps(
         place = prediction.run.tapped[plan.site.tap.name].device
         found.append(own if place == prediction.resolved.scores.device else Elsewhere(own, place))
     return found
-
-
-def _is_formed_whole(weigh: ByHeads, members: Sequence[tuple[Plan, float]]) -> bool:
-    """Whether no block of a step's map can be worked out without the rest: weights of one pair of tokens, of
-    which the sum is clamped, stand in other members or more than once in a map; or rows are centred."""
-    plan = members[0][0]
-    apart = len(members) == 1 and plan.pairs_apart
-    return plan.site.attends and (weigh.centred or (weigh.net and not apart))
 
 
 def _net(
@@ -202,7 +209,15 @@ def _map(
     prediction: Prediction, plan: Plan, gradients: Sequence[Gradients | None], weigh: Weigh, again: bool
 ) -> Weights:
     if isinstance(weigh, ByHeads) and plan.sampled and plan.site.attends:
-        return MapProducts(plan, prediction.run, gradients, weigh.head_mean, again, weigh.net)
+        return MapProducts(
+            plan,
+            prediction.run,
+            gradients,
+            weigh.head_mean,
+            again,
+            weigh.net,
+            weigh.centres(prediction, plan),
+        )
     if not plan.site.attends:
         # rules ask for the sums of its rows too; it is not much larger than the data it is made of
         return Formed([partial(_mixing, prediction, plan, of_pass) for of_pass in gradients], again=True)

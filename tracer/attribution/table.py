@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Literal
 
 from torch import Tensor
 
@@ -111,30 +112,23 @@ def relevance_head_mean(maps: Tensor, gradients: Tensor | None, dim: tuple[int, 
 
 
 EQ_5, MEAN = by_heads(head_mean_relevance), by_heads(plain_mean)
-NET = by_heads(signed_head_mean, net=True)
+
+
+def _net(name: str, description: str, centre: Literal["never", "causal", "always"]) -> Method:
+    weigh = by_heads(signed_head_mean, net=True, centre=centre)
+    return balanced(scheduled(name, OURS, description, RELEVANCY, weigh, True))
+
 
 register(
     scheduled("relevancy", ICCV, "gradient times attention, self and across streams", RELEVANCY, EQ_5, True),
-    balanced(
-        scheduled(
-            "net_relevancy",
-            OURS,
-            "relevancy with balanced gradients and heads that may cancel: clamped after their mean",
-            RELEVANCY,
-            NET,
-            True,
-        )
+    _net(
+        "net_relevancy",
+        "relevancy with balanced gradients and heads that may cancel: clamped after their mean; in causal "
+        "self-attention with gradients beside their row's mean",
+        "causal",
     ),
-    balanced(
-        scheduled(
-            "net_relevancy_centred",
-            OURS,
-            "the same with gradients beside their row's mean: values that are shifted alike change nothing",
-            RELEVANCY,
-            by_heads(signed_head_mean, net=True, centred=True),
-            True,
-        )
-    ),
+    _net("net_relevancy_uncentred", "ablation: gradients as they are in every attention", "never"),
+    _net("net_relevancy_centred", "ablation: gradients beside their row's mean in every attention", "always"),
     scheduled(
         "rollout",
         "Abnar and Zuidema, ACL 2020",

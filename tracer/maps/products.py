@@ -21,7 +21,7 @@ from fxplain.maps.attentions import blocks
 from fxplain.maps.blocks import Where
 from fxplain.maps.weights import HeadMean, every_head
 from fxplain.rules.adjoint import Weights
-from fxplain.rules.net_relevancy import net
+from fxplain.rules.net_relevancy import centred_gradients, net
 from fxplain.run.replay import Gradients, Replay
 
 
@@ -40,6 +40,8 @@ class MapProducts:
     net: bool = False
     """Whether heads may cancel: ``head_mean`` is signed, and what is negative in the mean of all heads counts
     for nothing. For maps that hold each pair of tokens once."""
+    centred: bool = False
+    """Whether gradients are taken beside the mean of their row. (A block holds whole rows.)"""
     _kept: list[tuple[Where, list[Tensor]]] | None = field(default=None, repr=False)
 
     def left(self, rows: Tensor) -> Tensor:
@@ -116,6 +118,8 @@ class MapProducts:
     def _mean(self, maps: Tensor, gradient: Tensor | None) -> Tensor:
         """A block without heads; where it holds only some of them, their share of the mean."""
         plan, heads = self.plan, self.plan.heads
+        if self.centred and gradient is not None:
+            gradient = centred_gradients(maps, gradient, plan.site.axes.columns)
         shape = [1 if axis in heads else size for axis, size in enumerate(maps.shape)]
         if not heads:
             return self._clamped(every_head(maps, gradient, self.head_mean)).reshape(shape)
