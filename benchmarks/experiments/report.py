@@ -178,7 +178,32 @@ def _variants(records: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(f"| {record['name']} | {measure} | {scores['relevancy']:.3f} | {' | '.join(cells)} |")
     sums = " | ".join(_won(compared, name) for name in VARIANTS)
     lines.append(f"| **surely better, surely worse** | of {len(compared)} | | {sums} |")
-    return ["\n".join(lines) + "\n", _better(compared)]
+    return ["\n".join(lines) + "\n", _better(compared), _held_out(compared)]
+
+
+def _held_out(records: Sequence[dict[str, Any]]) -> str:
+    """For each model, what the tables of all others would have one take, and how that does on its own."""
+    lines = [
+        "### Chosen without the model itself\n",
+        "For each model: the variant that is surely better than relevancy in most tables of all *other* "
+        "models (less those where it is surely worse), and in how many of the model's own tables it is surely "
+        "better, and surely worse.\n",
+        "| model left out | chosen by the others (better, worse) | on its own tables (better, worse) |",
+        "|---|---|---|",
+    ]
+    for model in dict.fromkeys(record["model"] for record in records):
+        others = [record for record in records if record["model"] != model]
+        own = [record for record in records if record["model"] == model]
+        if not others:
+            return ""
+        best = max(VARIANTS, key=lambda name: _balance(others, name))
+        cell = f"{_won(own, best)} of {sum(best in record['against'] for record in own)}"
+        lines.append(f"| {model} | `{best}` ({_won(others, best)}) | {cell} |")
+    return "\n".join(lines) + "\n"
+
+
+def _balance(records: Sequence[dict[str, Any]], name: str) -> int:
+    return sum(_surely(record).get(name, 0) for record in records)
 
 
 def _better(records: Sequence[dict[str, Any]]) -> str:
