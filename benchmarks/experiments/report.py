@@ -186,8 +186,8 @@ def _held_out(records: Sequence[dict[str, Any]]) -> str:
     lines = [
         "### Chosen without the model itself\n",
         "For each model: the variant that is surely better than relevancy in most tables of all *other* "
-        "models (less those where it is surely worse), and in how many of the model's own tables it is surely "
-        "better, and surely worse.\n",
+        "models (less those where it is surely worse), and in how many of the model's own tables it is "
+        "surely better, and surely worse.\n",
         "| model left out | chosen by the others (better, worse) | on its own tables (better, worse) |",
         "|---|---|---|",
     ]
