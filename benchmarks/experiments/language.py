@@ -396,6 +396,14 @@ JOBS = (
         methods=EVERY,
     ),
     *_jobs("Gemma 3", "gemma3", (200, 100, 100, 100)),
+    _job(
+        "gemma3-no-begin",
+        "Gemma 3",
+        "Indirect object, without the begin token",
+        "The same prompts without the token that the model's texts begin with.",
+        Asked(gemma3, "indirect object"),
+        200,
+    ),
     Job(
         "smollm2-choice",
         "SmolLM2",
