@@ -11,10 +11,10 @@ spoke for the score. They do on an attention sink, the token that heads attend t
 say. Here the clamp comes after the sum, and the gradients are the balanced ones of
 :mod:`fxplain.rules.libra`, with which gradients times contributions are shares of the score.
 
-A causal self-attention has a sink by need: its first queries see few tokens, and every row must sum to 1. What
-all that a row attends to has in common, ⟨A, ∇A⟩, says nothing about *where* it should look. There the gradient
-is taken beside it (:func:`centred_gradients`). In other attentions it is not: a query that attends to one key
-alone would lose it.
+A causal self-attention has a sink by need: its first queries see few tokens, and every row must sum to 1.
+What all that a row attends to has in common, ⟨A, ∇A⟩, says nothing about *where* it should look. There the
+gradient is taken beside it (:func:`centred_gradients`). In other attentions it is not: a query that attends to
+one key alone would lose it.
 """
 
 from __future__ import annotations

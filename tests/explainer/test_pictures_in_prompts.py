@@ -25,7 +25,9 @@ def answer() -> Any:
     folder = Path(mkdtemp())
     explainer = fxplain.Explainer.from_pretrained(toys.llava(folder / "llava"))
     pictures = [photograph(0), photograph(1)]
-    return explainer.generate("a <image> photo <image> of the", images=pictures, max_new_tokens=3, method="relevancy")
+    return explainer.generate(
+        "a <image> photo <image> of the", images=pictures, max_new_tokens=3, method="relevancy"
+    )
 
 
 def test_each_word_has_its_share_of_text_pictures_and_answer(tmp_path: Path) -> None:
