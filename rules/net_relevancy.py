@@ -13,8 +13,8 @@ say. Here the clamp comes after the sum, and the gradients are the balanced ones
 
 A causal self-attention has a sink by need: its first queries see few tokens, and every row must sum to 1.
 What all that a row attends to has in common, ⟨A, ∇A⟩, says nothing about *where* it should look. There the
-gradient is taken beside it (:func:`centred_gradients`). In other attentions it is not: a query that attends to
-one key alone would lose it.
+gradient is taken beside it (:func:`centred_gradients`). In other attentions it is not: a query that attends
+to one key alone would lose it.
 """
 
 from __future__ import annotations
