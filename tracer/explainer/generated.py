@@ -293,9 +293,16 @@ class Generated(Sequence[Explanation]):
     def __repr__(self) -> str:
         lines = [f"Generated {self.text!r} ({len(self)} tokens)"]
         for text, one in zip(self.answer.texts[:8], self, strict=False):
-            rests = ", ".join(f"{token} {token.share:.0%}" for token in one.top(3))
-            lines.append(f"  {str(text)!r:>14}  {rests}")
+            lines.append(f"  {str(text)!r:>14}  {rests(one)}")
         return "\n".join(lines + (["  ..."] if len(self) > 8 else []))
+
+
+def rests(explanation: Explanation, count: int = 3) -> str:
+    """What one token of an answer rests on most, in words; special tokens, on which decoders park relevance,
+    are left out where there are others."""
+    strongest = explanation.top(len(explanation.tokens))
+    others = [token for token in strongest if not token.special] or strongest
+    return ", ".join(f"{token} {token.share:.0%}" for token in others[:count])
 
 
 def _places(series: Series, grid: tuple[int, ...]) -> list[str]:
