@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_folders as toys
+import transformers as hf
 from render.test_pages import Page
 
 import fxplain
@@ -65,3 +66,19 @@ def test_placeholders_are_one_thumbnail_where_the_picture_stands() -> None:
     assert classes.count("c") == 32
     assert "picture 2" in page.text
     assert '"groups": {"2": [' in text
+
+
+def test_a_placeholder_that_the_text_names_is_one_of_its_row() -> None:
+    """The ids end with what was typed, so that one of the kept places seems to be typed text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    spelled = Tokenizer(models.WordLevel({"<unk>": 0, "<image>": 1, "what": 2}, unk_token="<unk>"))
+    spelled.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=spelled, unk_token="<unk>", extra_special_tokens={"image_token": "<image>"}
+    )
+    from fxplain.adapters.text import Speller
+
+    texts = Speller(tokenizer)([1, 1, 1, 1, 2], "<image> what")
+    assert [text.special for text in texts] == [True] * 4 + [False]
+    assert [str(text) for text in Speller(tokenizer)([1, 2], "<image> what")] == ["<image>", " what"]

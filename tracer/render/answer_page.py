@@ -93,11 +93,14 @@ def answer_page(answered: Answered) -> str:
     columns = answered.columns
     data = {
         "values": base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii"),
-        "columns": [_shown(column) for column in columns],
+        "columns": [_shown(answered, column) for column in columns],
         "special": [i for i, column in enumerate(columns) if _special(answered, column)],
         "columnWords": _column_words(answered),
         "parts": list(answered.parts),
         "groups": _groups(prompt),
+        "runs": {
+            s.column: list(range(s.column, s.column + s.times)) for b in prompt for s in b.spots if s.thumb
+        },
         "answerWords": words(list(answered.answer.texts)),
         "answer": [piece.text for piece in pieces(list(answered.answer.texts))],
         "answerSpecial": [i for i, text in enumerate(answered.answer.texts) if special(text)],
@@ -274,8 +277,13 @@ def _column_words(answered: Answered) -> list[int]:
     return numbers
 
 
-def _shown(column: Ranged) -> str:
-    return pieces([column.text])[0].text if column.text else f"{column.space} {column.index}"
+def _shown(answered: Answered, column: Ranged) -> str:
+    """A token's text; of one without, such as a part of a picture, its place in the input."""
+    if column.text:
+        return pieces([column.text])[0].text
+    grid = next((s.grid for s in answered.result.spaces if s.name == column.space), ())
+    place = np.unravel_index(column.index, grid) if grid else (column.index,)
+    return f"{column.space}[{', '.join(str(int(one)) for one in place)}]"
 
 
 def _special(answered: Answered, column: Ranged) -> bool:
@@ -296,7 +304,9 @@ def _rows(answered: Answered, values: Any, most: int = 5) -> list[dict[str, Any]
     for place, (row, question) in enumerate(zip(shares, answered.questions, strict=True)):
         first = np.argsort(-row, kind="stable")[:most]
         heard = answered.stretches[place]
-        rests = [(_shown(answered.columns[n]), f"{row[n] * 100:.0f} %") for n in first if row[n] > 0]
+        rests = [
+            (_shown(answered, answered.columns[n]), f"{row[n] * 100:.0f} %") for n in first if row[n] > 0
+        ]
         text = pieces([answered.answer.texts[place]])[0].text
         found.append({"text": text, "question": question, "rests": rests, "stretch": heard})
     return found
@@ -327,7 +337,7 @@ def matrix_figure(answered: Answered) -> Figure:
     figure.colorbar(cells, ax=axes, label="% of the token's relevance", shrink=0.8)
     axes.set_ylabel("answer", parse_math=False)
     if across <= _MOST_LABELS:
-        names = [short(_shown(column), 14) for column in answered.columns]
+        names = [short(_shown(answered, column), 14) for column in answered.columns]
         axes.set_xticks(range(across), names, rotation=60, ha="right", size=7, parse_math=False)
     if rows <= _MOST_LABELS:
         names = [short(piece.text, 14) for piece in pieces(list(answered.answer.texts))]
