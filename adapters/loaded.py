@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fxplain.adapters.processors import Processors
 from fxplain.adapters.show import Show
 from fxplain.adapters.tensors import on_device_of, read_tensors, tensor_items
@@ -207,6 +209,7 @@ class Loaded:
             turns=learned.turns,
             series=learned.series,
             times=learned.times,
+            frames={**shown.frames, **_pictures(shown, request)},
         )
 
     def _encoded(self, request: Request) -> tuple[Any, Display | None]:
@@ -223,6 +226,17 @@ class Loaded:
         if isinstance(made, tuple) and len(made) == 2 and hasattr(made[1], "tokens"):
             return made
         return dict(made) if isinstance(made, Mapping) else made, None
+
+
+def _pictures(shown: Display, request: Request) -> dict[str, Sequence[str]]:
+    """What each picture of an input that holds several for one text is called, where no video was given."""
+    found = {}
+    for name, images in shown.images.items():
+        count = len(images[0]) if len(images) == 1 and np.ndim(images[0]) == 4 else 1
+        if count > 1 and request.images and not request.videos:
+            what = "picture" if count == len(request.images) else "part"  # large ones are cut
+            found[name] = [f"{what} {number}" for number in range(1, count + 1)]
+    return found
 
 
 def _request(image: Any, text: Any, decoder_text: str | None, more: Mapping[str, Any]) -> Request:

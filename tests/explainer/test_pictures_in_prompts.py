@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import toy_folders as toys
 import transformers as hf
 from render.test_pages import Page
@@ -82,3 +83,41 @@ def test_a_placeholder_that_the_text_names_is_one_of_its_row() -> None:
     texts = Speller(tokenizer)([1, 1, 1, 1, 2], "<image> what")
     assert [text.special for text in texts] == [True] * 4 + [False]
     assert [str(text) for text in Speller(tokenizer)([1, 2], "<image> what")] == ["<image>", " what"]
+
+
+def idefics() -> fxplain.Explainer:
+    """A toy of the models that take pictures in one tensor [sample, picture, channel, row, column]."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    marks = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
+    words = ["<pad>", "<unk>", *marks, "what", "is", "it", "a", "cat"]
+    spelled = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    spelled.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    speller = hf.PreTrainedTokenizerFast(
+        tokenizer_object=spelled, unk_token="<unk>", pad_token="<pad>", additional_special_tokens=marks
+    )
+    size = {"longest_edge": 56}
+    images = hf.Idefics3ImageProcessor(size=size, max_image_size=size, do_image_splitting=False)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    more = {"model_type": "llama", "vocab_size": len(words), "max_position_embeddings": 64, "pad_token_id": 0}
+    config = hf.Idefics3Config(
+        vision_config={**small, "image_size": 56, "patch_size": 14},
+        text_config={**small, **more, "bos_token_id": None, "eos_token_id": None},
+        image_token_id=words.index("<image>"),
+        scale_factor=2,
+    )
+    torch.manual_seed(0)
+    model = hf.Idefics3ForConditionalGeneration(config).eval()
+    return fxplain.Explainer(model, hf.Idefics3Processor(images, speller, image_seq_len=4))
+
+
+def test_pictures_that_lie_in_one_tensor_are_pictures() -> None:
+    explainer = idefics()
+    prompt = explainer.prepare("<image> what <image> is it", images=[photograph(0), photograph(1)])
+    found = explainer.explain_generated(prompt, " a cat")
+    assert {"pixel_values, picture 1", "pixel_values, picture 2"} < set(found.evidence[0])
+    page = Page(answer_page(found))
+    classes = [facts.get("class") for tag, facts in page.tags if tag == "span"]
+    assert classes.count("picture thumb") == 2
+    assert page.text.count("<image> \u00d7 4") == 2
+    assert found[0].heat_map().shape == (2, 4, 4)
