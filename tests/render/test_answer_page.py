@@ -206,6 +206,11 @@ def heard() -> Generated:
     values[0, [0, 1, 8]] = torch.tensor([1.0, 4.0, 9.0])
     values[1, [2, 3, 6, 8, 9]] = torch.tensor([3.0, 1.0, 2.0, 1.0, 1.0])
     texts = [TokenText("<s>", special=True), TokenText(" left"), TokenText(" right")]
+    axes = (Axis("tokens", said.name, 2), Axis("features", "", 4))
+    questions = tuple(
+        Question("next token", "logits", (place, place + 1), axes, str(text), probability=0.5)
+        for place, text in enumerate(texts[1:])
+    )
     result = make_result(
         (features, said),
         values,
@@ -221,6 +226,7 @@ def heard() -> Generated:
             for place in ((0, 1), (1, 2))
         ),
         readout=(((8, 1.0),), ((9, 1.0),)),
+        questions=questions,
     )
     sound = np.sin(np.arange(8000) / 9).astype(np.float32)
     series = Series(sound, "seconds", step=1 / 8000, covers=(0.0, 2.0), sound=True)

@@ -14,6 +14,7 @@ import torch
 
 from fxplain.attention.layers import Layers
 from fxplain.errors import FxplainError, InputError
+from fxplain.many.padding import Padded, same
 from fxplain.many.records import Explained, Sample, of_result
 from fxplain.many.samples import (
     Group,
@@ -234,8 +235,9 @@ def _records(
             else:
                 failed.append(_failed(index, sample, sample, wanted))
 
-    for group in groups(traced.model, good(), wanted.batch_size, traced.batch_axes):
-        yield [*failed, *_of_group(traced, group, wanted)]
+    padding: dict[str, bool] = {}
+    for group in groups(traced.model, good(), wanted.batch_size, traced.batch_axes, padding):
+        yield [*failed, *_of_group(traced, group, wanted, padding)]
         failed.clear()
     if failed:
         yield failed
@@ -257,19 +259,47 @@ def _traced(model: Any, inputs: Any) -> Traced:
     return model if isinstance(model, Traced) else trace(model, inputs)
 
 
-def _of_group(traced: Traced, group: Group, wanted: Wanted) -> list[Explained]:
-    """A group that fails is taken apart, to tell the sample that does not bear it."""
-    index, sample, _ = group.members[0]
+def _of_group(traced: Traced, group: Group, wanted: Wanted, padding: dict[str, bool]) -> list[Explained]:
+    """A group that fails is taken apart, to tell the sample that does not bear it.
+
+    Args:
+        padding: kind of sample -> whether padding changes nothing, of the kinds that were looked at.
+    """
+    alone = [Group((member,), member[1].inputs) for member in group.members]
     try:
         result = traced.explain(
             group.inputs, group.target, wanted.method, wanted.output, layers=wanted.layers
         )
-        return of_result(result, _places(group, result), wanted.names)
+        found = of_result(result, _places(group, result), wanted.names)
+        if group.padded is None:
+            return found
+        cut = [group.padded.cut(record, row, result.spaces) for row, record in enumerate(found)]
+        without = [record for record in cut if record is not None]
+        if len(without) < len(cut):
+            padding[group.padded.kind] = False
+        elif _is_seen(traced, alone, group.padded, without, wanted, padding):
+            return without
     except FxplainError as error:
-        if len(group.members) > 1:
-            alone = [Group((member,), member[1].inputs) for member in group.members]
-            return [record for one in alone for record in _of_group(traced, one, wanted)]
-        return [_failed(index, sample, error, wanted)]
+        if len(group.members) == 1 and group.padded is None:
+            return [_failed(*group.members[0][:2], error, wanted)]
+    return [record for one in alone for record in _of_group(traced, one, wanted, padding)]
+
+
+def _is_seen(
+    traced: Traced,
+    alone: list[Group],
+    padded: Padded,
+    found: list[Explained],
+    wanted: Wanted,
+    padding: dict[str, bool],
+) -> bool:
+    """Whether samples of this kind are explained alike with padding and without: of the first batch, the
+    shortest is."""
+    if padded.kind not in padding:
+        shortest = padded.lengths.index(min(padded.lengths))
+        (record,) = _of_group(traced, alone[shortest], wanted, padding)
+        padding[padded.kind] = same(found[shortest], record)
+    return padding[padded.kind]
 
 
 def _places(group: Group, result: Result) -> list[tuple[int, int, str, str]]:

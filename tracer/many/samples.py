@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxplain.capture.inputs import flatten, normalise, positional_names
+from fxplain.capture.inputs import Layout, flatten, normalise, positional_names
 from fxplain.errors import FxplainError, InputError
+from fxplain.many.padding import Along, Padded, along, bears_padding, padded_length
 from fxplain.many.records import Sample
 
 Places = Callable[[int], bool] | Sequence[int]
@@ -28,6 +29,8 @@ class Group:
     members: tuple[tuple[int, Sample, str], ...]
     """Place in the dataset, the entry, and the digest of its inputs."""
     inputs: Any
+    padded: Padded | None = None
+    """How they were made one length, if they were."""
 
     @property
     def target(self) -> Any:
@@ -125,7 +128,11 @@ def digest_of(inputs: Any) -> str:
 
 
 def groups(
-    model: Any, samples: Iterable[tuple[int, Sample]], batch_size: int, axes: Mapping[str, int | None]
+    model: Any,
+    samples: Iterable[tuple[int, Sample]],
+    batch_size: int,
+    axes: Mapping[str, int | None],
+    padding: dict[str, bool],
 ) -> Iterator[Group]:
     """Entries in groups of at most ``batch_size``: such of one sample, one layout and a like target.
 
@@ -134,41 +141,113 @@ def groups(
         samples: entries with their places.
         batch_size: how many go together.
         axes: name of an input -> where it has the batch. Only where all have one can entries be put together.
+        padding: kind of sample -> False if such of other lengths are not to be padded to one, which whoever
+            takes the groups may find out on the way.
     """
-    waiting: dict[Any, list[tuple[int, Sample, str]]] = {}
+    waiting: dict[str, list[_Member]] = {}
     count = 0
     for index, sample in samples:
-        args, kwargs = normalise(sample.inputs)
-        tensors, layout = flatten(model, args, kwargs)
-        member = (index, sample, digest_of(sample.inputs))
-        own = [axes.get(tensor.path) for tensor in layout.tensors]
-        single = all(axis is not None and t.shape[axis] == 1 for t, axis in zip(tensors, own, strict=True))
+        member = _member(model, index, sample)
+        own = [axes.get(at.path) for at in member.layout.tensors]
+        single = all(
+            axis is not None and t.shape[axis] == 1 for t, axis in zip(member.tensors, own, strict=True)
+        )
         if batch_size < 2 or not single or isinstance(sample.target, (list, Tensor)):
-            yield Group((member,), sample.inputs)
+            yield Group((member.entry,), sample.inputs)
             continue
-        like = id(sample.target) if callable(sample.target) else None
-        key = f"{layout.args!r} {sorted(layout.kwargs.items())!r} {layout.tensors!r} {like}"
-        waiting.setdefault(key, []).append(member)
+        if any(own) or (member.along is not None and not padding.get(member.along.kind, True)):
+            member = replace(member, along=None)
+        waiting.setdefault(member.key, []).append(member)
         count += 1
-        if len(waiting[key]) == batch_size or count == WINDOW * batch_size:
+        full = len(waiting[member.key]) == batch_size
+        if (full and member.along is None) or count == WINDOW * batch_size:
             # the full one, or else the one that has waited longest
-            chosen = key if len(waiting[key]) == batch_size else next(iter(waiting))
+            chosen = member.key if full and member.along is None else next(iter(waiting))
             count -= len(waiting[chosen])
-            yield together(model, waiting.pop(chosen), axes)
+            yield from _in_batches(model, waiting.pop(chosen), batch_size, axes, padding)
     for members in waiting.values():
-        yield together(model, members, axes)
+        yield from _in_batches(model, members, batch_size, axes, padding)
 
 
-def together(model: Any, members: list[tuple[int, Sample, str]], axes: Mapping[str, int | None]) -> Group:
-    """Entries of one layout as one batch."""
-    if len(members) == 1:
-        return Group(tuple(members), members[0][1].inputs)
-    found = [flatten(model, *normalise(sample.inputs)) for _, sample, _ in members]
-    columns = zip(*(tensors for tensors, _ in found), strict=True)
-    layout = found[0][1]
-    own = [axes[tensor.path] or 0 for tensor in layout.tensors]
-    args, kwargs = layout.fill([torch.cat(c, axis) for c, axis in zip(columns, own, strict=True)])
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """An entry on its way into a group."""
+
+    entry: tuple[int, Sample, str]
+    tensors: list[Tensor]
+    layout: Layout
+    along: Along | None
+    """Where it has its length, if it may go with others of other lengths."""
+
+    @property
+    def key(self) -> str:
+        """What the entries of a group have in common."""
+        target = self.entry[1].target
+        like = id(target) if callable(target) else None
+        layout = self.layout
+        if self.along is not None:
+            return self.along.kind
+        return f"{layout.args!r} {sorted(layout.kwargs.items())!r} {layout.tensors!r} {like}"
+
+
+def _member(model: Any, index: int, sample: Sample) -> _Member:
+    tensors, layout = flatten(model, *normalise(sample.inputs))
+    where = along(tensors, layout) if bears_padding(sample.target) else None
+    return _Member((index, sample, digest_of(sample.inputs)), tensors, layout, where)
+
+
+def _in_batches(
+    model: Any,
+    members: list[_Member],
+    batch_size: int,
+    axes: Mapping[str, int | None],
+    padding: Mapping[str, bool],
+) -> Iterator[Group]:
+    """What waited together: of one layout, or of like lengths, the longest first."""
+    left = sorted(members, key=lambda member: -_length(member))
+    while left and _length(left[0]) != _length(left[-1]) and padding.get(left[0].key, True):
+        yield _together(model, left[:batch_size], axes)
+        left = left[batch_size:]
+    apart: dict[str, list[_Member]] = {}
+    for member in left:
+        alone = replace(member, along=None)
+        apart.setdefault(alone.key, []).append(alone)
+    for own in apart.values():
+        for first in range(0, len(own), batch_size):
+            yield _together(model, own[first : first + batch_size], axes)
+
+
+def _length(member: _Member) -> int:
+    return 0 if member.along is None else member.along.length
+
+
+def _together(model: Any, members: list[_Member], axes: Mapping[str, int | None]) -> Group:
+    """Entries as one batch, of the length of the longest and a little more where they may be padded."""
+    padded = _padded(members)
+    entries_of = tuple(member.entry for member in members)
+    if len(members) == 1 and padded is None:
+        return Group(entries_of, members[0].entry[1].inputs)
+    found = [
+        member.tensors
+        if padded is None or member.along is None
+        else member.along.lengthened(member.tensors, padded.length)
+        for member in members
+    ]
+    layout = members[0].layout
+    own = [axes[at.path] or 0 for at in layout.tensors]
+    args, kwargs = layout.fill([torch.cat(c, a) for c, a in zip(zip(*found, strict=True), own, strict=True)])
     if args and kwargs:
         kwargs = {**dict(zip(positional_names(model, len(args)), args, strict=True)), **kwargs}
         args = ()
-    return Group(tuple(members), args or kwargs)
+    return Group(entries_of, args or kwargs, padded)
+
+
+def _padded(members: Sequence[_Member]) -> Padded | None:
+    """How these are made one length; None where they have one layout."""
+    where = members[0].along
+    if where is None:
+        return None
+    lengths = tuple(_length(member) for member in members)
+    paths = zip(members[0].layout.tensors, where.axes, strict=True)
+    names = frozenset(at.path for at, axis in paths if axis is not None)
+    return Padded(where.kind, padded_length(max(lengths)), lengths, names)
