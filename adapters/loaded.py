@@ -15,7 +15,7 @@ from fxplain.adapters.tensors import on_device_of, read_tensors, tensor_items
 from fxplain.errors import InputError
 
 if TYPE_CHECKING:
-    from fxplain.display import Display, Series
+    from fxplain.display import Display, Laid, Series
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,15 @@ class Loaded:
             turns=learned.turns,
             series=learned.series,
             times=learned.times,
+            laid=self._laid(inputs),
             frames={**shown.frames, **_pictures(shown, request)},
         )
+
+    def _laid(self, inputs: Any) -> dict[str, Sequence[Laid]]:
+        from fxplain.adapters.media.patches import laid_out
+
+        seen = None if self.processors is None else self.processors.image
+        return {} if seen is None else laid_out(seen, dict(tensor_items(self.model, inputs)), self.show)
 
     def _encoded(self, request: Request) -> tuple[Any, Display | None]:
         """The inputs, or None if nothing was given; and what to show, if that comes along."""
@@ -230,7 +237,7 @@ class Loaded:
 
 def _pictures(shown: Display, request: Request) -> dict[str, Sequence[str]]:
     """What each picture of an input that holds several for one text is called, where no video was given."""
-    found = {}
+    found: dict[str, Sequence[str]] = {}
     for name, images in shown.images.items():
         count = len(images[0]) if len(images) == 1 and np.ndim(images[0]) == 4 else 1
         if count > 1 and request.images and not request.videos:

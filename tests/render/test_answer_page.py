@@ -216,15 +216,6 @@ def heard() -> Generated:
         values,
         (site(0, "encoder_decoder", whole(said), whole(features), "layer"),),
         target=((0, 1), (1, 2)),
-        questions=tuple(
-            Question(
-                "next token",
-                "logits",
-                place,
-                (Axis("tokens", "decoder_input_ids", 2), Axis("features", "", 9)),
-            )
-            for place in ((0, 1), (1, 2))
-        ),
         readout=(((8, 1.0),), ((9, 1.0),)),
         questions=questions,
     )

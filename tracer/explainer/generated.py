@@ -143,6 +143,13 @@ class Generated(Sequence[Explanation]):
         """[column]: which part of what the model read it belongs to: the answer so far, or an input; each of
         several pictures by itself."""
         frames = {space.name: space.grid for space in self.result.spaces if len(space.grid) == 3}
+        laid = {
+            (name, int(token)): number
+            for name, pictures in self.display.laid.items()
+            for number, one in enumerate(pictures, 1)
+            for token in one.tokens.flat
+            if len(pictures) > 1
+        }
         sources = {space.name: space.source for space in self.result.spaces}
         found = []
         for column in self.columns:
@@ -151,6 +158,8 @@ class Generated(Sequence[Explanation]):
             if grid[0] > 1:
                 step = column.index // int(np.prod(grid[1:]))
                 part = f"{part}, {self.display.frame(column.space, step, grid[0])}"
+            elif (column.space, column.index) in laid:
+                part = f"{part}, picture {laid[column.space, column.index]}"
             found.append(part)
         return tuple(found)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxplain.display import Series
+from fxplain.display import Laid, Series
 from fxplain.files import save_as
 from fxplain.render.colours import kind_name, to_array
 from fxplain.render.overlay import data_uri, enlarge
@@ -163,6 +163,8 @@ def _blocks_of(answered: Answered, space: str, numbers: Sequence[int], strong: A
     picture, series = answered.display.image(space, 0), answered.display.line(space, 0)
     if series is not None and len(grid) < 2:
         return [_over(series, space, numbers, strong)]
+    if space in answered.display.laid:
+        return _laid(answered.display.laid[space], space, numbers, strong)
     if picture is None or picture.ndim != 4 or len(grid) != 3 or len(picture) != grid[0]:
         return [_block(answered, space, numbers, strong)]
     found = []
@@ -171,6 +173,18 @@ def _blocks_of(answered: Answered, space: str, numbers: Sequence[int], strong: A
         drawn = data_uri(enlarge(picture[step]))
         label = answered.display.frame(space, step, grid[0])
         found.append(Block(space, "ltr", tuple(spots), drawn, grid[-1], label))
+    return found
+
+
+def _laid(pictures: Sequence[Laid], space: str, numbers: Sequence[int], strong: Any) -> list[Block]:
+    """A block for each of several pictures that share a space, with its tokens where they stand."""
+    found = []
+    for place, one in enumerate(pictures, 1):
+        own = [numbers[int(token)] for token in one.tokens.flat]
+        spots = tuple(Spot(Piece("", "", False), n, -1, False, f"{strong[n]:.3f}", "") for n in own)
+        label = f"picture {place}" if len(pictures) > 1 else ""
+        drawn = data_uri(enlarge(one.picture))
+        found.append(Block(space, "ltr", spots, drawn, one.tokens.shape[1], label))
     return found
 
 

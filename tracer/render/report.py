@@ -71,6 +71,7 @@ def report(result: Explained, display: Display) -> str:
         title=display.title or "fxplain",
         result=result,
         samples=samples,
+        cards=None,
         notes=[*display.notes, *result.notes],
         kinds={kind: kind_name(kind) for kind in dict.fromkeys(a.kind for a in result.attentions)},
         kind_name=kind_name,
