@@ -75,7 +75,7 @@ def test_a_placeholder_that_the_text_names_is_one_of_its_row() -> None:
 
     spelled = Tokenizer(models.WordLevel({"<unk>": 0, "<image>": 1, "what": 2}, unk_token="<unk>"))
     spelled.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = hf.PreTrainedTokenizerFast(
+    tokenizer: Any = hf.PreTrainedTokenizerFast(
         tokenizer_object=spelled, unk_token="<unk>", extra_special_tokens={"image_token": "<image>"}
     )
     from fxplain.adapters.text import Speller

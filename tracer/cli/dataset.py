@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,7 +17,7 @@ from fxplain.errors import InputError
 from fxplain.explainer.names import parse_target
 
 if TYPE_CHECKING:
-    from fxplain.cli.gallery import Found
+    from fxplain.adapters.loaded import Loaded
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 TENSORS = (".pt", ".npz", ".npy", ".safetensors")
@@ -30,6 +31,17 @@ class Entry:
     image: Path | None = None
     tensors: Path | None = None
     text: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was explained, and of what."""
+
+    loaded: Loaded
+    entries: Sequence[Entry]
+    records: Any
+    """:class:`fxplain.Explanations`."""
+    method: str
 
 
 def entries_of(data: Path) -> list[Entry]:
@@ -76,7 +88,6 @@ def _lines(data: Path) -> list[str]:
 def run_dataset(ask: Ask, wanted: Wanted, data: Path, out: Path, batch_size: int, keep_errors: bool) -> Found:
     """Load the model, explain what is not in the folder yet, and tell how much is."""
     from fxplain import Sample, explain_dataset
-    from fxplain.cli.gallery import Found
 
     methods, layers = parse_methods(wanted.method), parse_layers(wanted.layers)
     if len(methods) > 1:

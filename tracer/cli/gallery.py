@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from fxplain.adapters.loaded import Loaded
 from fxplain.attention.records import TokenSpace
-from fxplain.cli.dataset import Entry
+from fxplain.cli.dataset import Found
 from fxplain.display import Display
 from fxplain.errors import FxplainError
 from fxplain.explainer.handed import shown_by_space
@@ -23,17 +21,6 @@ from fxplain.render.report import Sample, gallery, sample_of
 from fxplain.result import Relevance, Result
 
 NAME = "gallery.html"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What was explained, and of what."""
-
-    loaded: Loaded
-    entries: Sequence[Entry]
-    records: Any
-    """:class:`fxplain.Explanations`."""
-    method: str
 
 
 def write_gallery(found: Found, out: Path, most: int, decoder_text: str | None = None) -> Path:

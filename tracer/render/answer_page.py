@@ -90,8 +90,30 @@ def answer_page(answered: Answered) -> str:
     """The whole page; it loads nothing, and runs one script, which its policy names by its hash."""
     values = np.asarray(to_array(answered.matrix), dtype=np.float32)
     prompt, answer = _blocks(answered, values)
+    data = _data(answered, values, prompt)
+    script = _script()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return page(
+        "answer.html.j2",
+        title=answered.display.title or "fxplain",
+        answered=answered,
+        result=answered.result,
+        prompt=prompt,
+        answer=answer,
+        rows=_rows(answered, values),
+        notes=answered.notes,
+        likely=_likely(answered),
+        data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+        script=script,
+        digest=digest,
+        kinds={kind: kind_name(kind) for kind in dict.fromkeys(a.kind for a in answered.result.attentions)},
+    )
+
+
+def _data(answered: Answered, values: Any, prompt: Sequence[Block]) -> dict[str, Any]:
+    """What the page's script reads."""
     columns = answered.columns
-    data = {
+    return {
         "values": base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii"),
         "columns": [_shown(answered, column) for column in columns],
         "special": [i for i, column in enumerate(columns) if _special(answered, column)],
@@ -111,23 +133,6 @@ def answer_page(answered: Answered) -> str:
         "times": _times(answered),
         "axis": next((block.track.axis for block in prompt if block.track is not None), ""),
     }
-    script = _script()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    return page(
-        "answer.html.j2",
-        title=answered.display.title or "fxplain",
-        answered=answered,
-        result=answered.result,
-        prompt=prompt,
-        answer=answer,
-        rows=_rows(answered, values),
-        notes=answered.notes,
-        likely=_likely(answered),
-        data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
-        script=script,
-        digest=digest,
-        kinds={kind: kind_name(kind) for kind in dict.fromkeys(a.kind for a in answered.result.attentions)},
-    )
 
 
 @cache
