@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fxplain.adapters.processors import Processors
 from fxplain.adapters.show import Show
 from fxplain.adapters.tensors import on_device_of, read_tensors, tensor_items
 from fxplain.errors import InputError
 
 if TYPE_CHECKING:
-    from fxplain.display import Display, Series
+    from fxplain.display import Display, Laid, Series
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,15 @@ class Loaded:
             turns=learned.turns,
             series=learned.series,
             times=learned.times,
+            laid=self._laid(inputs),
+            frames={**shown.frames, **_pictures(shown, request)},
         )
+
+    def _laid(self, inputs: Any) -> dict[str, Sequence[Laid]]:
+        from fxplain.adapters.media.patches import laid_out
+
+        seen = None if self.processors is None else self.processors.image
+        return {} if seen is None else laid_out(seen, dict(tensor_items(self.model, inputs)), self.show)
 
     def _encoded(self, request: Request) -> tuple[Any, Display | None]:
         """The inputs, or None if nothing was given; and what to show, if that comes along."""
@@ -223,6 +233,17 @@ class Loaded:
         if isinstance(made, tuple) and len(made) == 2 and hasattr(made[1], "tokens"):
             return made
         return dict(made) if isinstance(made, Mapping) else made, None
+
+
+def _pictures(shown: Display, request: Request) -> dict[str, Sequence[str]]:
+    """What each picture of an input that holds several for one text is called, where no video was given."""
+    found: dict[str, Sequence[str]] = {}
+    for name, images in shown.images.items():
+        count = len(images[0]) if len(images) == 1 and np.ndim(images[0]) == 4 else 1
+        if count > 1 and request.images and not request.videos:
+            what = "picture" if count == len(request.images) else "part"  # large ones are cut
+            found[name] = [f"{what} {number}" for number in range(1, count + 1)]
+    return found
 
 
 def _request(image: Any, text: Any, decoder_text: str | None, more: Mapping[str, Any]) -> Request:

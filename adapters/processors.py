@@ -77,6 +77,8 @@ class Processors:
         mean, std = getattr(seen, "image_mean", None), getattr(seen, "image_std", None)
         if not getattr(seen, "do_normalize", True) or mean is None or std is None:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if any(getattr(seen, name, None) is True for name in ("offset", "rescale_offset")):
+            mean = tuple(one + 1 for one in _floats(mean))  # scaled to -1..1 before it is normalised
         rescale = float(getattr(seen, "rescale_factor", None) or 1 / 255)
         scale = 255 * rescale if getattr(seen, "do_rescale", True) else 255.0
         return Show(_floats(mean), _floats(std), scale, spell, ids)

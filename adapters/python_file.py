@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 
-from fxplain.adapters.generic import loaded_from
+from fxplain.adapters.generic import loaded_from, own
 from fxplain.adapters.loaded import Loaded, LoadOptions
 from fxplain.adapters.names import near
+from fxplain.adapters.processors import Processors
 from fxplain.errors import FxplainError, LoadError, first_line
 
 
 def load(text: str, options: LoadOptions) -> Loaded:
     """Run the file, call its factory without arguments, and take what it returns.
 
-    The factory may return a model, a pair (model, inputs), or a :class:`Loaded` for full control.
+    The factory may return a model, a pair (model, inputs) or (model, processor), or a :class:`Loaded` for
+    full control; a ``fxplain.Explainer`` has one.
 
     Raises:
         LoadError: no such file or factory, either raises, or what comes back is no model.
@@ -34,6 +36,7 @@ def load(text: str, options: LoadOptions) -> Loaded:
     with _importing_from(path.resolve().parent):
         module = _run(path)
         made = _call(_factory(module, factory, path), path, factory)
+    made = getattr(made, "loaded", made)
     if isinstance(made, Loaded):
         return made
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
@@ -41,9 +44,11 @@ def load(text: str, options: LoadOptions) -> Loaded:
         raise LoadError(
             "the factory returned no model",
             where=f"{path}:{factory}",
-            expected="a torch.nn.Module, or a pair (module, inputs)",
+            expected="a module, a pair (module, inputs) or (module, processor), or a fxplain.Explainer",
             found=type(model).__name__,
         )
+    if Processors.of(inputs) is not None:
+        return own(model, inputs, name=factory)
     return loaded_from(model, factory, inputs)
 
 

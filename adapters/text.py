@@ -73,6 +73,14 @@ class Speller:
             after = max(found, default=-1) + 1  # the second of two texts lies behind the first
             covered = self._covered(numbers[after:], outside[after:], part, len(parts) == 1)
             found |= {place + after: piece for place, piece in covered.items()}
+        for i, mark in enumerate(outside):  # a text names a picture once, and its place is kept many times
+            if (
+                mark
+                and i in found
+                and found[i].strip() == names[i]
+                and numbers[i] in numbers[max(i - 1, 0) : i]
+            ):
+                del found[i]
         for start, stop in _runs([mark or i in found for i, mark in enumerate(outside)]):
             found |= enumerate(self._decoded(numbers[start:stop]), start)
         return [

@@ -11,6 +11,8 @@ from fxplain.errors import FxplainError, MethodError
 from fxplain.result import Result
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from fxplain.display import Display
 
 
@@ -75,6 +77,17 @@ class Comparison(Mapping[str, Result]):
         from fxplain.render.side_by_side import save
 
         save(self, path, display)
+
+    def plot(self, display: Display | None = None) -> Figure:
+        """A matplotlib figure of all methods side by side.
+
+        Args:
+            display: as for :meth:`save`.
+        """
+        from fxplain.display import Display
+        from fxplain.render.side_by_side import comparison_figure
+
+        return comparison_figure(self, display or Display())
 
     def _repr_html_(self) -> str:
         from fxplain.display import Display

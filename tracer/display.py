@@ -104,6 +104,19 @@ class Series:
 
 
 @dataclass(frozen=True, eq=False)
+class Laid:
+    """One of several pictures that share a token space.
+
+    Args:
+        picture: uint8 [H, W, 3].
+        tokens: [rows, columns]: which token of the space stands at each place.
+    """
+
+    picture: Picture
+    tokens: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Display:
     """What to show for each token space; everything is optional.
 
@@ -123,6 +136,7 @@ class Display:
         frames: token space -> what each frame of a video, or each of several pictures in one, is called.
         series: token space -> per sample the sound or the measurements that its tokens lie over.
         times: token space -> the seconds at which the frames of a video stand.
+        laid: token space -> pictures of one sample, each of a size of its own, that share the space.
 
     Example:
         >>> display = Display(tokens={"input_ids": [["[CLS]", "good", "[SEP]"]]}, labels=["bad", "good"])
@@ -142,6 +156,7 @@ class Display:
     frames: Mapping[str, Sequence[str]] = field(default_factory=dict)
     series: Mapping[str, Sequence[Series]] = field(default_factory=dict)
     times: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    laid: Mapping[str, Sequence[Laid]] = field(default_factory=dict)
 
     def image(self, space: str, sample: int) -> Picture | None:
         """The picture of one sample, or None; a grey one is given three channels."""

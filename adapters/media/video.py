@@ -23,7 +23,8 @@ _LONGEST = 3000
 
 
 def frames_of(given: Any, count: int | None, notes: list[str]) -> tuple[Frames, tuple[float, ...]]:
-    """The frames that a model takes, evenly from beginning to end, and the seconds at which they stand.
+    """The frames that a model takes, evenly in time from beginning to end, and the seconds at which they
+    stand.
 
     Args:
         given: a file; an array uint8 [frame, height, width, 3], a list of pictures, or a pair of one of these
@@ -46,20 +47,39 @@ def frames_of(given: Any, count: int | None, notes: list[str]) -> tuple[Frames, 
         if isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], (int, float)):
             given, rate = given
         frames = np.stack([np.asarray(picture_of(one)) for one in given])
-        times = np.arange(len(frames)) / rate
-    wanted = count or min(len(frames), _MOST)
-    chosen = np.linspace(0, len(frames) - 1, wanted).round().astype(int)
+        times = np.arange(len(frames) + 1) / rate
+    moments = _moments(times)
+    wanted = count or min(len(moments), _MOST)
+    seconds = moments[np.linspace(0, len(moments) - 1, wanted).round().astype(int)]
+    chosen = np.searchsorted(times[:-1], seconds, "right") - 1
     if wanted < len(frames):
         notes.append(f"of the {len(frames)} frames of the video {wanted} are explained")
-    elif wanted > len(frames):
+    elif len(set(chosen.tolist())) < wanted:
         notes.append(
             f"the video has {len(frames)} frames, and the model takes {wanted}: some are shown again"
         )
-    return frames[chosen], tuple(round(float(times[i]), 4) for i in chosen)
+    return frames[chosen], tuple(round(float(one), 4) for one in seconds)
+
+
+def _moments(times: NDArray[Any]) -> NDArray[Any]:
+    """The seconds from which frames are chosen: as many as there are frames, or, where some stand longer than
+    others (animations leave out frames that repeat), one for each of the shortest ones' length.
+
+    Example:
+        >>> _moments(np.array([0.0, 1.0, 1.5, 2.0]))
+        array([0. , 0.5, 1. , 1.5])
+    """
+    lengths = np.diff(times)
+    even = lengths.mean()
+    if len(lengths) < 2 or np.abs(lengths - even).max() <= 0.5 * even:
+        return times[:-1]
+    count = min(round((times[-1] - times[0]) / max(lengths.min(), 1e-3)), _LONGEST)
+    seconds: NDArray[Any] = np.linspace(times[0], times[-1], count, endpoint=False).round(4)
+    return seconds
 
 
 def read_video(path: Path) -> tuple[Frames, NDArray[np.float64]]:
-    """All frames of a file and the seconds at which they stand.
+    """All frames of a file, the seconds at which each begins to stand, and the one at which the last ends.
 
     Raises:
         InputError: no such file, it cannot be read, or PyAV is not installed.
@@ -93,7 +113,7 @@ def _animation(path: Path) -> tuple[list[Any], list[float]]:
             now += float(frame.info.get("duration", 100)) / 1000
             if len(frames) >= _LONGEST:
                 break
-    return frames, times
+    return frames, [*times, now]
 
 
 def _film(path: Path) -> tuple[list[Any], list[float]]:
@@ -114,7 +134,8 @@ def _film(path: Path) -> tuple[list[Any], list[float]]:
             times.append(float(frame.time or 0.0))
             if len(frames) >= _LONGEST:
                 break
-    return frames, times
+    step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    return frames, [*times, times[-1] + step] if times else []
 
 
 def count_of(model: Any) -> int | None:

@@ -44,6 +44,23 @@ def test_a_factory_gives_a_model_and_inputs(tmp_path: Path) -> None:
     assert loaded.name == "with_inputs"
 
 
+@pytest.mark.parametrize("made", ["(model, tokenizer)", "fxplain.Explainer(model, tokenizer)"])
+def test_a_factory_may_bring_its_processor(tmp_path: Path, made: str) -> None:
+    toys.bert(tmp_path / "bert")
+    code = (
+        "import fxplain, transformers\ndef build():\n"
+        f"    where = {str(tmp_path / 'bert')!r}\n"
+        "    model = transformers.BertForSequenceClassification.from_pretrained(where).eval()\n"
+        "    tokenizer = transformers.AutoTokenizer.from_pretrained(where)\n"
+        f"    return {made}\n"
+    )
+    (tmp_path / "own.py").write_text(code)
+    loaded = load(f"{tmp_path / 'own.py'}:build")
+    inputs, display = loaded.prepare(text="the movie")
+    assert inputs["input_ids"].shape == (1, 4)
+    assert [str(one).strip() for one in display.tokens["input_ids"][0]][1:3] == ["the", "movie"]
+
+
 def test_classes_and_modules_are_factories_too(tmp_path: Path) -> None:
     path = toys.python_file(tmp_path)
     assert isinstance(load(f"{path}:Attend").model, nn.Module)

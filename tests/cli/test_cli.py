@@ -572,3 +572,25 @@ def test_what_does_not_go_with_an_answer_is_refused(writer: Path) -> None:
     assert "every token of the answer is explained" in run(*common, "-t", "france", code=1)
     assert "several methods" in run(*common, "-m", "relevancy,rollout", code=1)
     assert "an answer cannot be written" in run(*common, "-o", "a.txt", code=1)
+
+
+def test_an_answer_that_is_given_and_how_it_is_explained(writer: Path) -> None:
+    asked = ["explain", writer, "--text", "where is paris"]
+    text = run(*asked, "--answer", " in france", "--log-probability", "-o", "given.json")
+    assert "answer     in france" in text
+    given = fxplain.load("given.json")
+    assert [str(one) for one in given.answer.texts] == [" in", " france"]
+    assert given.questions[0].startswith("the log-probability of")
+    settings = json.dumps({"num_beams": 2, "min_new_tokens": 2})
+    run(*asked, "--generate", 2, "--settings", settings, "--into", "input_ids", "-o", "beams.json")
+    assert fxplain.load("beams.json").answer.space == "input_ids"
+    assert "--settings is no JSON" in run(*asked, "--generate", 2, "--settings", "beams", code=1)
+    assert "--settings and --into are of an answer" in run(*asked, "--settings", settings, code=1)
+    assert "which input the answer goes on" in run(*asked, "--generate", 2, "--into", "said", code=1)
+
+
+def test_the_graph_of_a_target_that_is_named(models: Path) -> None:
+    run(
+        "inspect", models / "bert", "--text", "the movie was good", "--target", "negative", "-o", "graph.html"
+    )
+    assert "the score of class 0 &#39;negative&#39;" in Path("graph.html").read_text()

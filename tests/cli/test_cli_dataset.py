@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,3 +93,59 @@ def test_classes_have_their_names(tmp_path: Path) -> None:
     )
     ((record,),) = fxplain.Explanations(tmp_path / "out").values()
     assert record.question.startswith("the score of class 1 'dog', probability 0.")
+
+
+def test_a_gallery_shows_what_was_found(tmp_path: Path) -> None:
+    model, data, out = toys.vit(tmp_path / "vit"), tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    picture = toys.picture(tmp_path / "p.png")
+    for name in ("b.png", "a.png", "c.png"):
+        shutil.copy(picture, data / name)
+    torch.save({"pixel_values": torch.randn(1, 3, 9, 9)}, data / "wrong.pt")
+    assert "gallery.html" in run(model, data, "--out", out, "--target", "cat", "--keep-errors")
+    text = (out / "gallery.html").read_text()
+    places = [text.index(f"<h2>{name}.png</h2>") for name in "abc"]
+    assert places == sorted(places)
+    assert text.count("<img") == 6  # each picture and what lies over it
+    assert text.count("the score of class 0 &#39;cat&#39;") == 3
+    assert "wrong.pt was refused" in text
+    run(model, data, "--out", out, "--target", "cat", "--keep-errors", "--gallery", 2)
+    text = (out / "gallery.html").read_text()
+    assert "of 4 inputs the first 2 are shown" in text
+    assert "c.png</h2>" not in text
+
+
+def test_a_gallery_of_texts_sets_the_row_that_was_read_aside(tmp_path: Path) -> None:
+    model = toys.bert(tmp_path / "bert", toys.tokenizer())
+    (tmp_path / "texts").write_text("a photo of the cat\ngood movie\n")
+    run(model, tmp_path / "texts", "-o", tmp_path / "out", "-m", "relevancy")
+    record = fxplain.Explanations(tmp_path / "out")[0][0]
+    assert record.read == (("input_ids", 0),)
+    text = (tmp_path / "out" / "gallery.html").read_text()
+    assert "photo</span>" in text
+    assert "movie</span>" in text
+    alone = fxplain.Explainer.from_pretrained(model)("good movie")
+    assert f"{alone.top(1)[0].relevance:.4g}" in text  # and not the read token's own
+    run(model, tmp_path / "texts", "-o", tmp_path / "other", "--gallery", 0)
+    assert not (tmp_path / "other" / "gallery.html").exists()
+
+
+@pytest.mark.packages
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_cards_stand_side_by_side_and_fit_a_telephone(browser: Any, tmp_path: Path, scheme: str) -> None:
+    model, data = toys.vit(tmp_path / "vit"), tmp_path / "data"
+    data.mkdir()
+    for name in ("a.png", "b.png"):
+        toys.picture(data / name)
+    run(model, data, "--out", tmp_path / "out")
+    page = browser.new_context(color_scheme=scheme).new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(f"file://{tmp_path}/out/gallery.html")
+    first, second = (page.locator(".cards section").nth(i).bounding_box() for i in (0, 1))
+    assert first["y"] == second["y"]
+    assert second["x"] > first["x"] + first["width"]
+    page.set_viewport_size({"width": 360, "height": 640})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.locator(".cards section").nth(1).bounding_box()["y"] > first["y"]
+    assert not said

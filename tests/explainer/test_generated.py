@@ -89,6 +89,36 @@ def test_columns_say_what_they_are(chat: fxplain.Generated) -> None:
     )
 
 
+def test_notes_of_several_tokens_are_told_once() -> None:
+    from fxplain.explainer.rows import merged
+
+    notes = [
+        "a",
+        "23% of 4 lies on it",
+        "41% of 4 lies on it",
+        "7% of 5 lies on it",
+        "a",
+        "23% of 4 lies on it",
+    ]
+    assert merged(notes) == ("a", "23% to 41% of 4 lies on it", "7% of 5 lies on it")
+
+
+def test_special_tokens_are_left_out_of_what_a_terminal_lists(chat: fxplain.Generated) -> None:
+    from dataclasses import replace
+
+    from fxplain.explainer.generated import rests
+
+    special = chat[0].top(1)[0]
+    texts = [
+        TokenText(str(text), special=i == special.index)
+        for i, text in enumerate(chat.display.tokens["input_ids"][0])
+    ]
+    marked = replace(chat, display=replace(chat.display, tokens={"input_ids": [texts]}))
+    assert marked[0].top(1)[0].special
+    assert rests(marked[0], 2) == ", ".join(f"{token} {token.share:.0%}" for token in chat[0].top(3)[1:])
+    assert rests(marked[0]) in repr(marked)
+
+
 def test_spans_are_sums(chat: fxplain.Generated) -> None:
     whole = chat[0:3]
     torch.testing.assert_close(whole.relevance["input_ids"][0], chat.matrix[:3].sum(0))

@@ -98,6 +98,7 @@ def test_sounds_are_drawn_on_every_page(hearer: fxplain.Explainer, tmp_path: Pat
     ranked.save(tmp_path / "top.html")
     assert (tmp_path / "top.html").read_text().count('<figure class="track"') == 2
     found, display = hearer.compare(audio=chirp(), methods=["relevancy", "rollout"], target=1)
+    assert found.plot(display).axes
     found.save(tmp_path / "both.html", display)
     assert (tmp_path / "both.html").read_text().count('<figure class="track"') == 2
     for name, one in (("top.png", ranked), ("one.png", ranked[0])):
@@ -190,6 +191,18 @@ def seen() -> fxplain.Explainer:
     )
 
 
+def test_pictures_that_were_scaled_to_both_sides_of_zero_look_as_they_were() -> None:
+    images = hf.VivitImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    torch.manual_seed(0)
+    config = hf.VivitConfig(
+        image_size=16, num_frames=2, tubelet_size=[2, 8, 8], hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=16,
+    )  # fmt: skip
+    explainer = fxplain.Explainer(hf.VivitForVideoClassification(config).eval(), images)
+    (drawn,) = explainer.prepare(video=np.full((2, 16, 16, 3), 200, np.uint8)).display.images.values()
+    np.testing.assert_allclose(drawn[0], 200, atol=1)
+
+
 def clip(count: int = 8) -> Any:
     frames = np.zeros((count, 20, 20, 3), np.uint8)
     for i in range(count):
@@ -225,6 +238,18 @@ def test_frames_are_chosen_evenly() -> None:
     assert "some are shown again" in notes[0]
     with pytest.raises(fxplain.InputError, match="no such video"):
         frames_of("nowhere.mp4", None, notes)
+
+
+def test_a_frame_that_stands_for_long_counts_as_long(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(clip()[place]) for place in (0, 0, 0, 0, 0, 7, 0, 0)]
+    pictures[0].save(tmp_path / "c.gif", save_all=True, append_images=pictures[1:], duration=250)
+    with Image.open(tmp_path / "c.gif") as image:
+        assert getattr(image, "n_frames", 0) == 3  # those that repeat are left out
+    notes: list[str] = []
+    frames, times = frames_of(tmp_path / "c.gif", 8, notes)
+    assert [bool(frame[:, 14:18].mean() > 125) for frame in frames] == [place == 5 for place in range(8)]
+    assert times == (0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75)
+    assert "the video has 3 frames" in notes[0]
 
 
 # -- series

@@ -73,5 +73,6 @@ def test_the_site_has_every_page() -> None:
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert set(re.findall(r": (\S+\.md)$", site, re.MULTILINE)) == {
         "index.md", *(path.name for path in (ROOT / "docs").glob("*.md")),
+        *(f"tutorials/{path.stem}.md" for path in (ROOT / "docs" / "tutorials").glob("*.ipynb")),
     }  # fmt: skip
     assert "mkdocs build --strict" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

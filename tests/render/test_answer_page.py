@@ -56,6 +56,14 @@ def small() -> Generated:
     return made(PROMPT, ANSWER, values)
 
 
+def pictured() -> Generated:
+    """A real answer about two pictures."""
+    from explainer.test_pictures_in_prompts import answer
+
+    found: Generated = answer()
+    return found
+
+
 def opened(browser: Any, generated: Generated, folder: Path, scheme: str = "light") -> tuple[Any, list[str]]:
     """The page, and everything that the browser complains about or asks of the network."""
     generated.save(folder / "page.html")
@@ -236,3 +244,35 @@ def test_words_lie_over_the_sound(browser: Any, tmp_path: Path, scheme: str) -> 
     page.click("[data-a='1'] >> nth=0")
     assert page.inner_text(".behind").endswith(": 25 %")
     assert not said
+
+
+def test_a_picture_is_one_column_of_the_matrix(browser: Any, tmp_path: Path) -> None:
+    found = pictured()
+    page, said = opened(browser, found, tmp_path)
+    assert "pixel_values[0, " in page.inner_text("#say .rests")
+    page.click("#as-matrix")
+    texts = [column.text for column in found.columns if column.part == "prompt"]
+    places = [i for i, text in enumerate(texts) if "<image>" in text]
+    width = page.evaluate("canvas.clientWidth")
+    along = len(found.columns) - len(places) - 32 + 2  # two pictures of 16 parts, each with as many marks
+    assert width == 120 + 8 + 20 * along
+    page.hover("#canvas", position={"x": 120 + 20 * places[0] + 10, "y": 92 + 10})
+    share = found.evidence[0]["pixel_values, picture 1"]
+    told = page.inner_text("#cell .rests")
+    assert told.endswith("of it on picture 1")
+    assert float(told.split()[0]) == pytest.approx(100 * share, abs=1)
+    assert not said
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_printed_on_white_with_its_colours(browser: Any, tmp_path: Path, scheme: str) -> None:
+    page, _ = opened(browser, small(), tmp_path, scheme)
+    page.click("[data-a='1']")
+    page.emulate_media(media="print", color_scheme=scheme)
+    styles = "one => [getComputedStyle(one).backgroundColor, getComputedStyle(one).printColorAdjust]"
+    assert page.eval_on_selector("body", styles) == ["rgb(255, 255, 255)", "exact"]
+    assert page.eval_on_selector("body", "one => getComputedStyle(one).color") == "rgb(28, 33, 40)"
+    warm = page.eval_on_selector("[data-c='3']", styles)
+    assert warm == ["rgb(240, 122, 20)", "exact"]
+    assert page.is_visible("#say .q")  # what the colours are about
+    assert page.is_hidden("#bar")

@@ -29,6 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("served")
     toys.vit(place / "vit")
     toys.bert(place / "bert")
+    toys.bart(place / "bart")
     return place
 
 
@@ -79,6 +80,20 @@ def test_a_picture_is_answered(pictures: Any) -> None:
     found = pictures.post(f"/{TOKEN}/explain", files={"picture": ("p.png", png())}).json()
     assert len(found["choices"]) == 3
     assert "data:image/png" in pictures.get(f"/{TOKEN}/{found['page']}").text
+
+
+def test_a_target_is_asked_for_although_an_answer_could_be_given(folder: Path) -> None:
+    answering = client(folder, "bart")
+    text = {"text": "the movie was good", "tokens": "2"}
+    home = answering.get(f"/{TOKEN}/").text
+    assert '<select name="method" id="method"><option>auto</option>' in home
+    assert 'value="20"' in home
+    assert (
+        "the answer"
+        in answering.post(f"/{TOKEN}/explain", data=text, files={"sound": b""}).json()["question"]
+    )
+    asked = answering.post(f"/{TOKEN}/explain", data=text | {"target": " cat"}, files={"sound": b""}).json()
+    assert asked["question"].startswith("the score of ' cat'")
 
 
 def test_without_the_secret_or_by_another_name_nothing_is_answered(texts: Any) -> None:
@@ -134,11 +149,15 @@ def test_what_is_dropped_is_read_within_limits(monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> str:
     """A server of its own, as the command starts it."""
+    return served(folder / "vit")
+
+
+def served(folder: Path) -> str:
     pytest.importorskip("uvicorn")
     from fxplain.serve.app import serve
 
     told: list[str] = []
-    explainer = fxplain.Explainer.from_pretrained(folder / "vit")
+    explainer = fxplain.Explainer.from_pretrained(folder)
     threading.Thread(target=serve, args=(explainer, 0, told.append), daemon=True).start()
     while not told:
         time.sleep(0.05)
@@ -168,3 +187,18 @@ def test_a_person_drops_a_picture_and_picks(browser: Any, address: str, tmp_path
     )
     assert page.get_attribute("#choices button >> nth=1", "aria-pressed") == "true"
     assert not [line for line in said if "favicon" not in line and "404" not in line]
+
+
+@pytest.mark.packages
+def test_an_answer_lights_up_in_the_frame(browser: Any, folder: Path) -> None:
+    page = browser.new_page()
+    page.goto(served(folder / "bart"))
+    box, form = page.locator("#text").bounding_box(), page.locator("#form").bounding_box()
+    assert box["width"] > 0.95 * form["width"]  # nothing to drop: the text has the whole width
+    page.fill("#text", "the movie was good")
+    page.fill("#tokens", "2")
+    page.keyboard.press("Control+Enter")
+    shown = page.frame_locator("#shown")
+    shown.locator("[data-a='0']").click(timeout=120_000)
+    assert "the score of" in shown.locator("#say .q").inner_text()
+    assert page.inner_text("#state").startswith("the answer")

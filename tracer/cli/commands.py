@@ -336,6 +336,9 @@ def explain_all(
     ] = None,
     output: Output = None,
     batch_size: Annotated[int, typer.Option("--batch-size", help="How many go together, of one size.")] = 8,
+    gallery: Annotated[
+        int, typer.Option("--gallery", min=0, help="How many inputs gallery.html shows; 0: no such page.")
+    ] = 100,
     keep_errors: Annotated[
         bool, typer.Option("--keep-errors", help="Go on where an input cannot be explained.")
     ] = False,
@@ -347,12 +350,15 @@ def explain_all(
 ) -> None:
     """Explain every picture, text or file of tensors into a folder; run again, it goes on from there."""
     with reported(debug):
-        from fxplain.cli.dataset import run_dataset
+        from fxplain.cli.dataset import is_first, run_dataset
         from fxplain.cli.explain import Wanted
+        from fxplain.cli.gallery import write_gallery
 
         ask = Ask(model, decoder_text=decoder_text)
         ask = ask.with_options(allow_pickle, allow_remote_code, random_weights, device)
-        run_dataset(ask, Wanted(target, method, output, layers), data, out, batch_size, keep_errors)
+        found = run_dataset(ask, Wanted(target, method, output, layers), data, out, batch_size, keep_errors)
+        if gallery and is_first():
+            typer.echo(f"wrote     {write_gallery(found, out, gallery, decoder_text)}")
 
 
 @app.command()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -13,6 +15,9 @@ from fxplain.cli.methods import parse_layers, parse_methods
 from fxplain.cli.options import Ask
 from fxplain.errors import InputError
 from fxplain.explainer.names import parse_target
+
+if TYPE_CHECKING:
+    from fxplain.adapters.loaded import Loaded
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 TENSORS = (".pt", ".npz", ".npy", ".safetensors")
@@ -26,6 +31,17 @@ class Entry:
     image: Path | None = None
     tensors: Path | None = None
     text: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was explained, and of what."""
+
+    loaded: Loaded
+    entries: Sequence[Entry]
+    records: Any
+    """:class:`fxplain.Explanations`."""
+    method: str
 
 
 def entries_of(data: Path) -> list[Entry]:
@@ -69,7 +85,7 @@ def _lines(data: Path) -> list[str]:
         ) from error
 
 
-def run_dataset(ask: Ask, wanted: Wanted, data: Path, out: Path, batch_size: int, keep_errors: bool) -> None:
+def run_dataset(ask: Ask, wanted: Wanted, data: Path, out: Path, batch_size: int, keep_errors: bool) -> Found:
     """Load the model, explain what is not in the folder yet, and tell how much is."""
     from fxplain import Sample, explain_dataset
 
@@ -111,9 +127,15 @@ def run_dataset(ask: Ask, wanted: Wanted, data: Path, out: Path, batch_size: int
     for note, key in notes.items():
         typer.echo(f"note      {note}" if key in note else f"note      {note} (first: {key})")
     typer.echo(f"wrote     {out}")
+    return Found(loaded, entries, found, methods[0])
 
 
 def _device(named: str | None) -> str | None:
     """``cuda`` is the one of this process where torchrun or accelerate has started several."""
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if named == "cuda" and local is not None else named
+
+
+def is_first() -> bool:
+    """Whether this process is the only one, or the first of several that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"

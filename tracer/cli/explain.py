@@ -229,12 +229,13 @@ def listed(answer: Ranked, notes: Iterable[str]) -> list[str]:
 
 def answered(answer: Generated, notes: Iterable[str]) -> list[str]:
     """What was answered, and what it rests on, in a line for each token."""
+    from fxplain.explainer.generated import rests
+
     lines = [f"answer    {answer.text}"]
     for text, one, heard in zip(answer.answer.texts, answer, answer.stretches, strict=True):
-        rests = ", ".join(f"{token} {token.share:.0%}" for token in one.top(3))
         likely = "" if one.probability is None else f"{one.probability:4.2f}  "
         where = f"{heard}; " if heard else ""
-        lines.append(f"{str(text)!r:>14}  {likely}{where}{rests}")
+        lines.append(f"{str(text)!r:>14}  {likely}{where}{rests(one)}")
     lines.append(f"method    {answer.result.method}")
     lines.append(f"verified  graph and model differ by {answer.result.verified:.1e} at most")
     return lines + [f"note      {note}" for note in dict.fromkeys((*notes, *answer.result.notes))]

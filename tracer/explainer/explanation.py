@@ -140,7 +140,7 @@ class Explanation:
         from fxplain.render.series.figure import series_figure
 
         display = self.display if look is None else replace(self.display, look=look)
-        drawn = picture_figure(self.result, display) if display.images else None
+        drawn = picture_figure(self.result, display) if display.images or display.laid else None
         drawn = drawn or series_figure(self.result, display)
         return drawn or heatmap_figure({self.result.method: self.result}, display)
 

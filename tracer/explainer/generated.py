@@ -143,6 +143,13 @@ class Generated(Sequence[Explanation]):
         """[column]: which part of what the model read it belongs to: the answer so far, or an input; each of
         several pictures by itself."""
         frames = {space.name: space.grid for space in self.result.spaces if len(space.grid) == 3}
+        laid = {
+            (name, int(token)): number
+            for name, pictures in self.display.laid.items()
+            for number, one in enumerate(pictures, 1)
+            for token in one.tokens.flat
+            if len(pictures) > 1
+        }
         sources = {space.name: space.source for space in self.result.spaces}
         found = []
         for column in self.columns:
@@ -151,6 +158,8 @@ class Generated(Sequence[Explanation]):
             if grid[0] > 1:
                 step = column.index // int(np.prod(grid[1:]))
                 part = f"{part}, {self.display.frame(column.space, step, grid[0])}"
+            elif (column.space, column.index) in laid:
+                part = f"{part}, picture {laid[column.space, column.index]}"
             found.append(part)
         return tuple(found)
 
@@ -293,9 +302,16 @@ class Generated(Sequence[Explanation]):
     def __repr__(self) -> str:
         lines = [f"Generated {self.text!r} ({len(self)} tokens)"]
         for text, one in zip(self.answer.texts[:8], self, strict=False):
-            rests = ", ".join(f"{token} {token.share:.0%}" for token in one.top(3))
-            lines.append(f"  {str(text)!r:>14}  {rests}")
+            lines.append(f"  {str(text)!r:>14}  {rests(one)}")
         return "\n".join(lines + (["  ..."] if len(self) > 8 else []))
+
+
+def rests(explanation: Explanation, count: int = 3) -> str:
+    """What one token of an answer rests on most, in words; special tokens, on which decoders park relevance,
+    are left out where there are others."""
+    strongest = explanation.top(len(explanation.tokens))
+    others = [token for token in strongest if not token.special] or strongest
+    return ", ".join(f"{token} {token.share:.0%}" for token in others[:count])
 
 
 def _places(series: Series, grid: tuple[int, ...]) -> list[str]:

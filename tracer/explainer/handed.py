@@ -16,7 +16,7 @@ from fxplain.adapters.loaded import Loaded
 from fxplain.attention.layers import Layers
 from fxplain.attention.records import TokenSpace
 from fxplain.attribution.prediction import Mode
-from fxplain.display import Display, Series
+from fxplain.display import Display, Laid, Series
 from fxplain.errors import InputError
 from fxplain.result import Result
 
@@ -146,9 +146,15 @@ def shown_by_space(display: Display, spaces: Iterable[TokenSpace], batch: int) -
         turns=renamed(display.turns),
         seen=renamed(display.seen),
         series=renamed(display.series),
+        laid={s.name: own for s in born if (own := display.laid.get(s.source)) and _covers(own, s.size)},
         times={s.name: display.times[s.source] for s in born if s.source in display.times},
         captions=captions,
     )
+
+
+def _covers(laid: Sequence[Laid], size: int) -> bool:
+    """Whether the pictures hold every token of a space once."""
+    return sorted(int(one) for each in laid for one in each.tokens.flat) == list(range(size))
 
 
 def unseen(display: Display, result: Result) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,12 +25,39 @@ def stacked(results: Sequence[Result]) -> Result:
         target=tuple(target for result in results for target in result.target),
         readout=tuple(rows for result in results for rows in result.readout),
         questions=tuple(question for result in results for question in result.questions),
-        notes=tuple(dict.fromkeys(note for result in results for note in result.notes)),
+        notes=merged([note for result in results for note in result.notes]),
         verified=max(result.verified for result in results),
         relevancy=None,
         inputs={},
         later=None,
     )
+
+
+_SHARE = re.compile(r"\d+(?:\.\d+)?%")
+
+
+def merged(notes: Sequence[str]) -> tuple[str, ...]:
+    """Each note once; of those that differ in their first percentage alone, one with the range.
+
+    Example:
+        >>> merged(["a", "23% lies on it", "41% lies on it", "a"])
+        ('a', '23% to 41% lies on it')
+    """
+    alike: dict[str, list[str]] = {}
+    for note in notes:
+        alike.setdefault(_SHARE.sub("%", note, count=1), []).append(note)
+    found = []
+    for several in alike.values():
+        if len(set(several)) == 1:
+            found.append(several[0])
+            continue
+        shares = sorted((match[0] for one in several if (match := _SHARE.search(one))), key=_value)
+        found.append(_SHARE.sub(f"{shares[0]} to {shares[-1]}", several[0], count=1))
+    return tuple(found)
+
+
+def _value(share: str) -> float:
+    return float(share.rstrip("%"))
 
 
 def chosen(result: Result, rows: Sequence[int]) -> Result:

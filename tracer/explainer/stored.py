@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fxplain.attention.records import Attention, Stream, TokenSpace
-from fxplain.display import Display, Series
+from fxplain.display import Display, Laid, Series
 from fxplain.errors import FxplainError, LoadError, first_line
 from fxplain.questions import Axis, Part, Question, Spot
 from fxplain.render.save import FORMAT, member
@@ -188,6 +188,10 @@ def _display(facts: dict[str, Any], arrays: Arrays) -> Display:
         series={
             name: [_series(one, arrays(f"line/{member(name)}/{i}")) for i, one in enumerate(several)]
             for name, several in facts.get("series", {}).items()
+        },
+        laid={
+            name: [Laid(_picture(one["picture"]), np.asarray(one["tokens"])) for one in pictures]
+            for name, pictures in facts.get("laid", {}).items()
         },
         times={name: tuple(seconds) for name, seconds in facts.get("times", {}).items()},
         seen=seen,

@@ -31,6 +31,7 @@ class TokenRelevance:
         relevance: to the score; without unit.
         share: the part of the sample's whole relevance (of absolute values) that it has, 0 to 1.
         aside: whether its own row was read: then it has no relevance of its own.
+        special: whether it is one that the tokenizer adds: a beginning, an end, the mark of a turn.
     """
 
     sample: int
@@ -41,6 +42,7 @@ class TokenRelevance:
     relevance: float
     share: float
     aside: bool = False
+    special: bool = False
 
     def __str__(self) -> str:
         return repr(self.text) if self.text else f"{self.space}[{', '.join(map(str, self.place))}]"
@@ -72,6 +74,7 @@ def _of_sample(result: Result, display: Display, sample: int) -> list[TokenRelev
                     relevance=float(own[index]),
                     share=abs(float(own[index])) / whole if whole else 0.0,
                     aside=bool(part.aside[index]),
+                    special=index < len(texts) and bool(getattr(texts[index], "special", False)),
                 )
             )
     return found

@@ -49,6 +49,9 @@ class Explained:
     verified: float = 0.0
     notes: tuple[str, ...] = ()
     error: str = ""
+    read: tuple[tuple[str, int], ...] = ()
+    """Tokens whose rows were read, by space and place there: their entries hold themselves, and are set aside
+    where relevance is shown. Empty where the method goes by no rows."""
     digest: str = ""
     """Of the input tensors of the entry: says later whether the dataset is still the same."""
 
@@ -74,10 +77,23 @@ def of_result(
             question=str(result.questions[row].named(names or {})) if row < len(result.questions) else "",
             verified=result.verified,
             notes=result.notes,
+            read=_read(result, row),
             digest=digest,
         )
         for row, (index, sample, key, digest) in enumerate(places)
     ]
+
+
+def _read(result: Result, row: int) -> tuple[tuple[str, int], ...]:
+    tokens = [token for token, weight in result.readout[row] if weight] if result.aside else []
+    if 2 * len(tokens) > sum(space.size for space in result.spaces):  # a mean over all: none is set aside
+        return ()
+    return tuple(
+        (space.name, token - space.start)
+        for token in tokens
+        for space in result.spaces
+        if space.start <= token < space.start + space.size
+    )
 
 
 def _written(target: Any) -> Any:

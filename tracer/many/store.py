@@ -21,7 +21,19 @@ from fxplain.many.records import Explained
 
 FORMAT = "fxplain explanations 1"
 JOB, INDEX = "job.json", "index.json"
-_FACTS = ("index", "sample", "key", "score", "target", "output", "question", "verified", "error", "digest")
+_FACTS = (
+    "index",
+    "sample",
+    "key",
+    "score",
+    "target",
+    "output",
+    "question",
+    "verified",
+    "error",
+    "digest",
+    "read",
+)
 
 
 class Writer:
@@ -150,6 +162,7 @@ class Explanations(Mapping[int, "tuple[Explained, ...]"]):
         target = record["target"]
         own = {name: record.get(name, "") for name in _FACTS}
         own |= {"target": tuple(target) if isinstance(target, list) else target}
+        own["read"] = tuple((str(name), int(place)) for name, place in own["read"] or ())
         return Explained(relevance=relevance, notes=tuple(facts["notes"][n] for n in record["notes"]), **own)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fxplain.display import Series
+from fxplain.display import Laid, Series
 from fxplain.files import save_as
 from fxplain.render.colours import kind_name, to_array
 from fxplain.render.overlay import data_uri, enlarge
@@ -90,24 +90,7 @@ def answer_page(answered: Answered) -> str:
     """The whole page; it loads nothing, and runs one script, which its policy names by its hash."""
     values = np.asarray(to_array(answered.matrix), dtype=np.float32)
     prompt, answer = _blocks(answered, values)
-    columns = answered.columns
-    data = {
-        "values": base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii"),
-        "columns": [_shown(column) for column in columns],
-        "special": [i for i, column in enumerate(columns) if _special(answered, column)],
-        "columnWords": _column_words(answered),
-        "parts": list(answered.parts),
-        "groups": _groups(prompt),
-        "answerWords": words(list(answered.answer.texts)),
-        "answer": [piece.text for piece in pieces(list(answered.answer.texts))],
-        "answerSpecial": [i for i, text in enumerate(answered.answer.texts) if special(text)],
-        "questions": list(answered.questions),
-        "probabilities": list(answered.probabilities),
-        "read": _read(answered),
-        "fold": _FOLD,
-        "times": _times(answered),
-        "axis": next((block.track.axis for block in prompt if block.track is not None), ""),
-    }
+    data = _data(answered, values, prompt)
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return page(
@@ -125,6 +108,31 @@ def answer_page(answered: Answered) -> str:
         digest=digest,
         kinds={kind: kind_name(kind) for kind in dict.fromkeys(a.kind for a in answered.result.attentions)},
     )
+
+
+def _data(answered: Answered, values: Any, prompt: Sequence[Block]) -> dict[str, Any]:
+    """What the page's script reads."""
+    columns = answered.columns
+    return {
+        "values": base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii"),
+        "columns": [_shown(answered, column) for column in columns],
+        "special": [i for i, column in enumerate(columns) if _special(answered, column)],
+        "columnWords": _column_words(answered),
+        "parts": list(answered.parts),
+        "groups": _groups(prompt),
+        "runs": {
+            s.column: list(range(s.column, s.column + s.times)) for b in prompt for s in b.spots if s.thumb
+        },
+        "answerWords": words(list(answered.answer.texts)),
+        "answer": [piece.text for piece in pieces(list(answered.answer.texts))],
+        "answerSpecial": [i for i, text in enumerate(answered.answer.texts) if special(text)],
+        "questions": list(answered.questions),
+        "probabilities": list(answered.probabilities),
+        "read": _read(answered),
+        "fold": _FOLD,
+        "times": _times(answered),
+        "axis": next((block.track.axis for block in prompt if block.track is not None), ""),
+    }
 
 
 @cache
@@ -160,6 +168,8 @@ def _blocks_of(answered: Answered, space: str, numbers: Sequence[int], strong: A
     picture, series = answered.display.image(space, 0), answered.display.line(space, 0)
     if series is not None and len(grid) < 2:
         return [_over(series, space, numbers, strong)]
+    if space in answered.display.laid:
+        return _laid(answered.display.laid[space], space, numbers, strong)
     if picture is None or picture.ndim != 4 or len(grid) != 3 or len(picture) != grid[0]:
         return [_block(answered, space, numbers, strong)]
     found = []
@@ -168,6 +178,18 @@ def _blocks_of(answered: Answered, space: str, numbers: Sequence[int], strong: A
         drawn = data_uri(enlarge(picture[step]))
         label = answered.display.frame(space, step, grid[0])
         found.append(Block(space, "ltr", tuple(spots), drawn, grid[-1], label))
+    return found
+
+
+def _laid(pictures: Sequence[Laid], space: str, numbers: Sequence[int], strong: Any) -> list[Block]:
+    """A block for each of several pictures that share a space, with its tokens where they stand."""
+    found = []
+    for place, one in enumerate(pictures, 1):
+        own = [numbers[int(token)] for token in one.tokens.flat]
+        spots = tuple(Spot(Piece("", "", False), n, -1, False, f"{strong[n]:.3f}", "") for n in own)
+        label = f"picture {place}" if len(pictures) > 1 else ""
+        drawn = data_uri(enlarge(one.picture))
+        found.append(Block(space, "ltr", spots, drawn, one.tokens.shape[1], label))
     return found
 
 
@@ -274,8 +296,13 @@ def _column_words(answered: Answered) -> list[int]:
     return numbers
 
 
-def _shown(column: Ranged) -> str:
-    return pieces([column.text])[0].text if column.text else f"{column.space} {column.index}"
+def _shown(answered: Answered, column: Ranged) -> str:
+    """A token's text; of one without, such as a part of a picture, its place in the input."""
+    if column.text:
+        return pieces([column.text])[0].text
+    grid = next((s.grid for s in answered.result.spaces if s.name == column.space), ())
+    place = np.unravel_index(column.index, grid) if grid else (column.index,)
+    return f"{column.space}[{', '.join(str(int(one)) for one in place)}]"
 
 
 def _special(answered: Answered, column: Ranged) -> bool:
@@ -296,7 +323,9 @@ def _rows(answered: Answered, values: Any, most: int = 5) -> list[dict[str, Any]
     for place, (row, question) in enumerate(zip(shares, answered.questions, strict=True)):
         first = np.argsort(-row, kind="stable")[:most]
         heard = answered.stretches[place]
-        rests = [(_shown(answered.columns[n]), f"{row[n] * 100:.0f} %") for n in first if row[n] > 0]
+        rests = [
+            (_shown(answered, answered.columns[n]), f"{row[n] * 100:.0f} %") for n in first if row[n] > 0
+        ]
         text = pieces([answered.answer.texts[place]])[0].text
         found.append({"text": text, "question": question, "rests": rests, "stretch": heard})
     return found
@@ -327,7 +356,7 @@ def matrix_figure(answered: Answered) -> Figure:
     figure.colorbar(cells, ax=axes, label="% of the token's relevance", shrink=0.8)
     axes.set_ylabel("answer", parse_math=False)
     if across <= _MOST_LABELS:
-        names = [short(_shown(column), 14) for column in answered.columns]
+        names = [short(_shown(answered, column), 14) for column in answered.columns]
         axes.set_xticks(range(across), names, rotation=60, ha="right", size=7, parse_math=False)
     if rows <= _MOST_LABELS:
         names = [short(piece.text, 14) for piece in pieces(list(answered.answer.texts))]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fxplain.display import Display, Picture
+from fxplain.display import Display, Laid, Picture
 from fxplain.render.colours import Scale, heat
 from fxplain.render.marks import Mark, marks_of
 from fxplain.render.readable import Explained
@@ -53,6 +54,8 @@ def overlays(result: Explained, display: Display, sample: int) -> list[Overlay]:
         drawn = _of_space(space, picture, display, sample, names[0])
         remark = sizes(result, names) if several else ""
         found += [replace(one, spaces=names, label=one.label or remark) for one in drawn]
+    for name in result.relevance:
+        found += _of_laid(shown(result, name, sample), display, display.laid.get(name, ()))
     marks = marks_of(result, display, sample) if len(groups) == 1 else ()
     return [replace(one, marks=marks) for one in found]
 
@@ -77,6 +80,20 @@ def _of_space(space: Shown, picture: Picture, display: Display, sample: int, nam
         seen = still[:height, :width], blended[:height, :width]
         drawn.append(Overlay(space.space.name, label, several, *seen, scale))
     return drawn
+
+
+def _of_laid(space: Shown, display: Display, pictures: Sequence[Laid]) -> list[Overlay]:
+    """One overlay for each of several pictures that share a space, in one scale."""
+    look, name = display.look, space.space.name
+    values = np.where(space.aside, 0.0 if space.scale.signed else space.scale.low, space.values)
+    scale = replace(space.scale, colours=look.colours, opacity=look.opacity, stretch=look.stretch)
+    found = []
+    for place, one in enumerate(pictures, 1):
+        still = enlarge(one.picture)
+        label = f"picture {place}" if len(pictures) > 1 else ""
+        drawn = blend(still, values[one.tokens], scale, look.bare)
+        found.append(Overlay(name, label, len(pictures) > 1, still, drawn, scale, (name,)))
+    return found
 
 
 def plain_map(space: Shown) -> list[Picture]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fxplain.display import Display
@@ -70,9 +71,24 @@ def report(result: Explained, display: Display) -> str:
         title=display.title or "fxplain",
         result=result,
         samples=samples,
+        cards=None,
         notes=[*display.notes, *result.notes],
         kinds={kind: kind_name(kind) for kind in dict.fromkeys(a.kind for a in result.attentions)},
         kind_name=kind_name,
+    )
+
+
+def gallery(title: str, samples: Sequence[Sample], notes: Sequence[str], facts: Mapping[str, object]) -> str:
+    """Many samples as one page of small cards.
+
+    Args:
+        title: of the page.
+        samples: what each card shows.
+        notes: what a reader must know.
+        facts: name -> value, at the head of the page.
+    """
+    return page(
+        "report.html.j2", title=title, samples=samples, notes=notes, cards=facts, kinds={}, result=None
     )
 
 

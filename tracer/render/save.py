@@ -67,6 +67,16 @@ def result_json(result: Explained, display: Display) -> dict[str, Any]:
     return facts | {"inputs": plain(result.inputs)}
 
 
+def _laid(display: Display) -> dict[str, Any]:
+    """Pictures of several sizes that share a space, with the token at each place."""
+    from fxplain.render.overlay import data_uri
+
+    return {
+        name: [{"picture": data_uri(one.picture), "tokens": one.tokens.tolist()} for one in pictures]
+        for name, pictures in display.laid.items()
+    }
+
+
 def _drawn(display: Display) -> dict[str, Any]:
     """The pictures that are shown as addresses that hold them; those of a video frame by frame."""
     from fxplain.render.overlay import data_uri
@@ -217,6 +227,7 @@ def result_facts(result: Explained, display: Display) -> dict[str, Any]:
         "seen": plain(display.seen),
         "frames": plain(display.frames),
         "times": plain(display.times),
+        "laid": _laid(display),
         "series": {name: [_axis(one) for one in several] for name, several in display.series.items()},
         "shown_notes": [*display.notes],
         "labels": _labels(result, display),

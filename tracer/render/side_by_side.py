@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fxplain.attribution.table import METHODS, plain_name
 from fxplain.display import Display
 from fxplain.files import save_as
 from fxplain.render.colours import kind_name
-from fxplain.render.heatmap import heatmap_png
+from fxplain.render.heatmap import heatmap_figure
 from fxplain.render.overlay import overlays
 from fxplain.render.pages import page
 from fxplain.render.picture import COLUMNS, Panel, figure_of, short, to_png, wrapped
@@ -29,6 +29,9 @@ from fxplain.render.save import (
 from fxplain.render.series.track import Track
 from fxplain.render.strips import Strip
 from fxplain.render.text_page import ColouredText
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,11 @@ def _parts(by_method: Mapping[str, Sample]) -> list[Part]:
 
 
 def comparison_png(comparison: Compared, display: Display) -> bytes:
+    """:func:`comparison_figure` as a PNG."""
+    return to_png(comparison_figure(comparison, display))
+
+
+def comparison_figure(comparison: Compared, display: Display) -> Figure:
     """The overlays of all methods in rows, one sample under the other; without pictures, rows of tokens."""
     first = next(iter(comparison.values()))
     rows: list[list[Panel]] = []
@@ -116,10 +124,10 @@ def comparison_png(comparison: Compared, display: Display) -> bytes:
         panels = _panels(comparison, display, sample)
         rows.extend(panels[i : i + COLUMNS] for i in range(0, len(panels), COLUMNS))
     if not rows:
-        return heatmap_png(dict(comparison.items()), display)
+        return heatmap_figure(dict(comparison.items()), display)
     lines = [short(display.title, 80)] if display.title else []
     lines.append(f"output {first.output} · graph and model differ by {first.verified:.0e}")
-    return to_png(figure_of(rows, "\n".join(lines)))
+    return figure_of(rows, "\n".join(lines))
 
 
 def _panels(comparison: Compared, display: Display, sample: int) -> list[Panel]:

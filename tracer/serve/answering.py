@@ -61,7 +61,7 @@ class Answering:
         if chat and asked.text:
             inputs = [{"role": "user", "content": asked.text}]
         given: dict[str, Any] = {**asked.inputs, "method": asked.method}
-        if asked.tokens:
+        if asked.tokens and asked.target is None:
             from fxplain.render.answer_page import answer_page
 
             said = self.explainer.generate(inputs, max_new_tokens=asked.tokens, **given)

@@ -124,7 +124,7 @@ async def read(request: Request) -> tuple[dict[str, str], dict[str, bytes]]:
 
 def home_page(explainer: Explainer, answering: Answering) -> str:
     """The page on which a person asks."""
-    from fxplain.attribution.table import METHODS
+    from fxplain.attribution.table import AUTO, METHODS
 
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
@@ -133,7 +133,7 @@ def home_page(explainer: Explainer, answering: Answering) -> str:
         "serve.html.j2",
         title=explainer.loaded.name,
         takes=answering.takes(),
-        methods=list(METHODS),
+        methods=[AUTO, *METHODS],
         limits=limits,
         data=json.dumps(limits),
         script=script,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fxplain.adapters.media.audio import numbers
+from fxplain.attribution.table import AUTO
 from fxplain.errors import InputError, first_line
 
 MOST_BYTES = 24 << 20
@@ -34,7 +35,7 @@ class Asked:
     target: int | tuple[int, ...] | str | None = None
     tokens: int = 0
     """Of the answer that is asked for; 0 for none."""
-    method: str = "relevancy"
+    method: str = AUTO
 
 
 def asked_of(form: Mapping[str, Any], files: Mapping[str, bytes]) -> Asked:
@@ -59,9 +60,7 @@ def asked_of(form: Mapping[str, Any], files: Mapping[str, bytes]) -> Asked:
         raise InputError(
             "there is nothing to explain yet", expected="a text, a picture or a sound", found="none"
         )
-    return Asked(
-        inputs, text, _target(_text(form, "target")), _tokens(form), _text(form, "method") or "relevancy"
-    )
+    return Asked(inputs, text, _target(_text(form, "target")), _tokens(form), _text(form, "method") or AUTO)
 
 
 def _text(form: Mapping[str, Any], name: str) -> str:

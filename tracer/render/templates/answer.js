@@ -29,7 +29,8 @@
   const answerWords = members(data.answerWords), columnWords = members(data.columnWords);
   const answersOf = (place) => (state.words ? answerWords[place] : [place]);
   const columnsOf = (place) => data.groups[place] || (state.words ? columnWords[place] : [place]);
-  const nameOf = (place) => (data.groups[place] ? `the picture at ${data.columns[place]}` : `'${textOf(data.columns, columnsOf(place))}'`);
+  const pictureAt = (place) => data.parts[data.groups[place][0]].replace(/^.*, /, "");
+  const nameOf = (place) => (data.groups[place] ? pictureAt(place) : `'${textOf(data.columns, columnsOf(place))}'`);
   const textOf = (texts, places) => places.map((place) => texts[place]).join("");
 
   // -- numbers: parts of the relevance of what is looked at
@@ -345,10 +346,16 @@
   // -- the matrix
   const canvas = $("canvas"), LEFT = 120;
   let grid = null;
-  const strongestOf = (shares) => largest(shares, counted);
+  // a picture is one column, where it stands in the text: its own tokens and those that keep its place
+  const inPicture = new Set(Object.keys(data.groups).flatMap((place) => [...data.groups[place], ...data.runs[place].slice(1)]));
+  const cellOf = (shares, place) => (data.groups[place] ? [...data.groups[place], ...data.runs[place]].reduce((sum, one) => sum + shares[one], 0) : shares[place]);
+  const drawn = (place) => counted(place) || place in data.groups;
+  const strongestOf = (shares, along) => along.filter(drawn).reduce((most, place) => Math.max(most, Math.abs(cellOf(shares, place))), 1e-30);
+  const labelOf = (place) => (data.groups[place] ? pictureAt(place) : textOf(data.columns, columnsOf(place)));
   const layout = () => {
     const firsts = (words) => words.map((word, place) => [word, place]).filter(([word, place]) => !state.words || words.indexOf(word) === place).map(([, place]) => place);
-    const down = firsts(data.answerWords), along = firsts(data.columnWords);
+    const apart = (place) => !inPicture.has(place);
+    const down = firsts(data.answerWords), along = firsts(data.columnWords).filter(apart);
     const width = Math.max(3, Math.min(20, Math.floor(1080 / along.length))), height = Math.max(9, Math.min(20, Math.floor(900 / down.length)));
     return { down, along, width, height, top: width >= 11 ? 92 : 10 };
   };
@@ -365,11 +372,11 @@
     pen.font = "11px system-ui, sans-serif";
     pen.textBaseline = "middle";
     down.forEach((place, y) => {
-      const shares = rowOf(answersOf(place)), most = strongestOf(shares);
+      const shares = rowOf(answersOf(place)), most = strongestOf(shares, along);
       along.forEach((column, x) => {
-        const share = shares[column];
+        const share = cellOf(shares, column);
         if (!share) return;
-        pen.fillStyle = `rgb(${share < 0 ? cool : warm} / ${counted(column) ? Math.min(Math.abs(share) / most, 1) : 0})`;
+        pen.fillStyle = `rgb(${share < 0 ? cool : warm} / ${drawn(column) ? Math.min(Math.abs(share) / most, 1) : 0})`;
         pen.fillRect(LEFT + x * width, top + y * height, Math.max(width - 1, 2), height - 1);
       });
       pen.fillStyle = ink;
@@ -382,7 +389,7 @@
       pen.rotate(-Math.PI / 3);
       pen.textAlign = "left";
       pen.fillStyle = ink;
-      pen.fillText(textOf(data.columns, columnsOf(column)).slice(0, 14), 0, 0);
+      pen.fillText(labelOf(column).slice(0, 14), 0, 0);
       pen.restore();
     });
   };
@@ -394,7 +401,7 @@
   canvas.addEventListener("pointermove", (event) => {
     const cell = cellAt(event), box = $("cell");
     box.querySelector(".q").textContent = cell ? data.questions[cell[0]] : "";
-    box.querySelector(".rests").textContent = cell ? `${percent(rowOf(answersOf(cell[0]))[cell[1]])} of it on '${textOf(data.columns, columnsOf(cell[1]))}'` : "";
+    box.querySelector(".rests").textContent = cell ? `${percent(cellOf(rowOf(answersOf(cell[0])), cell[1]))} of it on ${data.groups[cell[1]] ? labelOf(cell[1]) : `'${labelOf(cell[1])}'`}` : "";
   });
   canvas.addEventListener("click", (event) => {
     const cell = cellAt(event);
