@@ -12,11 +12,6 @@ from random_models.equations import Map, relevancy
 from random_models.plan import Layer, Plan, Spelling, Stream, draw
 
 SEEDS = range(120)
-KNOWN = {
-    36: "kinds alone: the reference goes by tokens, fxplain by what merged tokens were made of",
-}
-"""Seeds that disagree, and why: the relevance is the same."""
-
 SHRUNK = {
     "a query that has attended is added to keys, one of which is learned": Plan(
         streams=(Stream("picture"),),
@@ -59,13 +54,7 @@ def test_the_reference_meets_the_authors_code(case: str, expected: dict, paralle
         )
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [
-        pytest.param(s, marks=pytest.mark.xfail(reason=KNOWN[s], strict=True)) if s in KNOWN else s
-        for s in SEEDS
-    ],
-)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_model_agrees(seed: int) -> None:
     plan = draw(seed)
     found = disagreement(plan)
