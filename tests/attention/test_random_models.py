@@ -21,6 +21,14 @@ SHRUNK = {
         ),
         seed=114,
     ),
+    "a query of several heads whose features are divided by their norm": Plan(
+        layers=(Layer("slice", spelling=Spelling("sdpa_flags", heads=2, extra="normed")),), seed=2371
+    ),
+    "weights of one key, divided by their sum late": Plan(
+        layers=(Layer("latents"), Layer("part", spelling=Spelling("divided_late", heads=4))),
+        pool="mean",
+        seed=2596,
+    ),
 }
 """Plans that once disagreed, shrunk: a kind of fault each."""
 
