@@ -12,11 +12,6 @@ from random_models.equations import Map, relevancy
 from random_models.plan import Layer, Plan, Spelling, Stream, draw
 
 SEEDS = range(120)
-KNOWN = {
-    36: "kinds alone: the reference goes by tokens, fxplain by what merged tokens were made of",
-}
-"""Seeds that disagree, and why: the relevance is the same."""
-
 SHRUNK = {
     "a query that has attended is added to keys, one of which is learned": Plan(
         streams=(Stream("picture"),),
@@ -25,6 +20,14 @@ SHRUNK = {
             Layer("slice", spelling=Spelling("additive", heads=2, extra="bias_kv")),
         ),
         seed=114,
+    ),
+    "a query of several heads whose features are divided by their norm": Plan(
+        layers=(Layer("slice", spelling=Spelling("sdpa_flags", heads=2, extra="normed")),), seed=2371
+    ),
+    "weights of one key, divided by their sum late": Plan(
+        layers=(Layer("latents"), Layer("part", spelling=Spelling("divided_late", heads=4))),
+        pool="mean",
+        seed=2596,
     ),
 }
 """Plans that once disagreed, shrunk: a kind of fault each."""
@@ -59,13 +62,7 @@ def test_the_reference_meets_the_authors_code(case: str, expected: dict, paralle
         )
 
 
-@pytest.mark.parametrize(
-    "seed",
-    [
-        pytest.param(s, marks=pytest.mark.xfail(reason=KNOWN[s], strict=True)) if s in KNOWN else s
-        for s in SEEDS
-    ],
-)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_model_agrees(seed: int) -> None:
     plan = draw(seed)
     found = disagreement(plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,8 +54,12 @@ def own(m: Map) -> bool:
 
 
 def kinds(maps: list[Map]) -> list[str]:
-    """self where the keys hold the queries; co where another map goes back; else encoder_decoder."""
-    maps = [m for m in maps if not m.merges]
+    """self where the keys hold the queries; co where another map goes back; else encoder_decoder.
+
+    The paper tells them apart by the modalities that queries and keys come from, and tokens that were merged
+    come from the same as before.
+    """
+    maps = _of_what_was_merged(maps)
     back = {(r, c) for m in maps for r in m.rows for c in m.columns if not own(m)}
     made = []
     for m in maps:
@@ -64,6 +68,19 @@ def kinds(maps: list[Map]) -> list[str]:
         else:
             made.append("co" if any((c, r) in back for r in m.rows for c in m.columns) else "encoder_decoder")
     return made
+
+
+def _of_what_was_merged(maps: list[Map]) -> list[Map]:
+    """Those that attend, with the tokens that merged ones were made of in their place."""
+    of: dict[int, set[int]] = {}
+    for m in maps:
+        if m.merges:
+            for place, row in enumerate(m.rows):
+                parts = (m.weights[:, place] != 0).any(-1).any(0)
+                own = {c for c, part in zip(m.columns, parts.tolist(), strict=True) if part}
+                of[row] = {t for c in own for t in of.get(c, {c})}
+    ends = lambda tokens: sorted({t for token in tokens for t in of.get(token, {token})})  # noqa: E731
+    return [replace(m, rows=ends(m.rows), columns=ends(m.columns)) for m in maps if not m.merges]
 
 
 def relevancy(maps: list[Map], averaged: list[Tensor], count: int) -> Tensor:

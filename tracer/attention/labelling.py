@@ -26,7 +26,7 @@ from fxplain.ops.catalogue import TABLE, Call
 from fxplain.ops.elementwise import pointwise
 from fxplain.ops.experiment import by_experiment
 from fxplain.recognise.copies import apart, where_copied
-from fxplain.recognise.copies_in_windows import LaidOut, laid_apart, where_laid_out
+from fxplain.recognise.copies_in_windows import LaidOut, laid_apart, nowhere_apart, where_laid_out
 from fxplain.recognise.divided_late import follow
 
 WEIGHT_ARGUMENTS = frozenset(
@@ -74,13 +74,16 @@ def find(captured: Captured, bound: Mapping[str, Tensor]) -> tuple[Findings, tup
 
 def _with_copies(findings: Findings, captured: Captured, bound: Mapping[str, Tensor]) -> Findings:
     """The labels after those tokens were told apart that turn out to be copies, which may show others."""
-    copied, laid_out = frozenset[str](), dict[str, LaidOut]()
+    copied, laid_out, tried = frozenset[str](), dict[str, LaidOut](), set[str]()
     for _ in range(MOST_COPIES):
         more = where_copied(findings) - copied
-        laid = {name: each for name, each in where_laid_out(findings).items() if name not in laid_out}
+        laid = {name: each for name, each in where_laid_out(findings).items() if name not in tried}
+        tried |= laid.keys()
         copied, laid_out = copied | more, {**laid_out, **laid}
-        run = Labelling(captured, bound, findings.guess, copied, laid_out)
-        again = run.run() if more or laid else None
+        again = Labelling(captured, bound, findings.guess, copied, laid_out).run() if more or laid else None
+        if again is not None and (features := nowhere_apart(again, laid)):
+            laid_out = {name: each for name, each in laid_out.items() if name not in features}
+            again = Labelling(captured, bound, findings.guess, copied, laid_out).run()
         if again is None:
             break
         findings = again

@@ -16,6 +16,7 @@ from fxplain.ops.reading import reduced
 from fxplain.ops.sampling import sum_up
 from fxplain.ops.sequences import follow_operator
 from fxplain.ops.table import transfer
+from fxplain.recognise.around import is_score
 from fxplain.recognise.key_by_key import weighed_key
 from fxplain.recognise.late_interaction import features_of_rows, normalises
 from fxplain.recognise.normaliser import is_positive
@@ -207,10 +208,17 @@ def _survivors(call: Call, operand: Operand, axes: Sequence[int]) -> list[Slot]:
     slots = operand.value.active
     kept = reduced(operand.ndim, axes, keep=True).survivors(slots)
     if kept:
-        return features_of_rows(call, operand, axes, kept)
+        return features_of_rows(call, operand, axes, _without_one_key(call, operand, axes, kept))
     if call.op.removeprefix("aten::") not in SUMS and len(axes) == operand.ndim and call.ledger.batch > 1:
         return []  # one extreme or spread of all samples is a number to scale by, and nobody's token
     return pooled_along(call, operand, axes) if operand.tensor.is_floating_point() else []
+
+
+def _without_one_key(call: Call, operand: Operand, axes: Sequence[int], kept: list[Slot]) -> list[Slot]:
+    """Scores of a single key are reduced over it as those of many are: a statistic of rows holds no key."""
+    rows = [slot for slot in kept if slot.token_axes]
+    along = len(axes) == 1 and axes[0] >= operand.ndim - 2 and operand.shape[axes[0]] == 1
+    return rows if along and len(rows) == 1 < len(kept) and is_score(call, operand) else kept
 
 
 @transfer(*aten(UNTAGGED))

@@ -9,7 +9,7 @@ attention, so the graph is labelled once more then, with a token for each copy w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from fxplain.labels.call import aten, op_name
+from fxplain.labels.flows import Born
 from fxplain.labels.labels import DORMANT, Slot, codes_of, compact, completed, encode, samples_of
 from fxplain.labels.notebook import Ledger
 from fxplain.labels.value import Value
@@ -57,6 +58,27 @@ def where_laid_out(findings: Findings) -> dict[str, LaidOut]:
                 if laid_out is not None and int(laid_out.ranks.max()) > 0:
                     found[node.name] = laid_out
     return found
+
+
+def nowhere_apart(findings: Findings, laid_out: Iterable[str]) -> frozenset[str]:
+    """Of the nodes where copies were told apart, those whose copies are on no side of any step: what was
+    laid out there are no rows, but features of one (the norm that each is divided by)."""
+    sides = [
+        torch.unique(codes_of(slot.labels))
+        for site in findings.ledger.sites
+        for slot in (site.rows, site.cols)
+        if site.node.name not in laid_out
+    ]
+    made = {name: [s for s in findings.ledger.tokens.spaces if s.node.name == name] for name in laid_out}
+    return frozenset(
+        name
+        for name, spaces in made.items()
+        if spaces and not any(_several(codes, space) for space in spaces for codes in sides)
+    )
+
+
+def _several(codes: Tensor, space: Born) -> bool:
+    return int(((codes >= space.start) & (codes < space.start + space.size)).sum()) > 1
 
 
 def _laid_along(node: fx.Node, slot: Slot, ledger: Ledger) -> list[int]:
