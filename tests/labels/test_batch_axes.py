@@ -155,7 +155,7 @@ def test_entries_of_a_dataset_are_put_together_along_each_inputs_own_axis() -> N
     model = Viewer().eval()
     data = [(torch.randn(OLD, 1, 5), torch.randn(1, 3, 4, 4)) for _ in range(3)]
     axes = fxplain.trace(model, data[0]).batch_axes
-    (group,) = groups(model, [(i, Sample(each)) for i, each in enumerate(data)], 3, axes)
+    (group,) = groups(model, [(i, Sample(each)) for i, each in enumerate(data)], 3, axes, {})
     assert [tuple(tensor.shape) for tensor in group.inputs] == [(OLD, 3, 5), (3, 3, 4, 4)]
 
 
